@@ -1,0 +1,126 @@
+# Everything is reached from here; `make` alone lists the targets.
+#
+# make setup puts the environment into .venv and llama.cpp into ~/.cache/hubbot, where other checkouts find it.
+# Settings: PYTHON=python3.12, HUBBOT_LLAMA_CPP=/a/ready/build, LLAMA_CMAKE="-DGGML_CUDA=ON", PYTEST="-k name".
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PYTEST ?= -n 2 --dist loadfile
+UPGRADE ?=
+LLAMA_CMAKE ?=
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+TORCH := 2.13.0
+PIP := 26.3
+BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|scikit-build-core|setuptools|trove-classifiers|wheel
+
+# llama.cpp: the tree that this release of the bindings carries, so that converter, encoder, runtime and bindings agree
+LLAMA_PIN := 0.3.36
+LLAMA_SHA256 := 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+LLAMA := $(or $(HUBBOT_LLAMA_CPP),$(HOME)/.cache/hubbot/llama.cpp-$(LLAMA_PIN))
+LLAMA_TARGETS := llama llama-quantize llama-imatrix llama-perplexity llama-bench
+
+# stamps carry a hash of what they stand for: a changed lock installs again, an unchanged one costs nothing
+INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+
+.PHONY: help environment setup demo test fast lint lock docs clean tools llama
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+environment: $(INSTALLED)  ## .venv alone, as the container wants it
+
+setup: $(INSTALLED) llama  ## environment and llama.cpp; seconds when both are there
+
+demo: setup  ## train a small model on the standard library and run the whole job on it, into out/
+	@$(BIN)/hubbot demo
+
+# Two processes with one thread each: the models of the tests are too small to gain from more threads.
+
+test: lint  ## linters, type checks and the whole suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+fast: setup  ## the tests that need no model to be run
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+lint: setup  ## ruff, mypy, the order of the imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+docs: setup  ## write the generated pages of docs/
+	@$(BIN)/python -m hubbot.cards.reference
+
+# What the lock leaves out (requirements.overrides) is declared by others but never imported here, or is torch.
+lock: $(BIN)/uv  ## requirements.in -> requirements.lock; UPGRADE=--upgrade for newer versions of what is not pinned
+	@$(BIN)/uv pip compile requirements.in --output-file requirements.lock --quiet \
+	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --overrides requirements.overrides $(shell sed -nE 's/^([a-z]+);.*/--no-emit-package \1/p' requirements.overrides) \
+	  --custom-compile-command "make lock" $(UPGRADE)
+
+clean:  ## remove what make and the tests made in this checkout (not ~/.cache/hubbot)
+	@rm -rf .venv out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip: | tools
+	@$(PYTHON) -m venv .venv
+	@$(PIP_INSTALL) pip==$(PIP)
+	@touch $@
+
+$(BIN)/uv: | $(BIN)/pip
+	@$(PIP_INSTALL) uv
+
+# One sentence for everything that is missing, before anything is downloaded.
+tools:
+	@need=(); \
+	command -v $(PYTHON) >/dev/null || { echo "hubbot needs Python 3.11 or newer; $(PYTHON) was not found. Install it: apt-get install -y python3 python3-venv python3-dev"; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hubbot needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Name a newer one: make setup PYTHON=python3.12"; exit 1; }; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv); \
+	$(PYTHON) -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null || need+=(python3-dev); \
+	command -v cc >/dev/null || need+=(gcc); \
+	command -v c++ >/dev/null || need+=(g++); \
+	[ $${#need[@]} = 0 ] || { echo "hubbot's setup misses $${need[*]}. Install: apt-get install -y $${need[*]}"; exit 1; }
+
+# The lock's build tools first: source releases (two of them ask for different setuptools) build with these alone.
+# LLAMA_BUILD=OFF: only llama.cpp's bindings; the library is built below, once for all checkouts.
+# torch is its CPU or CUDA build, whichever the index has; what it needs comes in the versions of the lock.
+$(INSTALLED): | tools $(BIN)/pip
+	@echo "setup: installing into .venv"
+	@awk '/^[a-z]/ {take = /^($(BUILD_TOOLS))==/} take' requirements.lock >.venv/build.lock
+	@$(PIP_INSTALL) --no-deps --require-hashes --only-binary :all: -r .venv/build.lock
+	@sed -nE 's/^([^ #]+==[^ ]+) *(;.*[^\\ ])? *\\$$/\1 \2/p' requirements.lock >.venv/versions
+	@$(PIP_INSTALL) torch==$(TORCH) --constraint .venv/versions
+	@PATH="$$PWD/$(BIN):$$PATH" CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" \
+	  $(PIP_INSTALL) --no-deps --require-hashes --no-build-isolation -r requirements.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@rm -f .venv/installed-* && touch $@
+
+llama: $(INSTALLED)
+	@[ -x $(LLAMA)/build/bin/llama-bench ] || $(MAKE) --no-print-directory $(LLAMA)/build/bin/llama-bench
+	@$(BIN)/python -m hubbot.formats.gguf.fast || true
+
+# Built aside and renamed, so that nobody finds half a build; a lock, so that two checkouts build it once.
+$(LLAMA)/build/bin/llama-bench:
+	@[ -z "$(HUBBOT_LLAMA_CPP)" ] || { echo "HUBBOT_LLAMA_CPP is $(HUBBOT_LLAMA_CPP), but build/bin/llama-bench is not there. Unset it, or name a folder with source/ and build/bin/."; exit 1; }
+	@mkdir -p $(LLAMA).partial && exec 9>$(LLAMA).lock && flock 9 && if [ -x $@ ]; then exit 0; fi; \
+	part=$(LLAMA).partial; sdist=$$part/llama_cpp_python-$(LLAMA_PIN).tar.gz; PATH="$$PWD/$(BIN):$$PATH"; \
+	echo "setup: building llama.cpp once, in $(LLAMA) (about 7 minutes on two cores)"; \
+	[ -f $$sdist ] || pip download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-python -d $$part llama-cpp-python==$(LLAMA_PIN); \
+	echo "$(LLAMA_SHA256)  $$sdist" | sha256sum --check --status \
+	  || { rm -f $$sdist; echo "The download of llama-cpp-python $(LLAMA_PIN) is not the pinned release (sha256 differs) and was removed. Run make setup again."; exit 1; }; \
+	rm -rf $$part/source && mkdir -p $$part/source; \
+	tar -xzf $$sdist -C $$part/source --strip-components=3 --wildcards \
+	  --exclude='*/llama.cpp/docs' --exclude='*/llama.cpp/media' --exclude='*/llama.cpp/benches' \
+	  --exclude='*/llama.cpp/tools/ui/*' 'llama_cpp_python-*/vendor/llama.cpp'; \
+	find $$part/source/models -type f ! -name 'ggml-vocab-gpt-2.gguf' ! -name 'ggml-vocab-gpt-neox.gguf' ! -name 'ggml-vocab-llama-spm.gguf' -delete; \
+	cmake -S $$part/source -B $$part/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON \
+	  -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
+	  -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF $(LLAMA_CMAKE) >$$part/log 2>&1 \
+	  && cmake --build $$part/build --target $(LLAMA_TARGETS) >>$$part/log 2>&1 \
+	  || { tail -20 $$part/log; echo "llama.cpp did not build; $$part/log has the whole story. make setup goes on where it stopped."; exit 1; }; \
+	rm -f $$sdist && find $$part/build -name '*.o' -delete && mv $$part $(LLAMA)

@@ -1,0 +1,119 @@
+"""One sweep over a random-weight Llama: seconds a step, peak memory, against the model's size.
+
+    python bench/sweep.py --device cuda:0 --hidden 2048 --layers 16 --variants Q4_K_M,gptq-4bit-128g,bnb-nf4
+
+The tokenizer and the texts are the demo model's, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from hubbot.demo import CALIBRATION, EVALUATION, demo_model
+from hubbot.domain import Source
+from hubbot.machine import measure_machine
+from hubbot.machine.peak import PeakMeter
+from hubbot.machine.versions import tools
+from hubbot.settings import load_settings
+from hubbot.stages import make
+
+COPIED = "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json README.md".split()
+
+
+def build(folder: Path, *, hidden: int, layers: int, vocabulary: int) -> int:
+    """Write a Llama of random bfloat16 weights; returns its number of weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4 // 256 * 256,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=max(1, hidden // 512),
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> None:
+    asked = arguments()
+    demo = Path(asked.demo) if asked.demo else demo_model(log=print)
+    with tempfile.TemporaryDirectory(dir=asked.work) as name:
+        work = Path(name)
+        folder = work / "model"
+        vocabulary = json.loads((demo / "config.json").read_text())["vocab_size"]
+        weights = build(folder, hidden=asked.hidden, layers=asked.layers, vocabulary=vocabulary)
+        for file in COPIED:
+            if (demo / file).exists():
+                shutil.copy(demo / file, folder)
+        flags = {
+            "device": asked.device,
+            "calibration.samples": asked.samples,
+            "calibration.length": asked.length,
+            "evaluation.context": asked.length,
+            "evaluation.windows": asked.windows,
+        }
+        source = Source(folder=str(folder), repo=None, revision=None, files={})
+        texts = {
+            "calibration": str(demo / CALIBRATION),
+            "calibration_name": "calibration",
+            "calibration_revision": None,
+            "evaluation": str(demo / EVALUATION) if asked.windows else None,
+            "evaluation_name": "evaluation",
+            "evaluation_revision": None,
+        }
+        (work / "out").mkdir()
+        (work / "work").mkdir()
+        argument = {
+            "source": {key: getattr(source, key) for key in source.__slots__},
+            "settings": load_settings(None, flags).model_dump(mode="json"),
+            "work": str(work / "work"),
+            "out": str(work / "out"),
+            "variants": asked.variants,
+            "texts": texts,
+        }
+        start = time.monotonic()
+        with PeakMeter(work, device=asked.device) as meter:
+            answer = make(argument)
+        seconds = time.monotonic() - start
+        report(asked, answer, weights, seconds, meter.peak)
+
+
+def report(asked: argparse.Namespace, answer: dict, weights: int, seconds: float, peak: object) -> None:
+    print(json.dumps({"machine": measure_machine(Path(), asked.device).hardware, "tools": tools()}))
+    print(f"{weights / 1e6:.0f} M weights, {2 * weights / 1e9:.2f} GB in bfloat16; {seconds:.1f} s; {peak}")
+    for name, spent in sorted(answer["timings"].items(), key=lambda item: -item[1]):
+        print(f"  {name:28} {spent:8.1f} s")
+    for variant in answer["variants"]:
+        score = variant["score"]
+        measured = f"  KL {score['kld']['mean']:.3e}  ratio {score['ratio']:.4f}" if score else ""
+        print(f"  {variant['name']:28} {variant['bits_per_weight']:.3f} bits per weight{measured}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=16, help="evaluation windows; 0: none")
+    parser.add_argument("--variants", default="Q8_0,Q4_K_M,gptq-4bit-128g,bnb-nf4")
+    parser.add_argument("--demo", help="folder of a trained demo model")
+    parser.add_argument("--work", help="where the temporary folder is made")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The GitHub Action: inputs, the step, what GitHub reads of it, the container's entry point."""

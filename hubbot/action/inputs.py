@@ -1,0 +1,306 @@
+"""The inputs of the action: one table, from which they are read, checked and described in action.yml.
+
+A runner hands `calibration-samples: 64` over as the variable `INPUT_CALIBRATION-SAMPLES`. Shells drop
+names with a hyphen, so the same name with underscores is taken too. An input that is absent or empty
+leaves the choice to hubbot.toml and to the defaults of the settings. GitHub checks nothing: not that a
+required input is given, not that a name exists, not that a number is one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hubbot.errors import BadSettings
+from hubbot.formats.names import parse_variants
+from hubbot.settings import Settings, load_settings
+
+__all__ = ["INPUTS", "BadInput", "Input", "Inputs", "Kind", "default_of", "read_inputs"]
+
+_PREFIX = "INPUT_"
+_FOREIGN = ("args", "entrypoint")  # `with:` of a step that uses docker://
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_LONGEST = 4096  # characters of one input
+_MODEL = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,254}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
+_DATASET = re.compile(r"(?!.*\.\.)[\w.][\w./ -]*(:[\w.-]*){0,2}")
+_CLASSES = ("1", "2", "3", "4", "5", "6", "8")  # whole bits per weight that the gate has limits for
+
+
+class BadInput(BadSettings):
+    """One input of the action is wrong; `name` is the input's."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class Kind(Enum):
+    TEXT = "text"
+    FLAG = "flag"
+    LIMITS = "limits"  # 4=1.05,3=1.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One input: what it is called, which setting it sets, what it may be."""
+
+    name: str
+    description: str
+    setting: str | None = None  # dotted path in Settings; None: the action's own
+    kind: Kind = Kind.TEXT
+    choices: tuple[str, ...] = ()
+    pattern: re.Pattern[str] | None = None
+    example: str | None = None  # a right value, for the message
+    default: str = ""
+
+
+INPUTS: tuple[Input, ...] = (
+    Input(name="model", description="Model to quantize: a Hub id as org/name, or a folder of the workspace. Required.", example="org/name"),
+    Input(name="command", description="What to do: run (the whole job), plan (cost and matrix, nothing downloaded) or publish (what an earlier run left in out).", choices=("run", "plan", "publish"), default="run"),
+    Input(name="revision", setting="revision", description="Branch, tag or commit of the model.", pattern=_REVISION, example="main"),
+    Input(name="variants", setting="variants", description="Comma list of variants or presets, such as Q4_K_M,gptq-4bit-128g,bnb-nf4."),
+    Input(name="config", description="Path of a hubbot.toml in the workspace; inputs win over it. Default: hubbot.toml where it exists."),
+    Input(name="out", setting="out", description="Output folder, kept between runs to resume."),
+    Input(name="publish", setting="publish.mode", description="Publish nothing (none), open Hub pull requests (pr) or commit to main (main).", choices=("none", "pr", "main")),
+    Input(name="namespace", setting="publish.namespace", description="User or organisation that owns the published repos.", pattern=_NAMESPACE, example="my-org"),
+    Input(name="visibility", setting="publish.visibility", description="Visibility of repos that are created.", choices=("public", "private")),
+    Input(name="quantized-by", setting="publish.quantized_by", description="Name in cards and GGUF metadata; the namespace where absent."),
+    Input(name="token", description="Hub token, from a secret. Only fetch and publish see it. Empty: HF_TOKEN, else anonymous."),
+    Input(name="calibration", setting="calibration.dataset", pattern=_DATASET, example="allenai/c4:en:train", description="Calibration text: a Hub dataset, NAME[:CONFIG[:SPLIT]], or a .txt, .jsonl or .parquet file of the workspace."),
+    Input(name="calibration-samples", setting="calibration.samples", description="Number of calibration windows.", example="128"),
+    Input(name="calibration-length", setting="calibration.length", description="Tokens per calibration window.", example="2048"),
+    Input(name="seed", setting="calibration.seed", description="Seed of the choice of calibration windows.", example="0"),
+    Input(name="evaluation", setting="evaluation.dataset", pattern=_DATASET, example="Salesforce/wikitext:wikitext-2-raw-v1:test", description="Evaluation text: a Hub dataset, NAME[:CONFIG[:SPLIT]], a file of the workspace, or none."),
+    Input(name="evaluation-context", setting="evaluation.context", description="Tokens per evaluation window.", example="2048"),
+    Input(name="evaluation-windows", setting="evaluation.windows", description="Use only the first windows of the evaluation text; all where absent.", example="64"),
+    Input(name="imatrix", setting="gguf.imatrix", kind=Kind.FLAG, description="Weigh GGUF quantization by the importance matrix."),
+    Input(name="gate", setting="gate.enabled", kind=Kind.FLAG, description="Refuse variants past a limit. Without the gate nothing is published."),
+    Input(name="max-ratio", setting="gate.max_ratio", kind=Kind.LIMITS, description="Limits on perplexity over the base's by whole bits per weight, as 4=1.05,3=1.2; the others keep their defaults.", example="4=1.05,3=1.2"),
+    Input(name="max-kld", setting="gate.max_kld", kind=Kind.LIMITS, description="Limits on the mean divergence in nats by whole bits per weight, as 4=0.1.", example="4=0.1"),
+    Input(name="disk", setting="budget.disk", description="Most disk that the job may use, as 200GB; what is free where absent.", example="200GB"),
+    Input(name="ram", setting="budget.ram", description="Most memory that the job may use, as 64GB; what is available where absent.", example="64GB"),
+    Input(name="vram", setting="budget.vram", description="Most GPU memory that the job may use, as 24GB; what is free where absent.", example="24GB"),
+    Input(name="device", setting="device", description="auto, cpu, cuda or cuda:N.", pattern=re.compile(r"auto|cpu|cuda(:\d{1,3})?"), example="auto"),
+    Input(name="benchmark", setting="benchmark", kind=Kind.FLAG, description="Measure speed and peak memory of each variant in its own runtime."),
+    Input(name="allow-unlicensed", setting="licence.allow_unlicensed", kind=Kind.FLAG, description="Go on where the source names no licence or one that forbids redistribution."),
+    Input(name="allow-pickle", setting="allow_pickle", kind=Kind.FLAG, description="Read pickle-only checkpoints with the weights-only loader."),
+    Input(name="force", setting="force", kind=Kind.FLAG, description="Calibrate on evaluation text, redo what is done."),
+    Input(name="dry-run", kind=Kind.FLAG, description="Stop after the plan: what would be made, at which size, whether it fits.", default="false"),
+    Input(name="fail-on-refused", kind=Kind.FLAG, description="Fail the step (exit code 7) where the gate refused a variant.", default="true"),
+)  # fmt: skip
+
+_BY_NAME = {one.name: one for one in INPUTS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the action was told, checked."""
+
+    model: str
+    command: str  # run, plan or publish
+    settings: Settings
+    token: str | None
+    fail_on_refused: bool
+
+
+def read_inputs(environ: Mapping[str, str], workspace: Path) -> Inputs:
+    """The inputs in an environment. Raises BadInput for the first that is wrong.
+
+    environ: `INPUT_<NAME>` in capitals, hyphens kept or turned into underscores; HF_TOKEN.
+    workspace: where relative paths start.
+    """
+    given = _given(environ)
+    flags: dict[str, Any] = {}
+    for one in INPUTS:
+        if one.setting and one.name in given:
+            flags[one.setting] = _value(one, given[one.name])
+    config = _config(given.get("config"), workspace)
+    for one in INPUTS:
+        if one.setting in flags:
+            _check(one, flags[one.setting])
+    command = _word(_BY_NAME["command"], given.get("command", "run"))
+    return Inputs(
+        model=_model(given.get("model"), workspace),
+        command="plan" if command == "run" and _flag(_BY_NAME["dry-run"], given.get("dry-run", "false")) else command,
+        settings=load_settings(config, _datasets(flags, workspace)),
+        token=given.get("token") or environ.get("HF_TOKEN", "").strip() or None,
+        fail_on_refused=_flag(_BY_NAME["fail-on-refused"], given.get("fail-on-refused", "true")),
+    )
+
+
+def default_of(one: Input) -> str:
+    """What holds where neither the input nor hubbot.toml says anything, as a reader of action.yml wants it."""
+    if one.setting is None:
+        return one.default
+    value: Any = Settings()
+    for part in one.setting.split("."):
+        value = getattr(value, part)
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case dict():
+            return ",".join(f"{bits}={limit:g}" for bits, limit in value.items())
+        case _:
+            return str(value)
+
+
+def _given(environ: Mapping[str, str]) -> dict[str, str]:
+    """Input name -> text, for those that say something; unknown names and control characters are refused."""
+    given: dict[str, str] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(_PREFIX) or not text.strip():
+            continue
+        name = variable.removeprefix(_PREFIX).lower().replace("_", "-")
+        if name in _FOREIGN:
+            continue
+        if name not in _BY_NAME:
+            raise BadInput(name, f"{name!r} is no input of this action.{_nearest(name, tuple(_BY_NAME))}")
+        given[name] = _one_line(name, text.strip())
+    return given
+
+
+def _one_line(name: str, text: str) -> str:
+    if len(text) > _LONGEST:
+        raise BadInput(name, f"{len(text)} characters are too many; at most {_LONGEST} fit.")
+    if not text.isprintable():
+        raise BadInput(name, f"{_shown(name, text)} holds a line break or a control character. Write it on one line.")
+    return text
+
+
+def _value(one: Input, text: str) -> Any:
+    match one.kind:
+        case Kind.FLAG:
+            return _flag(one, text)
+        case Kind.LIMITS:
+            return _limits(one, text)
+        case Kind.TEXT:
+            return _word(one, text)
+
+
+def _datasets(flags: Mapping[str, Any], workspace: Path) -> dict[str, Any]:
+    """Flags with `NAME:CONFIG:SPLIT` taken apart; the default dataset's configuration goes with the default alone."""
+    apart = dict(flags)
+    for section in ("calibration", "evaluation"):
+        if (text := flags.get(f"{section}.dataset")) and not (workspace / text).exists():
+            name, _, rest = text.partition(":")
+            config, _, split = rest.partition(":")
+            apart |= {f"{section}.dataset": name, f"{section}.config": config, f"{section}.split": split or None}
+    return apart
+
+
+def _word(one: Input, text: str) -> str:
+    if one.choices and text.lower() in one.choices:
+        return text.lower()
+    if one.choices:
+        raise BadInput(one.name, f"{text!r} is none of {', '.join(one.choices)}.{_nearest(text, one.choices)}")
+    if one.pattern and not one.pattern.fullmatch(text):
+        raise BadInput(one.name, f"{text!r} does not fit. A right value is {one.example}.")
+    return text
+
+
+def _flag(one: Input, text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise BadInput(one.name, f"{text!r} is neither true nor false.{_nearest(text, ('true', 'false'))}")
+
+
+def _limits(one: Input, text: str) -> dict[str, float]:
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        bits, _, limit = (word.strip() for word in part.partition("="))
+        if bits not in _CLASSES:
+            raise BadInput(
+                one.name,
+                f"{part.strip()!r} names no class of bits ({', '.join(_CLASSES)}). A right value is {one.example}.",
+            )
+        try:
+            limits[bits] = float(limit)
+        except ValueError:
+            raise BadInput(
+                one.name, f"{part.strip()!r} has no number after the =. A right value is {one.example}."
+            ) from None
+    return limits
+
+
+def _check(one: Input, value: Any) -> None:
+    """Refuse a wrong value under the input's own name, not the setting's."""
+    try:
+        if one.name == "variants":
+            parse_variants(value)
+        load_settings(None, {one.setting or "": value})
+    except BadSettings as error:
+        told = str(error).removeprefix(f"Wrong settings: {one.setting}: ").split(". docs/settings.md", maxsplit=1)[0]
+        right = f" A right value is {one.example}." if one.example else ""
+        raise BadInput(one.name, f"{told.rstrip('.')}.{right}") from None
+
+
+def _model(text: str | None, workspace: Path) -> str:
+    if text is None:
+        raise BadInput("model", "The input is missing. Give a Hub id such as org/name, or a folder of the workspace.")
+    if _MODEL.fullmatch(text) and ".." not in text and "--" not in text:
+        return text
+    folder = (workspace / text).resolve()
+    if folder.is_relative_to(workspace.resolve()) and folder.is_dir():
+        return str(folder)
+    bare = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", text)
+    hint = f" Nearest: {bare[1]}." if bare else ""
+    raise BadInput("model", f"{text!r} is neither a Hub id (org/name) nor a folder of the workspace.{hint}")
+
+
+def _config(text: str | None, workspace: Path) -> Path | None:
+    if text is None:
+        usual = workspace / "hubbot.toml"
+        return usual if usual.is_file() else None
+    path = (workspace / text).resolve()
+    if not path.is_relative_to(workspace.resolve()):
+        raise BadInput("config", f"{text!r} lies outside of the workspace. Name a file of the repository.")
+    if not path.is_file():
+        near = _nearest(text, tuple(str(toml.relative_to(workspace)) for toml in workspace.glob("*.toml")))
+        raise BadInput("config", f"{text!r} does not exist in the workspace; check it out first.{near}")
+    return path
+
+
+def _nearest(text: str, right: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(text.lower(), right, n=1, cutoff=0.3)
+    return f" Nearest: {near[0]}." if near else ""
+
+
+def _shown(name: str, text: str) -> str:
+    return "The value" if name == "token" else repr(text[:60])
+
+
+def as_yaml() -> str:
+    """The `inputs:` section of action.yml."""
+    lines = ["inputs:"]
+    for one in INPUTS:
+        default = default_of(one)
+        told = f"{one.description} Default: {default}." if one.setting and default else one.description
+        required = "true" if one.name == "model" else "false"
+        lines += [f"  {one.name}:", f"    description: {json.dumps(told)}", f"    required: {required}"]
+        if one.name != "model":
+            lines.append(f"    default: {json.dumps(one.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Bring action.yml up to date."""
+    file = Path("action.yml")
+    head, _, rest = file.read_text(encoding="utf-8").partition("\ninputs:\n")
+    tail = rest[rest.index("outputs:\n") :]
+    file.write_text(f"{head}\n{as_yaml()}\n{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

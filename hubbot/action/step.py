@@ -1,0 +1,139 @@
+"""The action: inputs in, `hubbot` as on a command line, then outputs, annotations and a summary.
+
+The same entry point serves `uses:` (a docker action), a job container (`run: hubbot-action` with the
+inputs as `INPUT_…` variables) and, for trying it, any shell. It exits as the command line does; see
+`hubbot.errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubbot import log
+from hubbot.action import github
+from hubbot.action.inputs import BadInput, Inputs, read_inputs
+from hubbot.domain import Record, Status
+from hubbot.errors import HubbotError, VariantsRefused
+from hubbot.mask import mask
+
+__all__ = ["Outcome", "SomeRefused", "Work", "act", "main", "outputs"]
+
+# What a step may not hand to the programs that it starts: the token, and the keys to GitHub's own services.
+_SECRETS = (
+    "INPUT_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "GITHUB_TOKEN",
+    "ACTIONS_RUNTIME_TOKEN",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command left: everything that outputs and summary are made of."""
+
+    record: Record | None = None  # None: nothing was made, as by a plan
+    record_path: Path | None = None
+    published: tuple[str, ...] = ()  # URLs of the repos that hold a release
+    pull_requests: tuple[str, ...] = ()  # URLs of pull requests that wait for a maintainer
+    matrix: Mapping[str, Any] | None = None
+    summary: str = ""  # Markdown
+
+
+class SomeRefused(VariantsRefused):
+    """The gate refused variants; what became of the others is in `outcome`."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+Work = Callable[[Inputs], Outcome]  # does what the inputs ask for
+
+
+def main() -> None:
+    """Entry point of the container and of `hubbot-action`."""
+    from hubbot.action.work import work
+
+    sys.exit(act(os.environ, work))
+
+
+def act(environ: MutableMapping[str, str], work: Work) -> int:
+    """One run of the action; returns the exit code.
+
+    environ loses its secrets, so that no program started from here inherits them.
+    """
+    token = environ.get("INPUT_TOKEN", "").strip() or environ.get("HF_TOKEN", "").strip()
+    log.mask(token)
+    workspace = Path(environ.get("GITHUB_WORKSPACE", "."))
+    with github.guarded():
+        try:
+            inputs = read_inputs(environ, workspace)
+            for name in _SECRETS:
+                environ.pop(name, None)
+            outcome, code = _worked(work, inputs)
+        except HubbotError as error:
+            _complain(error, token)
+            outcome, code = (
+                Outcome(summary=f"### hubbot stopped\n\n{_quoted(mask(str(error), token))}\n"),
+                error.exit_code,
+            )
+        _report(outcome, environ)
+    return code
+
+
+def _worked(work: Work, inputs: Inputs) -> tuple[Outcome, int]:
+    try:
+        outcome, code = work(inputs), 0
+    except SomeRefused as error:
+        outcome, code = error.outcome, error.exit_code if inputs.fail_on_refused else 0
+    for variant in outcome.record.variants if outcome.record else ():
+        if variant.status in (Status.REFUSED, Status.FAILED):
+            tell = log.error if code else log.warning
+            tell(mask(variant.reason or "no reason given", inputs.token), title=f"{variant.name} {variant.status}")
+    return outcome, code
+
+
+def _complain(error: HubbotError, token: str | None) -> None:
+    title = f"Input {error.name}" if isinstance(error, BadInput) else "hubbot"
+    log.error(mask(str(error), token), title=title)
+
+
+def _report(outcome: Outcome, environ: Mapping[str, str]) -> None:
+    """Write the outputs and the step's summary to the files that the runner named, if it named any."""
+    if file := environ.get("GITHUB_OUTPUT"):
+        for name, value in outputs(outcome).items():
+            github.set_output(Path(file), name, value)
+    if outcome.summary and (file := environ.get("GITHUB_STEP_SUMMARY")):
+        github.append_summary(Path(file), outcome.summary)
+
+
+def outputs(outcome: Outcome) -> dict[str, str]:
+    """The outputs that action.yml declares, all of them, empty where there is nothing to say."""
+    variants = outcome.record.variants if outcome.record else ()
+    passed = [one.name for one in variants if one.status in (Status.PASSED, Status.PUBLISHED)]
+    refused = [one.name for one in variants if one.status in (Status.REFUSED, Status.FAILED)]
+    counted = f"{len(passed)} passed, {len(refused)} refused, {len(outcome.published)} published"
+    return {
+        "record": str(outcome.record_path or ""),
+        "matrix": json.dumps(outcome.matrix, separators=(",", ":")) if outcome.matrix is not None else "",
+        "published": json.dumps(outcome.published),
+        "pull-requests": json.dumps(outcome.pull_requests),
+        "passed": json.dumps(passed),
+        "refused": json.dumps(refused),
+        "summary": counted if outcome.record else "",
+    }
+
+
+def _quoted(text: str) -> str:
+    """An error in the summary as a block of code, which shows everything and obeys nothing."""
+    fence = "`" * 3
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"

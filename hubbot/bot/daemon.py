@@ -1,0 +1,117 @@
+"""The bot at work: one round, or round after round until somebody says stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hubbot.bot import round as bot
+from hubbot.bot.poll import Poll
+from hubbot.bot.sightings import Action, Verdict
+from hubbot.bot.stop import Stop, Stopped
+from hubbot.bot.worker import Tally
+from hubbot.errors import HubbotError, TokenRefused
+from hubbot.hub.reader import Reader
+from hubbot.ledger import events
+from hubbot.ledger.store import Ledger
+from hubbot.log import say
+from hubbot.mask import mask
+from hubbot.settings import Settings
+
+WAKE = 5.0  # seconds between looks at the state file while nothing is due
+
+Execute: TypeAlias = Callable[[Ledger, Stop], Tally]
+"""Runs what is due in the queue. Raises Stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bot:
+    """Everything a round needs."""
+
+    reader: Reader
+    ledger: Ledger
+    settings: Settings
+    version: str
+
+    def look(self) -> Poll:
+        return bot.look(self.reader, self.ledger, self.settings)
+
+    def judge(self) -> Iterator[Verdict]:
+        """The verdict on every watched model; changes nothing."""
+        return bot.verdicts(self.reader, self.ledger, self.settings, version=self.version)
+
+    def queue(self) -> Iterator[Verdict]:
+        """The verdict on every watched model, queued where it asks for a job."""
+        return bot.queue(self.ledger, self.judge(), self.settings, version=self.version)
+
+    def take_events(self) -> None:
+        """Read the models that webhooks told of since the last round, and queue what they ask for."""
+        told = frozenset(accepted.event.model for accepted in events.waiting(self.ledger))
+        if not told:
+            return
+        bot.look_at_releases(self.reader, self.ledger, self.settings)
+        bot.take_events(self.reader, self.ledger)
+        found = bot.verdicts(self.reader, self.ledger, self.settings, version=self.version, only=told)
+        for _ in bot.queue(self.ledger, found, self.settings, version=self.version):
+            pass
+
+
+def keep_watching(it: Bot, every: float, execute: Execute | None, stop: Stop) -> None:
+    """Round after round, `every` seconds apart; events and due jobs in between. Returns when told to stop.
+
+    A round that fails is said and tried again at the next one: the Hub or a disk may come back. While the
+    token is refused nothing runs, for every job would fail by it.
+    """
+    while not stop.asked:
+        try:
+            hands = execute if _look_and_queue(it, stop) else None
+            _work_and_wait(it, every, hands, stop)
+        except Stopped:
+            return
+
+
+def _look_and_queue(it: Bot, stop: Stop) -> bool:
+    """Whether the token is good for more."""
+    with _survived(it) as trouble:
+        with stop.breakable():
+            found = it.look()
+        for name, why in found.failures.items():
+            say(f"{name}: {why}")
+        asked = sum(verdict.action is Action.RUN for verdict in it.queue())
+        say(f"{found.sources} sources read with {found.requests} requests; {asked} models to do")
+    return not trouble.token
+
+
+def _work_and_wait(it: Bot, every: float, execute: Execute | None, stop: Stop) -> None:
+    end = time.monotonic() + every
+    while True:
+        with _survived(it) as trouble:
+            if execute:
+                execute(it.ledger, stop)
+        if trouble.token:
+            execute = None
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        stop.sleep(min(WAKE, left))
+        with _survived(it):
+            it.take_events()
+
+
+@dataclass(slots=True)
+class _Trouble:
+    token: bool = False  # the token was refused
+
+
+@contextmanager
+def _survived(it: Bot) -> Iterator[_Trouble]:
+    """HubbotErrors inside are said, and the daemon goes on."""
+    trouble = _Trouble()
+    try:
+        yield trouble
+    except HubbotError as error:
+        trouble.token = isinstance(error, TokenRefused)
+        say(mask(str(error), it.reader.token))

@@ -1,0 +1,52 @@
+"""A job of the queue run on this machine: its own output folder, the pipeline, and the disk given back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hubbot.domain import Job, Record, Status
+from hubbot.errors import VariantsRefused
+from hubbot.settings import PublishSettings, Settings
+
+_LARGE = ("gguf", "gptq", "bnb", ".work")  # what of an output folder takes gigabytes
+
+
+def folder_of(settings: Settings, model: str) -> Path:
+    """Where a model's files lie: one folder each below `out`."""
+    return settings.out / model.replace("/", "--")
+
+
+def publish_of(job: Job, settings: Settings) -> PublishSettings:
+    """How a job is published: over main, or for `on_update = "revision"` as branches named for the source's commit."""
+    beside = f"source-{job.revision[:8]}" if job.update == "revision" else None
+    return settings.publish.model_copy(update={"revision": beside})
+
+
+def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | None) -> Record:
+    """Fetch, make, judge and publish a model. Once it is published its large files are removed.
+
+    Raises VariantsRefused where nothing passed; any HubbotError of the pipeline.
+    """
+    from hubbot import pipeline  # torch and transformers behind it take seconds; a watch without --run needs neither
+
+    out = folder_of(settings, job.model)
+    own = settings.model_copy(update={"revision": job.revision, "out": out, "publish": publish_of(job, settings)})
+    command = f"hubbot run {job.model} --revision {job.revision}"
+    record = pipeline.run(pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint, command=command))
+    if settings.publish.mode != "none":
+        for name in _LARGE:
+            shutil.rmtree(out / name, ignore_errors=True)
+    if not any(variant.status in (Status.PASSED, Status.PUBLISHED) for variant in record.variants):
+        reasons = "; ".join(f"{variant.name}: {variant.reason}" for variant in record.variants[:3])
+        raise VariantsRefused(f"No variant of {job.model} passed ({reasons}). See {out}/hubbot.json.")
+    return record
+
+
+def memory_of(job: Job, settings: Settings, *, token: str | None, endpoint: str | None) -> int:
+    """Bytes of RAM that a job takes by its plan. Raises HubbotError where it cannot be made."""
+    from hubbot import pipeline
+
+    own = settings.model_copy(update={"revision": job.revision, "out": folder_of(settings, job.model)})
+    found = pipeline.plan(pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint))
+    return int(found["need"]["ram"])

@@ -1,0 +1,71 @@
+"""What we have published, read from the Hub: the hubbot.json of every repo in our namespace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from hubbot.bot.poll import HOUR, author_source, poll_list
+from hubbot.bot.sightings import Candidate, Release
+from hubbot.bot.watch import OUR_TAG
+from hubbot.errors import BadRecord
+from hubbot.hub import listing
+from hubbot.hub.reader import Reader
+from hubbot.ledger import mirror
+from hubbot.ledger.store import Ledger
+from hubbot.record import from_json
+
+YANKED_TAG = "yanked"
+
+
+def source_name(namespace: str) -> str:
+    return f"published:{namespace}"
+
+
+def poll_releases(reader: Reader, ledger: Ledger, namespace: str, *, refresh_hours: int) -> None:
+    """Bring the releases in the state file up to date: one request where nothing changed, one more for each repo that did.
+
+    Raises HubFailed: who does not know what is published must not publish.
+    """
+    source = author_source(namespace, name=source_name(namespace))
+    poll_list(reader, ledger, source, refresh_hours * HOUR)
+    read = mirror.release_shas(ledger)
+    shown = {found.id: found for found in mirror.candidates(ledger, [source.name]) if may_be_ours(found)}
+    for repo in read.keys() - shown.keys():
+        mirror.forget_release(ledger, repo)
+    for repo, found in shown.items():
+        if read.get(repo) != found.sha:
+            mirror.store_release(ledger, read_release(reader, found))
+
+
+def may_be_ours(found: Candidate) -> bool:
+    return OUR_TAG in found.tags or found.relation == "quantized" or any("quantized:" in tag for tag in found.tags)
+
+
+def read_release(reader: Reader, found: Candidate) -> Release:
+    """A repo as its hubbot.json tells; without a source where it has none that can be read, so it is nobody's release."""
+    text = listing.read_record(reader, found.id, found.sha)
+    nobody = Release(repo=found.id, sha=found.sha, model="", revision="", files={}, settings="", version="")
+    if text is None:
+        return nobody
+    try:
+        record = from_json(text)
+    except BadRecord:
+        return nobody
+    return Release(
+        repo=found.id,
+        sha=found.sha,
+        model=record.source.repo or "",
+        revision=record.source.revision or "",
+        files=record.source.files,
+        settings=digest(record.config),
+        version=record.hubbot.get("version") or "",
+        variants={variant.name: str(variant.status) for variant in record.variants},
+        yanked="yanked; its card says why" if YANKED_TAG in found.tags else None,
+    )
+
+
+def digest(config: object) -> str:
+    """Fingerprint of the settings that shape a release: of `fingerprint.shaping` or a record's config."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What people read: cards, pictures, the report, tables, pull requests; all rendered from the record."""

@@ -1,0 +1,139 @@
+"""The lists and small tables of a card: how it was made, speed, samples, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hubbot.cards import figures
+from hubbot.cards.escape import clean, code, inline, line, repo_id
+from hubbot.cards.frontmatter import dataset_parts, uses_imatrix
+from hubbot.cards.repos import Kind, Repo
+from hubbot.domain import Record, Sample, TextRecord, VariantRecord
+
+__all__ = ["facts", "link", "notes", "parted", "samples", "speed_table"]
+
+_OPEN = 4  # samples that stand in the open; the others fold away
+_SAMPLE = 360  # characters of a continuation
+
+
+def link(repo: str | None, name: str, *, kind: str = "") -> str:
+    """A Markdown link to a repo on the Hub, or the plain name when there is none."""
+    target = repo_id(repo)
+    return f"[{inline(target)}](https://huggingface.co/{kind}{target})" if target else inline(repo or name)
+
+
+def facts(record: Record, repo: Repo) -> str:
+    """A list of what went in, as Markdown."""
+    source = record.source
+    lines = {
+        "Source": _source(record),
+        "Architecture": inline(source.architecture) if source.architecture else None,
+        "Weights": f"{source.parameters:,}" if source.parameters else None,
+        "Calibration": _text(record.calibration) if record.calibration and _calibrated(record, repo) else None,
+        "Importance matrix": "from the calibration pass" if repo.kind is Kind.GGUF and uses_imatrix(record) else None,
+        "Evaluation": _text(record.evaluation) if record.evaluation else None,
+        "Tools": _tools(record),
+        "Machine": inline(str(record.hardware.get("gpu") or record.hardware.get("cpu") or ""), limit=160) or None,
+        "Time": figures.duration(sum(record.timings.values())) if record.timings else None,
+        "Made": inline(record.created) if record.created else None,
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items() if value)
+
+
+def _source(record: Record) -> str:
+    at = f" at {code(record.source.revision, limit=40)}" if record.source.revision else ""
+    return f"{link(record.source.repo, record.source.name)}{at}"
+
+
+def _calibrated(record: Record, repo: Repo) -> bool:
+    return repo.kind is Kind.GPTQ or (repo.kind is Kind.GGUF and uses_imatrix(record))
+
+
+def _text(text: TextRecord) -> str:
+    name, config, split = dataset_parts(text.dataset)
+    where = link(name, name, kind="datasets/") if repo_id(name) else inline(name)
+    parts = ", ".join(inline(part) for part in (config, split) if part)
+    at = f" at {code(text.revision, limit=40)}" if text.revision else ""
+    seed = f", seed {text.seed}" if text.seed is not None else ""
+    stride = f", {text.stride:,} apart" if text.stride and text.stride != text.length else ""
+    return (
+        f"{where}{f' ({parts})' if parts else ''}{at}, {text.windows:,} windows of {text.length:,} tokens{stride}{seed}"
+    )
+
+
+def _tools(record: Record) -> str:
+    own = f"hubbot {record.hubbot.get('version') or ''} {str(record.hubbot.get('commit') or '')[:12]}".split()
+    tools = [" ".join(own), *(f"{name} {version}" for name, version in sorted(record.tools.items()))]
+    return inline(", ".join(line(tool, limit=80) for tool in tools[:20]), limit=600)
+
+
+def speed_table(repo: Repo) -> str:
+    """Prompt and generation speed and peak memory; empty when nothing was timed."""
+    head = [("Variant", ":--"), ("Prompt", "--:"), ("Generation", "--:"), ("Peak memory", "--:")]
+    rows = [
+        [
+            code(variant.name, cell=True),
+            figures.per_second(variant.speed.prompt_tokens_per_second),
+            figures.per_second(variant.speed.generation_tokens_per_second),
+            figures.size(variant.speed.peak_memory),
+        ]
+        for variant in repo.variants
+        if variant.speed
+    ]
+    return figures.table(head, rows) if rows else ""
+
+
+def notes(repo: Repo) -> list[tuple[str, str]]:
+    """What the run remarked about the repo's variants, at most twenty lines."""
+    return [
+        (v.name, line(note, limit=300)) for v in repo.variants for note in v.notes if not note.startswith("not gated")
+    ][:20]
+
+
+def samples(variant: VariantRecord) -> tuple[str, str, int]:
+    """A table in the open, a table to fold away (either may be empty), and how many rows are folded.
+
+    Samples that differ come first: they are what a reader wants to see.
+    """
+    ordered = sorted(variant.samples[:24], key=lambda sample: sample.differs_at is None)
+    return _sample_table(ordered[:_OPEN], variant), _sample_table(ordered[_OPEN:], variant), len(ordered[_OPEN:])
+
+
+def _sample_table(chosen: Sequence[Sample], variant: VariantRecord) -> str:
+    head = [("Prompt", ":--"), ("Original", ":--"), (code(variant.name, cell=True), ":--")]
+    rows = []
+    for sample in chosen:
+        same, base, other = parted(sample)
+        identical = not base and not other
+        rows.append(
+            [
+                _cell(sample.prompt, ""),
+                _cell(same, base),
+                "*the same*" if identical else _cell(same, other),
+            ]
+        )
+    return figures.table(head, rows) if rows else ""
+
+
+def parted(sample: Sample) -> tuple[str, str, str]:
+    """What both continuations share at the start, then the rest of the original and of the variant.
+
+    The cut stands before the word in which they part.
+    """
+    base, other = clean(sample.base, limit=_SAMPLE), clean(sample.variant, limit=_SAMPLE)
+    if base == other:
+        return base, "", ""
+    cut = next(
+        (i for i, (one, two) in enumerate(zip(base, other, strict=False)) if one != two), min(len(base), len(other))
+    )
+    while cut and not base[cut - 1].isspace():
+        cut -= 1
+    return base[:cut], base[cut:], other[cut:]
+
+
+def _cell(plain: str, bold: str) -> str:
+    def shown(text: str) -> str:
+        return "<br>".join(inline(row, limit=_SAMPLE) for row in text.strip("\n").split("\n"))
+
+    lead = shown(plain) if plain.strip() else ""
+    return f"{lead} <b>{shown(bold)}</b>".strip() if bold else lead

@@ -1,0 +1,89 @@
+"""Numbers as people read them, the same in cards, reports, summaries and pull requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["bits", "change", "duration", "nats", "per_second", "percent", "perplexity", "ratio", "size", "table"]
+
+
+def size(count: float | None) -> str | None:
+    """Bytes in decimal units, as the Hub counts: 807.7 MB, 4.92 GB."""
+    if count is None or not math.isfinite(count):
+        return None
+    if count < 1_000:
+        return f"{count:.0f} B"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)):
+        if count < scale * 999.95 or unit == "TB":
+            return f"{count / scale:.2f} {unit}" if unit in ("GB", "TB") else f"{count / scale:.1f} {unit}"
+    raise AssertionError  # the last unit takes everything
+
+
+def bits(value: float | None) -> str | None:
+    return f"{value:.2f}" if value is not None and math.isfinite(value) else None
+
+
+def perplexity(value: float | None, stderr: float | None = None) -> str | None:
+    if value is None or not math.isfinite(value):
+        return None
+    shown = f"{value:.4f}" if value < 1_000 else f"{value:,.0f}"
+    if stderr is None or not math.isfinite(stderr):
+        return shown
+    return f"{shown} ± {stderr:.4f}" if value < 1_000 else f"{shown} ± {stderr:,.0f}"
+
+
+def ratio(value: float | None) -> str | None:
+    """Perplexity over the base's, as the change in per cent: +2.33 %."""
+    if value is None or not math.isfinite(value):
+        return None
+    return f"{(value - 1) * 100:+.2f} %" if value < 10 else f"× {value:,.0f}"
+
+
+def nats(value: float | None) -> str | None:
+    """Three significant digits without an exponent: 0.0388, 0.00002."""
+    if value is None or not math.isfinite(value):
+        return None
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 9)}f}"
+
+
+def percent(share: float | None) -> str | None:
+    return f"{share * 100:.2f} %" if share is not None and math.isfinite(share) else None
+
+
+def per_second(value: float | None) -> str | None:
+    return f"{value:,.1f}" if value is not None and math.isfinite(value) else None
+
+
+def duration(seconds: float | None) -> str | None:
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def change(old: float | None, new: float | None) -> str | None:
+    """The change from old to new in per cent of the old; None where either was not measured or nothing moved."""
+    if old is None or new is None or not math.isfinite(old) or not math.isfinite(new) or old == 0:
+        return None
+    moved = f"{(new / old - 1) * 100:+.2f} %"
+    return None if moved[1:] == "0.00 %" else moved
+
+
+def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | None]]) -> str:
+    """A Markdown table.
+
+    head: (title, ":--", "--:" or ":-:") for each column; rows: cells that are Markdown already. A column
+    that has no cell at all is left out, and without rows the table is empty.
+    """
+    kept = [index for index in range(len(head)) if any(row[index] is not None for row in rows)]
+    if not kept:
+        return ""
+    lines = [[head[index][0] for index in kept], [head[index][1] for index in kept]]
+    lines += [[row[index] or "–" for index in kept] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

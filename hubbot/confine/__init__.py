@@ -1,0 +1,1 @@
+"""A child process that reads strangers' files with neither token nor network."""

@@ -1,0 +1,260 @@
+"""The nouns of hubbot: frozen values that travel from stage to stage.
+
+`hubbot.json` is `Record` written with `hubbot.record`; every number in it was measured in that run,
+and `None` stands for what was not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+SCHEMA_VERSION = 1
+
+
+class Family(StrEnum):
+    GGUF = "gguf"
+    GPTQ = "gptq"
+    BNB = "bnb"
+
+
+# --- the job ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One model at one revision, to be turned into releases; everything else is in the settings."""
+
+    model: str  # Hub id
+    revision: str  # full commit sha
+    update: Literal["replace", "revision"] = "replace"  # over the published files, or beside them as a revision
+
+
+# --- variants: the names of what is made -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gguf:
+    """A llama.cpp file type, named as `llama-quantize` names it: Q4_K_M, IQ4_XS, Q8_0, BF16."""
+
+    type: str
+
+    @property
+    def name(self) -> str:
+        return self.type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gptq:
+    """A GPTQ layout: `gptq-4bit-128g`, `gptq-4bit-32g-actorder`, `gptq-3bit-128g-asym`, `gptq-4bit--1g`."""
+
+    bits: Literal[2, 3, 4, 8]
+    group_size: int  # columns that share a scale; -1: one scale per output row
+    act_order: bool = False
+    symmetric: bool = True
+
+    @property
+    def name(self) -> str:
+        order = "-actorder" if self.act_order else ""
+        zeros = "" if self.symmetric else "-asym"
+        return f"gptq-{self.bits}bit-{self.group_size}g{order}{zeros}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bnb:
+    """A bitsandbytes kind: `bnb-nf4` (double quantization), `bnb-fp4`, `bnb-int8`."""
+
+    kind: Literal["nf4", "fp4", "int8"]
+
+    @property
+    def name(self) -> str:
+        return f"bnb-{self.kind}"
+
+
+Variant: TypeAlias = Gguf | Gptq | Bnb
+
+
+def family_of(variant: Variant) -> Family:
+    match variant:
+        case Gguf():
+            return Family.GGUF
+        case Gptq():
+            return Family.GPTQ
+        case Bnb():
+            return Family.BNB
+
+
+# --- the source -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model as it lies in a folder, checked and hashed, with where it came from."""
+
+    folder: str  # absolute path of the local snapshot
+    repo: str | None  # Hub id, None for a local folder
+    revision: str | None  # full commit sha
+    files: dict[str, str]  # path relative to the folder -> sha256
+    license: str | None = None  # SPDX-like id of the Hub, "other" with license_name/license_link
+    license_name: str | None = None
+    license_link: str | None = None
+    gated: bool = False
+    architecture: str = ""  # config.architectures[0]
+    parameters: int = 0  # number of weights stored in the safetensors
+    language: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+    tags: tuple[str, ...] = ()
+    context_length: int | None = None  # tokens
+    kv_bytes_per_token: int | None = None  # of a 16-bit key/value cache: 2 * layers * kv heads * head size * 2
+
+    @property
+    def name(self) -> str:
+        """The model's short name: the last part of the Hub id or of the folder."""
+        return (self.repo or self.folder.rstrip("/")).rsplit("/", 1)[-1]
+
+
+# --- measurements -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRecord:
+    """Which text was used, exactly: a Hub dataset or local files, and its token windows."""
+
+    dataset: str  # "allenai/c4:en:train" or a local file's name
+    revision: str | None
+    sha256: str  # of the token ids of all windows, little-endian int32
+    windows: int
+    length: int  # tokens per window
+    seed: int | None = None  # calibration
+    stride: int | None = None  # evaluation
+    overlap_forced: bool = False  # calibration text overlaps the evaluation text, and the user insisted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    perplexity: float
+    stderr: float  # of the perplexity: perplexity * standard error of the mean NLL
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Kullback-Leibler divergence D(base || variant) per token, in nats."""
+
+    mean: float
+    stderr: float
+    median: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What the evaluator measured of one variant, on the same tokens as the base."""
+
+    perplexity: float
+    stderr: float
+    ratio: float  # perplexity / base perplexity
+    kld: Divergence
+    top1: float  # share of tokens whose most likely successor is the base's, 0..1
+    rms_dp: float  # root mean square change of the true token's probability, 0..1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    prompt: str
+    base: str  # the base model's greedy continuation
+    variant: str
+    differs_at: int | None  # index of the first differing token, None: identical
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadCheck:
+    """The published file, read by its own runtime."""
+
+    runtime: str  # "llama.cpp b1234", "transformers 5.23.0 + gptqmodel 7.7.0"
+    loaded: bool
+    generated: str | None = None  # a few greedy tokens
+    max_logit_error: float | None = None  # against the sweep's decoded weights, on a few windows
+    kld: float | None = None  # mean D(sweep || runtime) on those windows, nats
+    tolerance: float | None = None  # the limit on kld
+    passed: bool = False
+    error: str | None = None
+    tokenizer: str | None = None  # sha256 of what the runtime's tokenizer does (gate.tokenizer_digest)
+    chat_template: str | None = None  # sha256 of the chat template that the runtime reads, utf-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Speed of one variant in its own runtime on this machine."""
+
+    runtime: str
+    prompt_tokens_per_second: float
+    generation_tokens_per_second: float
+    prompt_tokens: int
+    generated_tokens: int
+    peak_memory: int  # bytes
+
+
+# --- artefacts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    path: str  # relative to the output folder, with forward slashes
+    size: int  # bytes
+    sha256: str
+
+
+class Status(StrEnum):
+    PUBLISHED = "published"
+    PASSED = "passed"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantRecord:
+    name: str
+    family: Family
+    status: Status
+    reason: str | None = None  # of a refusal or failure
+    files: tuple[File, ...] = ()
+    bits_per_weight: float | None = None  # 8 * bytes of all weight tensors / number of weights
+    score: Score | None = None  # flattened into hubbot.json: perplexity, stderr, ratio, kld, top1, rms_dp
+    load_check: LoadCheck | None = None
+    speed: Speed | None = None
+    samples: tuple[Sample, ...] = ()
+    seconds: float | None = None  # spent on this variant in the sweep
+    notes: tuple[str, ...] = ()  # "damping rose to 0.1 in model.layers.3.mlp.down_proj", …
+    layer_errors: dict[str, float] = field(default_factory=dict)  # checkpoint tensor -> relative squared error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    rss: int | None = None  # bytes
+    vram: int | None = None
+    disk: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """`hubbot.json`: the machine-readable truth of one run."""
+
+    schema: int
+    hubbot: dict[str, str | None]  # version, commit
+    tools: dict[str, str]
+    hardware: dict[str, str | int | None]
+    command: str
+    config: dict[str, object]  # the settings that shape the bytes and the numbers
+    source: Source
+    calibration: TextRecord | None
+    evaluation: TextRecord | None
+    base: Perplexity | None
+    variants: tuple[VariantRecord, ...]
+    timings: dict[str, float]  # stage -> seconds
+    peak: Peak
+    chat_template: str | None = None  # as found in the source
+    special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, …, for the chat template
+    created: str | None = None  # ISO 8601, UTC

@@ -1,0 +1,70 @@
+"""What makes two releases the same: weights, tokenizer, settings, hubbot's version.
+
+A published repo holds its hubbot.json; when the fingerprint of a job to come equals the fingerprint of
+that record, there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from hubbot.domain import Family, Record, Source
+from hubbot.settings import Settings
+
+__all__ = ["fingerprint", "fingerprint_of", "matters", "shaping"]
+
+# Files that reach a variant's bytes or behaviour. Everything else (README, LICENSE, pictures, results of
+# somebody's evaluation) may change without making a new model.
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")
+_TOKENIZER = (".model", ".tiktoken", ".jinja")
+_NAMED = frozenset(
+    "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json "
+    "vocab.json vocab.txt merges.txt chat_template.json".split()
+)
+
+
+def fingerprint(*, source: Source, config: Mapping[str, Any], variants: Iterable[str], version: str) -> str:
+    """sha256 in hex of what determines a release.
+
+    config: `shaping(settings)`; variants: the names asked for, in any order; version: hubbot's.
+    The place of the source, its revision and its README are left out: a commit that touches none of
+    the files above gives the same fingerprint.
+    """
+    determined = {
+        "files": {path: digest for path, digest in sorted(source.files.items()) if matters(path)},
+        "config": config,
+        "variants": sorted(set(variants)),
+        "hubbot": version,
+    }
+    text = json.dumps(determined, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint_of(record: Record, family: Family | None = None) -> str:
+    """The fingerprint of a finished run, or of one family's part of it. Refused variants count: they were asked for."""
+    return fingerprint(
+        source=record.source,
+        config=record.config,
+        variants=(v.name for v in record.variants if family is None or v.family is family),
+        version=record.hubbot.get("version") or "",
+    )
+
+
+def shaping(settings: Settings) -> dict[str, Any]:
+    """The settings that shape bytes, numbers or verdicts, as JSON: what `Record.config` holds.
+
+    Where things lie, what they may cost and how they travel (out, device, budgets, publishing, the bot)
+    is left out; `quantized_by` stays, because it is written into the files.
+    """
+    everything = settings.model_dump(mode="json", include={"calibration", "evaluation", "gguf", "gptq", "bnb", "gate"})
+    return {**everything, "quantized_by": settings.publish.quantized_by, "benchmark": settings.benchmark}
+
+
+def matters(path: str) -> bool:
+    """Whether a file of the source reaches a variant's bytes or behaviour."""
+    name = PurePosixPath(path).name.lower()
+    return name in _NAMED or name.endswith(_WEIGHTS) or name.endswith(_TOKENIZER)

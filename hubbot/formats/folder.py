@@ -1,0 +1,164 @@
+"""A variant as a complete Hugging Face folder: shards, config.json, tokenizer and what else loads with it.
+
+Parts are kept under the work folder, one file a part, until all are there; then they are merged into
+`<name>.partial` beside the final folder, which takes its name when it is whole. So a folder under
+the final name is always complete, and a killed run finds its parts.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hubbot.domain import Source
+from hubbot.errors import Unsupported
+from hubbot.formats.protocol import Cost, Part, VariantFiles
+from hubbot.formats.shards import (
+    TensorSpec,
+    index_json,
+    pack_shards,
+    read_metadata,
+    read_specs,
+    save_part,
+    shard_bytes,
+    split_shards,
+)
+from hubbot.intake import ModelFacts
+
+__all__ = ["VariantFolder", "companions", "folder_cost", "to_json"]
+
+# Files of a model repo that belong to every quantized copy of it.
+_COMPANIONS = (
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+    "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*", "chat_template*", "additional_chat_templates/*.jinja",
+    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+
+
+def to_json(value: object) -> str:
+    """JSON as Hugging Face libraries write it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def companions(source: Source) -> list[str]:
+    """The source's files, relative to its folder, that a variant carries unchanged."""
+    names = (path for path in source.files if any(fnmatch.fnmatchcase(path, pattern) for pattern in _COMPANIONS))
+    return sorted(names)
+
+
+def folder_cost(
+    specs: Sequence[TensorSpec], facts: ModelFacts, source: Source, texts: Mapping[str, str], shard_size: int
+) -> Cost:
+    """Exact size of a folder with these tensors. texts: file name -> contents."""
+    shards = split_shards(specs, shard_size)
+    weight_bytes = _weight_bytes(specs)
+    others = sum(len(text.encode()) for text in texts.values())
+    others += sum((Path(source.folder) / name).stat().st_size for name in companions(source))
+    if len(shards) > 1:
+        others += len(index_json(shards).encode())
+    return Cost(
+        file_bytes=sum(shard_bytes(shard) for shard in shards) + others,
+        weight_bytes=weight_bytes,
+        bits_per_weight=8 * weight_bytes / facts.parameters,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFolder:
+    """Where one variant is made, and what besides tensors goes into it.
+
+    parts: folder of the part files. out: the finished folder. texts: file name -> contents, config.json
+    among them. shard_size: bytes.
+    """
+
+    source: Source
+    facts: ModelFacts
+    parts: Path
+    out: Path
+    texts: Mapping[str, str]
+    shard_size: int
+
+    def store(
+        self,
+        part: Part,
+        tensors: dict[str, torch.Tensor],
+        *,
+        covers: Iterable[str],
+        notes: Iterable[str] = (),
+        errors: Mapping[str, float] | None = None,
+    ) -> None:
+        """Keep a part's tensors; nothing is done where a killed run had merged them all already.
+
+        covers: the source's tensors that they stand for. notes and errors: for the record.
+        """
+        if self._merged:
+            return
+        remarks = {"covers": list(covers), "notes": list(notes), "errors": dict(errors or {})}
+        path = self.parts / f"{part.name}.safetensors"
+        save_part(tensors, path, {"format": "pt", "hubbot": json.dumps(remarks)})
+
+    @property
+    def _merged(self) -> bool:
+        return self.parts.with_suffix(".json").exists() and self.out.exists() and not self.parts.exists()
+
+    def finish(self) -> VariantFiles:
+        """Merge the parts, write the other files, rename, and drop the parts. Repeating it is harmless."""
+        summary = self.parts.with_suffix(".json")
+        if self.parts.exists():
+            parts = sorted(self.parts.glob("*.safetensors"))
+            text = to_json(self._summary(parts))
+            partial = self.out.with_name(f"{self.out.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            self._fill(partial, parts)
+            summary.write_text(text, encoding="utf-8")
+            shutil.rmtree(self.out, ignore_errors=True)
+            partial.replace(self.out)
+            done = self.parts.with_suffix(".done")
+            shutil.rmtree(done, ignore_errors=True)
+            self.parts.replace(done)  # in one step: a half-emptied folder would look like one to merge
+            shutil.rmtree(done)
+        found = json.loads(summary.read_text(encoding="utf-8"))
+        return VariantFiles(
+            paths=tuple(sorted(path for path in self.out.rglob("*") if path.is_file())),
+            weight_bytes=found["weight_bytes"],
+            notes=tuple(found["notes"]),
+            layer_errors=found["errors"],
+        )
+
+    def _summary(self, parts: Sequence[Path]) -> dict[str, Any]:
+        remarks = [json.loads(read_metadata(path)["hubbot"]) for path in parts]
+        covered = {name for remark in remarks for name in remark["covers"]}
+        missing = [name for name in self.facts.tensors if name not in covered]
+        if missing:
+            msg = (
+                f"{self.out.name} lacks {len(missing)} of {len(self.facts.tensors)} tensors of the source, {missing[0]} the "
+                "first: no part of the model holds them. Leave GPTQ and bitsandbytes variants out for this model."
+            )
+            raise Unsupported(msg)
+        return {
+            "weight_bytes": sum(_weight_bytes(read_specs(path)) for path in parts),
+            "notes": [note for remark in remarks for note in remark["notes"]],
+            "errors": {name: error for remark in remarks for name, error in remark["errors"].items()},
+        }
+
+    def _fill(self, folder: Path, parts: Sequence[Path]) -> None:
+        pack_shards(parts, folder, self.shard_size)
+        for name, text in self.texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        for name in companions(self.source):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(self.source.folder) / name, target)
+
+
+def _weight_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Bytes of what the weights are made of; bitsandbytes' JSON texts in the form of tensors are not."""
+    return sum(spec.size for spec in specs if ".quant_state." not in spec.name)

@@ -1,0 +1,103 @@
+"""The load check of GGUF files: llama.cpp loads them, and computes what the sweep computed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hubbot import llamacpp
+from hubbot.domain import LoadCheck
+from hubbot.formats.gguf.encode import cores
+from hubbot.formats.protocol import Reading
+from hubbot.gate import PROBE, template_digest, tokenizer_digest
+
+__all__ = ["TOLERANCE", "load_check", "read"]
+
+# Mean divergence between the sweep, which computes in float32 with the decoded weights, and llama.cpp's
+# CPU kernels, which round activations to 8 bits before each product. docs/formats.md has what that
+# alone comes to, per type; a wrong tensor, row order or rotary setting costs orders of magnitude more.
+TOLERANCE = 0.02
+
+_GENERATED = 16  # tokens
+_PATIENCE = 3600.0  # seconds: a 70B model on a CPU is slow, a hang is for ever
+
+
+def load_check(paths: Sequence[Path], reference: Path | None, *, tolerance: float = TOLERANCE) -> LoadCheck:
+    """Like `read`, without prompts."""
+    return read(paths, reference, tolerance=tolerance).check
+
+
+def read(
+    paths: Sequence[Path],
+    reference: Path | None,
+    *,
+    prompts: Sequence[Sequence[int]] = (),
+    new_tokens: int = 0,
+    tolerance: float = TOLERANCE,
+    threads: int | None = None,
+) -> Reading:
+    """Load a variant's files in llama.cpp, in a child process, and compare logits with the sweep's.
+
+    paths: the variant's files; the importance matrix among them is passed over. reference: safetensors
+    with `tokens` int64 [windows, length], `logits` float32 [windows, length, vocab] and `first` int64 [1].
+    prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each.
+    """
+    model = next(path for path in sorted(paths) if path.suffix == ".gguf")
+    request = {
+        "model": str(model),
+        "reference": str(reference) if reference else None,
+        "probe": PROBE,
+        "generate": _GENERATED,
+        "prompts": [list(map(int, prompt)) for prompt in prompts],
+        "new_tokens": new_tokens,
+        "threads": threads or cores(),
+    }
+    answer = _ask(request)
+    return Reading(check=_judged(answer, tolerance), continuations=tuple(map(tuple, answer.get("continuations", ()))))
+
+
+def _judged(answer: dict[str, Any], tolerance: float) -> LoadCheck:
+    runtime = llamacpp.runtime_name()
+    if "error" in answer:
+        return LoadCheck(runtime=runtime, loaded=False, tolerance=tolerance, error=answer["error"])
+    kld, error = answer["kld"], answer["max_logit_error"]
+    agrees = kld is None or (math.isfinite(kld) and kld <= tolerance)
+    return LoadCheck(
+        runtime=runtime,
+        loaded=True,
+        generated=answer["generated"],
+        max_logit_error=error,
+        kld=kld,
+        tolerance=tolerance,
+        passed=agrees,
+        error=None if agrees else f"llama.cpp's logits diverge by {kld:.3g} nats from the decoded weights'",
+        tokenizer=tokenizer_digest(answer["probe_ids"]),
+        chat_template=template_digest(answer["chat_template"]) if answer["chat_template"] else None,
+    )
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    """The child's answer; a child that dies answers with its last words."""
+    command = [sys.executable, "-m", "hubbot.formats.gguf.runtime"]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"llama.cpp did not answer within {_PATIENCE:.0f} s"}
+    if done.returncode:
+        last = " ".join(done.stderr.split())[-400:]
+        return {"error": f"llama.cpp ended with code {done.returncode}: {last}"}
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer

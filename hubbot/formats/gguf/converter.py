@@ -1,0 +1,255 @@
+"""llama.cpp's converter, run in this process and stopped before it reads a weight.
+
+It gives the tensors of the GGUF (names, shapes, the type they have in a converted file, and a lazy
+graph for their values) and the metadata. Never re-implement an architecture here: what the converter
+does not know is Unsupported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hubbot import llamacpp
+from hubbot.errors import HubbotError, Unsupported
+from hubbot.formats.gguf import codec
+from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
+
+__all__ = ["Captured", "Converted", "TensorFact", "convert", "lossless_type"]
+
+
+class TensorFact(Protocol):
+    """What is known of a checkpoint tensor before it is read (intake's TensorInfo)."""
+
+    @property
+    def dtype(self) -> str: ...  # as safetensors writes it: "BF16"
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """One tensor of the GGUF, before it is encoded."""
+
+    name: str  # llama.cpp's name, "blk.0.attn_q.weight"
+    shape: tuple[int, ...]  # row-major; the last is ggml's ne[0]
+    kind: int  # its ggml type in the converted, not quantized file
+    value: Any  # lazy graph or array, float32
+    leaves: tuple[str, ...]  # checkpoint tensors it is made of; empty for generated tensors
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        count = 1
+        for size in self.shape[:-1]:
+            count *= size
+        return count
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """A model as the converter sees it."""
+
+    tensors: tuple[Captured, ...]  # in the converter's order
+    metadata: Mapping[str, Any]  # key -> gguf.gguf_writer.GGUFValue, in the converter's order
+    architecture: str  # llama.cpp's name: "llama", "qwen3"
+    warnings: tuple[str, ...]  # what the converter logged as warning or error
+
+    def named(self, name: str) -> Captured:
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+
+def lossless_type(tensors: Mapping[str, TensorFact]) -> int:
+    """The ggml type of a converted file that loses nothing: BF16 or F16 where every matrix has it, else F32."""
+    dtypes = {fact.dtype for fact in tensors.values() if len(fact.shape) >= 2}
+    return {frozenset({"BF16"}): codec.BF16, frozenset({"F16"}): codec.F16}.get(frozenset(dtypes), codec.F32)
+
+
+def convert(
+    folder: Path, tensors: Mapping[str, TensorFact], read: Callable[[str], torch.Tensor], *, name: str | None = None
+) -> Converted:
+    """Run the converter over a snapshot; no weight is read.
+
+    tensors: checkpoint name -> dtype and shape. read: gives a tensor, should the converter insist.
+    name: the model's name; the converter derives metadata from it where the card says nothing.
+    Raises Unsupported for an architecture, tokenizer or layout that the converter does not know.
+    """
+    llamacpp.conversion()
+    import gguf
+
+    kind = lossless_type(tensors)
+    outtypes = {codec.BF16: gguf.LlamaFileType.MOSTLY_BF16, codec.F16: gguf.LlamaFileType.MOSTLY_F16}
+    outtype = outtypes.get(kind, gguf.LlamaFileType.ALL_F32)
+    with _listening() as heard, _own_code_only(), torch.inference_mode(), _explained(folder, heard):
+        model = _instance(folder, tensors, read, outtype)
+        model.prepare_tensors()
+        kinds = {key: (tuple(info.shape), int(info.dtype)) for key, info in model.gguf_writer.tensors[0].items()}
+        values = model
+        if outtype != gguf.LlamaFileType.ALL_F32:  # the same graphs again, not rounded to the file's type
+            values = _instance(folder, tensors, read, gguf.LlamaFileType.ALL_F32)
+            values.prepare_tensors()
+        graphs = {key: info.tensor for key, info in values.gguf_writer.tensors[0].items()}
+        with _called(folder, name) as named:
+            model.dir_model_card = named
+            model.prepare_metadata(vocab_only=False)
+    captured = tuple(
+        Captured(name=key, shape=shape, kind=kind, value=graphs[key], leaves=leaves_of(graphs[key]))
+        for key, (shape, kind) in kinds.items()
+    )
+    return Converted(
+        tensors=captured,
+        metadata=dict(model.gguf_writer.kv_data[0]),
+        architecture=model.gguf_writer.arch,
+        warnings=tuple(heard),
+    )
+
+
+def _instance(
+    folder: Path, tensors: Mapping[str, TensorFact], read: Callable[[str], torch.Tensor], outtype: Any
+) -> Any:
+    """The converter's model object over lazy stand-ins for the checkpoint's tensors."""
+    from conversion import get_model_class
+    from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
+
+    config = _with_old_names(folder, ModelBase.load_hparams(folder, False))
+    family = get_model_class(get_model_architecture(config, ModelType.TEXT))
+
+    def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:  # noqa: ARG001
+        index = {}
+        for key, fact in tensors.items():
+            leaf = leaf_tensor(key, LazyTorchTensor._dtype_str_map[fact.dtype], tuple(fact.shape), read)
+            kept = self.filter_tensors((key, lambda leaf=leaf: leaf))
+            if kept:
+                index[kept[0]] = kept[1]
+        return index
+
+    # the class' own index_tensors, where it has one, renames what the base class found: so the base class' is replaced
+    stand_in = type(family.__name__, (family,), {"model_arch": family.model_arch})
+    original = ModelBase.index_tensors
+    ModelBase.index_tensors = index_tensors
+    try:
+        # a folder as output name: the converter only derives a name from it
+        return stand_in(folder, outtype, folder, hparams=config)
+    finally:
+        ModelBase.index_tensors = original
+
+
+def _with_old_names(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the keys that transformers 5 moves elsewhere, where the converter looks for them."""
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    whole = {**written, **config}
+    rope = whole.get("rope_parameters") or {}
+    if "rotary_pct" not in whole and "full_attention" not in rope:
+        whole["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+    return whole
+
+
+@contextmanager
+def _called(folder: Path, name: str | None) -> Iterator[Path]:
+    """The folder under the model's own name: the converter reads name, version and size off the path."""
+    if name is None or folder.name == name:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="hubbot-gguf-") as shelter:
+        link = Path(shelter) / name
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        yield link
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """The converter's log, warnings and worse collected, nothing printed."""
+    heard: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage().strip(" *\n")
+            if text:
+                heard.append(text)
+
+    names = ("hf-to-gguf", "gguf", "gguf.gguf_writer", "gguf.vocab", "gguf.lazy", "metadata", "conversion")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    handler = Collect(logging.WARNING)
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        for logger, level, propagate in before:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+@contextmanager
+def _own_code_only() -> Iterator[None]:
+    """The converter asks transformers to trust code in the model's folder; hubbot never does."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    originals = {kind: kind.__dict__["from_pretrained"] for kind in (AutoConfig, AutoTokenizer)}
+
+    def distrusting(load: Any) -> Any:
+        def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+            return load(*args, **{**kwargs, "trust_remote_code": False})
+
+        return staticmethod(from_pretrained)
+
+    try:
+        for kind in originals:
+            kind.from_pretrained = distrusting(kind.from_pretrained)
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.from_pretrained = original
+
+
+@contextmanager
+def _explained(folder: Path, heard: list[str]) -> Iterator[None]:
+    """What the converter raises, told as Unsupported with the step that does not know it."""
+    try:
+        yield
+    except HubbotError:
+        raise
+    except Exception as error:
+        # a converter of a hundred architectures raises whatever its code meets: KeyError, AssertionError, …
+        said = " ".join(str(error).split()) or type(error).__name__
+        last = f" It also said: {heard[-1]}" if heard and heard[-1] not in said else ""
+        msg = (
+            f"llama.cpp's converter cannot handle {folder.name}: {_step(said)} ({type(error).__name__}: {said[:400]}).{last[:400]} "
+            "GGUF variants cannot be made of it with this version of llama.cpp; leave them out of --variants, or "
+            "use a model whose architecture and tokenizer llama.cpp knows."
+        )
+        raise Unsupported(msg) from error
+
+
+def _step(said: str) -> str:
+    if "pre-tokenizer" in said:
+        return "it does not recognize the BPE pre-tokenizer"
+    if said.startswith("Architecture") or "architecture" in said:
+        return "it does not know the architecture"
+    if "Can not map tensor" in said:
+        return "it does not know one of the checkpoint's tensors"
+    if "trust_remote_code" in said:
+        return "the model needs code of its own, which is never run"
+    if "tokenizer" in said.lower() or "vocab" in said.lower():
+        return "it cannot read the tokenizer"
+    return "it stopped"

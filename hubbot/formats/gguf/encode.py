@@ -1,0 +1,166 @@
+"""Encoding a tensor into all its types at once, on all cores.
+
+Work is cut into chunks of rows. A chunk is turned to float32 once, encoded into every type that some
+file wants, and written to its place in those files: nothing is held but the chunk. Chunks of all
+tensors go through one queue, so no core waits where one tensor ends and the next begins.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hubbot.formats.gguf import codec
+from hubbot.formats.gguf.store import GgufFile
+
+__all__ = ["EncodingQueue", "Job", "RawRows", "cores"]
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+_CHUNK = 2**15  # weights in a chunk: float32 of it stays in a core's cache, and the last chunk ends soon
+_WAITING = 3  # evaluated tensors that may wait for a core: bounds memory
+
+_RAW_KINDS = {torch.float32: codec.F32, torch.float16: codec.F16, torch.bfloat16: codec.BF16}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class RawRows:
+    """A matrix of floats as it lies in memory: uint8 [rows, bytes of a row], and its ggml type."""
+
+    data: Bytes
+    kind: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, columns: int) -> RawRows:
+        """View a float tensor as rows. Raises KeyError for dtypes that ggml has no type for."""
+        flat = tensor.detach().cpu().contiguous().reshape(-1, columns)
+        return cls(flat.view(torch.uint8).numpy(), _RAW_KINDS[tensor.dtype])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One tensor of the GGUF, to be encoded."""
+
+    name: str
+    rows: RawRows
+    columns: int
+    kind: int  # its type in a converted file: values are rounded to it first, as the usual chain does
+    targets: Mapping[int, Sequence[GgufFile]]  # type -> the files that hold the tensor in it
+    importance: Floats | None
+
+    @property
+    def count(self) -> int:
+        return int(self.rows.data.shape[0])
+
+
+class EncodingQueue:
+    """The cores, and what they have to do."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gguf")
+        self._buffers = threading.local()
+        self._room = threading.Semaphore(_WAITING)
+        self._running: list[Future[None]] = []
+
+    def submit(self, make: Callable[[], Job]) -> None:
+        """Make a job as soon as there is room, and hand its chunks to the cores."""
+        self._room.acquire()
+        try:
+            job = make()
+            for kind in job.targets:
+                codec.prepare(kind)
+            step = max(1, _CHUNK // job.columns)
+            starts = range(0, job.count, step)
+            left = _Countdown(len(starts), self._room.release)
+        except BaseException:
+            self._room.release()
+            raise
+        for start in starts:
+            self._running.append(self._pool.submit(self._chunk, job, start, min(start + step, job.count), left))
+
+    def wait(self) -> None:
+        """Wait until everything submitted is written. Raises the first error of a chunk."""
+        running, self._running = self._running, []
+        errors = [error for error in (future.exception() for future in running) if error is not None]
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _chunk(self, job: Job, start: int, stop: int, left: _Countdown) -> None:
+        try:
+            raw = job.rows.data[start:stop]
+            codec.require_finite(job.rows.kind, raw)
+            values = self._as_floats(job, raw)
+            for kind, files in job.targets.items():
+                data = self._encoded(job, raw, values, kind)
+                for file in files:
+                    file.write_rows(job.name, start, data)
+        except ValueError as error:
+            msg = f"{job.name}, rows {start} to {stop}: {error}"
+            raise ValueError(msg) from error
+        finally:
+            left.one_less()
+
+    def _as_floats(self, job: Job, raw: Bytes) -> Floats:
+        shape = (raw.shape[0], job.columns)
+        if job.rows.kind == codec.F32:
+            values: Floats = raw.view(np.float32)
+        else:
+            values = self._buffer("floats", shape, np.float32)
+            codec.decode_rows(job.rows.kind, raw.reshape(-1), values)
+        if job.kind in (codec.F32, job.rows.kind):
+            return values
+        rounded = self._buffer("rounded", (raw.shape[0], 2 * job.columns), np.uint8)
+        codec.encode_rows(job.kind, values, rounded)
+        values = self._buffer("floats", shape, np.float32)
+        codec.decode_rows(job.kind, rounded.reshape(-1), values)
+        return values
+
+    def _encoded(self, job: Job, raw: Bytes, values: Floats, kind: int) -> Bytes:
+        if kind == job.kind == job.rows.kind:
+            return raw.reshape(-1)
+        data = self._buffer("encoded", (raw.shape[0] * codec.row_bytes(kind, job.columns),), np.uint8)
+        codec.encode_rows(kind, values, data, job.importance)
+        return data
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """A scratch array of this thread, used again from chunk to chunk."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        buffer = getattr(self._buffers, name, None)
+        if buffer is None or buffer.size < size:
+            buffer = np.empty(size, np.uint8)
+            setattr(self._buffers, name, buffer)
+        scratch: npt.NDArray[Any] = buffer[:size].view(dtype).reshape(shape)
+        return scratch
+
+
+class _Countdown:
+    """Calls back when the last of `count` chunks is through."""
+
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
+        self._count = count
+        self._then = then
+        self._lock = threading.Lock()
+
+    def one_less(self) -> None:
+        with self._lock:
+            self._count -= 1
+            done = self._count == 0
+        if done:
+            self._then()

@@ -1,0 +1,319 @@
+"""The GGUF family: llama.cpp's file types, written while the sweep walks the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hubbot.domain import Family, Gguf, Source, TextRecord, Variant
+from hubbot.errors import HubbotError, SourceRefused, Unsupported
+from hubbot.formats.gguf import codec
+from hubbot.formats.gguf.converter import Captured
+from hubbot.formats.gguf.decoded import DecodedTensor
+from hubbot.formats.gguf.encode import EncodingQueue, Job, RawRows, cores
+from hubbot.formats.gguf.graph import evaluate
+from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
+from hubbot.formats.gguf.journal import Journal
+from hubbot.formats.gguf.layout import shard_names
+from hubbot.formats.gguf.origins import Origins, decoded_tensor
+from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
+from hubbot.formats.gguf.snapshot import Snapshot
+from hubbot.formats.gguf.store import GgufFile
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Part, VariantFiles
+from hubbot.settings import GgufSettings
+
+__all__ = ["GgufFormat", "costs"]
+
+
+def costs(
+    variants: Sequence[Gguf], source: Source, facts: Facts, work: Path, settings: GgufSettings
+) -> dict[str, Cost]:
+    """Variant name -> exact size, from headers, configuration and tokenizer alone.
+
+    Raises Unsupported where llama.cpp's converter or quantizer cannot make a variant.
+    """
+    text = _unknown_text() if settings.imatrix else None
+    plan = plan_files(
+        variants, source, facts, work, imatrix=text, shard_size=settings.shard_size, read=Snapshot(facts).read
+    )
+    return costs_of(plan)
+
+
+def _unknown_text() -> TextRecord:
+    """Stands for a calibration text that is not fetched yet: only its presence shapes a recipe."""
+    return TextRecord(dataset="unknown", revision=None, sha256="", windows=0, length=0)
+
+
+class GgufFormat:
+    """Writes `out/gguf/<model>-<TYPE>.gguf` for every variant, and the importance matrix beside them."""
+
+    family = Family.GGUF
+
+    def __init__(
+        self,
+        *,
+        variants: Sequence[Gguf],
+        source: Source,
+        facts: Facts,
+        work: Path,
+        out: Path,
+        settings: GgufSettings,
+        calibration: TextRecord | None = None,
+        quantized_by: str | None = None,
+        decoded: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        """Plan and lay out the files; takes up files that a killed run left in `work`.
+
+        calibration: the text behind the importance matrix; None, or settings.imatrix off, makes static files.
+        decoded: whether encode() offers decoded weights; without, it does less work.
+        """
+        self.variants: tuple[Variant, ...] = tuple(variants)
+        self._source = source
+        self._facts = facts
+        self._settings = settings
+        self._text = calibration if settings.imatrix else None
+        self._quantized_by = quantized_by
+        self._decoded = decoded
+        self._work = work / "gguf"
+        self._out = out / "gguf"
+        self._snapshot = Snapshot(facts)
+        self._gguf_variants = tuple(variants)
+        self._plan = self._make_plan(None)
+        self.needs = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
+        self._files = {name: self._open(variant) for name, variant in self._plan.variants.items()}
+        self._journal = Journal(self._work)
+        if any(file.fresh for files in self._files.values() for file in files):
+            self._journal.forget()  # its parts were written to files of another layout
+        self._queue = EncodingQueue(threads or cores())
+        self._origins = Origins(self._plan.model, facts.tensors)
+
+    @property
+    def plan(self) -> GgufPlan:
+        return self._plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the record should know about these files."""
+        transformed = self._origins.transformed
+        if not transformed:
+            return ()
+        return (
+            f"{len(transformed)} tensors are transformed by llama.cpp's converter and not measured ({transformed[0]}, …)",
+        )
+
+    def encode(
+        self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
+    ) -> Mapping[str, Mapping[str, Encoded]]:
+        """Encode and store every tensor of a part for every variant; see the protocol."""
+        tensors = [tensor for tensor in self._plan.model.tensors if tensor.leaves and tensor.leaves[0] in part.tensors]
+        entries = self._entries(tensors, statistics)
+        self._encode_tensors(tensors, weights, entries)
+        self._journal.record(part.name, [tensor.name for tensor in tensors], entries)
+        return self._decodable(tensors, weights) if self._decoded else {variant.name: {} for variant in self.variants}
+
+    def finish(self) -> Mapping[str, VariantFiles]:
+        """Write what no part held, flush, rename; raises if a tensor's encoder needs statistics it never got."""
+        done = self._journal.written()
+        left = [tensor for tensor in self._plan.model.tensors if tensor.name not in done]
+        lost = [tensor.name for tensor in left if tensor.leaves and tensor.name.startswith("blk.") and tensor.rows > 1]
+        if lost and self._plan.imatrix_file:
+            msg = f"{len(lost)} matrices such as {lost[0]} were never encoded, and their calibration is gone. Remove {self._work} and run again."
+            raise HubbotError(msg)
+        self._encode_tensors(left, {}, {})
+        entries = self._journal.entries()
+        imatrix = self._finish_imatrix(entries)
+        finished = {}
+        for name, files in self._files.items():
+            paths = tuple(file.finish() for file in files)
+            variant = self._plan.variants[name]
+            extra = (imatrix,) if imatrix and variant.importance else ()
+            finished[name] = VariantFiles(
+                paths=(*paths, *extra),
+                weight_bytes=variant.weight_bytes,
+                notes=(*self.notes, *variant.recipe.fallbacks),
+            )
+        self._queue.close()
+        return finished
+
+    def costs(self) -> dict[str, Cost]:
+        return costs_of(self._plan)
+
+    def close(self) -> None:
+        """Let go of threads and files; what is written stays for the next run."""
+        self._queue.close()
+        for files in self._files.values():
+            for file in files:
+                file.close()
+
+    def _make_plan(self, entries: int | None) -> GgufPlan:
+        return plan_files(
+            self._gguf_variants,
+            self._source,
+            self._facts,
+            self._work,
+            imatrix=self._text,
+            shard_size=self._settings.shard_size,
+            quantized_by=self._quantized_by,
+            read=self._snapshot.read,
+            entries=entries,
+        )
+
+    def _open(self, variant: VariantPlan) -> tuple[GgufFile, ...]:
+        names = shard_names(f"{self._source.name}-{variant.name}", len(variant.shards))
+        return tuple(
+            GgufFile(shard, self._work / f"{name}.partial", self._out / name)
+            for shard, name in zip(variant.shards, names, strict=True)
+        )
+
+    # --- encoding ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _homes(self) -> dict[str, list[tuple[str, GgufFile, int]]]:
+        """GGUF tensor -> (variant, file, type) of every file that holds it."""
+        homes: dict[str, list[tuple[str, GgufFile, int]]] = {}
+        for name, files in self._files.items():
+            for file in files:
+                for tensor, placed in file.placed.items():
+                    homes.setdefault(tensor, []).append((name, file, placed.kind))
+        return homes
+
+    def _encode_tensors(
+        self, tensors: Sequence[Captured], weights: Mapping[str, torch.Tensor], entries: Mapping[str, ImportanceEntry]
+    ) -> None:
+        # the slow tensors first: small ones then fill the cores while the last chunks run
+        try:
+            for tensor in sorted(tensors, key=lambda tensor: -tensor.weights):
+                for weighed, homes in self._by_importance(tensor.name):
+                    entry = entries.get(tensor.name) if weighed else None
+                    self._queue.submit(lambda t=tensor, h=homes, e=entry: self._job(t, weights, h, e))  # type: ignore[misc]
+        finally:
+            try:
+                self._queue.wait()
+            except ValueError as error:
+                msg = f"{self._source.name} cannot be quantized: {error}. Mend the checkpoint."
+                raise SourceRefused(msg) from error
+
+    def _by_importance(self, name: str) -> Iterator[tuple[bool, list[tuple[GgufFile, int]]]]:
+        """The files of a tensor, those with and those without an importance matrix apart."""
+        for weighed in (False, True):
+            homes = [
+                (file, kind)
+                for variant, file, kind in self._homes[name]
+                if self._plan.variants[variant].importance is weighed
+            ]
+            if homes:
+                yield weighed, homes
+
+    def _job(
+        self,
+        tensor: Captured,
+        weights: Mapping[str, torch.Tensor],
+        homes: Sequence[tuple[GgufFile, int]],
+        entry: ImportanceEntry | None,
+    ) -> Job:
+        targets: dict[int, list[GgufFile]] = {}
+        for file, kind in homes:
+            targets.setdefault(kind, []).append(file)
+        blind = [kind for kind in targets if entry is None and codec.requires_importance(kind)]
+        if blind:
+            msg = (
+                f"{tensor.name} is to become {codec.type_name(blind[0])}, which needs an importance matrix, and the "
+                "calibration saw no input of it. Take a larger GGUF type."
+            )
+            raise Unsupported(msg)
+        return Job(
+            name=tensor.name,
+            rows=self._rows_of(tensor, weights),
+            columns=tensor.columns,
+            kind=tensor.kind,
+            targets=targets,
+            importance=entry.vector() if entry else None,
+        )
+
+    def _rows_of(self, tensor: Captured, weights: Mapping[str, torch.Tensor]) -> RawRows:
+        """The tensor's values in llama.cpp's row order, untouched where the converter moves nothing."""
+
+        def source(name: str) -> torch.Tensor:
+            found = weights[name] if name in weights else self._snapshot.read(name)
+            return found.detach().cpu()
+
+        if self._origins.untouched(tensor):
+            raw = source(tensor.leaves[0])
+            if raw.dtype in (torch.bfloat16, torch.float16, torch.float32):
+                return RawRows.of(raw, tensor.columns)
+        values = np.ascontiguousarray(evaluate(tensor.value, source), dtype=np.float32)
+        return RawRows.of(torch.from_numpy(values), tensor.columns)
+
+    # --- the importance matrix --------------------------------------------------------------------
+
+    def _entries(
+        self, tensors: Sequence[Captured], statistics: Mapping[str, InputStatistics]
+    ) -> dict[str, ImportanceEntry]:
+        """GGUF tensor -> importance, from the statistics of the linear layers it is made of."""
+        if not self._plan.imatrix_file:
+            return {}
+        entries = {}
+        for tensor in tensors:
+            origin = next((name for name in tensor.leaves if name in statistics), None)
+            if origin is None:
+                continue
+            sums = self._moved(tensor, origin, statistics[origin].squares.detach().float().cpu().numpy())
+            if sums.size == tensor.columns:
+                entries[tensor.name] = ImportanceEntry(sums=sums, tokens=statistics[origin].tokens)
+        return entries
+
+    def _moved(self, tensor: Captured, origin: str, sums: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Input features in the order of the GGUF's columns."""
+        rows = None if self._origins.untouched(tensor) else (self._origins.trace(tensor) or {}).get(origin)
+        moved = sums if rows is None or rows.columns is None else sums[rows.columns]
+        return np.ascontiguousarray(moved)
+
+    def _finish_imatrix(self, entries: Mapping[str, ImportanceEntry]) -> Path | None:
+        """Publish the matrix, and have the headers say how many entries it really has."""
+        if not (self._plan.imatrix_file and self._text and entries):
+            return None
+        path = self._out / self._plan.imatrix_file
+        plan = self._make_plan(len(entries))
+        for name, files in self._files.items():
+            for file, shard in zip(files, plan.variants[name].shards, strict=True):
+                file.replace_header(shard)
+        self._plan = plan
+        self._out.mkdir(parents=True, exist_ok=True)
+        partial = self._work / f"{path.name}.partial"
+        write_imatrix(partial, entries, dataset=self._text.dataset, chunks=self._text.windows, length=self._text.length)
+        partial.replace(path)
+        return path
+
+    # --- decoding ---------------------------------------------------------------------------------
+
+    def _decodable(
+        self, tensors: Sequence[Captured], weights: Mapping[str, torch.Tensor]
+    ) -> dict[str, dict[str, Encoded]]:
+        made: dict[tuple[object, ...], DecodedTensor] = {}
+        result: dict[str, dict[str, Encoded]] = {variant.name: {} for variant in self.variants}
+        matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+        for leaf in dict.fromkeys(leaf for tensor in matrices for leaf in tensor.leaves):
+            holders = self._origins.holders(leaf)
+            for name, variant in self._plan.variants.items():
+                kinds = [variant.recipe.kinds[held.tensor.name] for held in holders]
+                if all(is_lossless(kind, held.tensor.kind) for kind, held in zip(kinds, holders, strict=True)):
+                    continue
+                key = (leaf, variant.importance, *kinds)  # equal types and importance: equal bytes
+                if key not in made:
+                    shape = tuple(self._facts.tensors[leaf].shape)
+                    made[key] = decoded_tensor(shape, holders, self._place(name), weights.get(leaf))
+                result[name][leaf] = made[key]
+        return result
+
+    def _place(self, variant: str) -> Callable[[Captured], tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
+        def place(tensor: Captured) -> tuple[int, Callable[[], npt.NDArray[np.uint8]]]:
+            file = next(file for file in self._files[variant] if tensor.name in file.placed)
+            return file.placed[tensor.name].kind, lambda: file.read(tensor.name)
+
+        return place

@@ -1,0 +1,69 @@
+"""The importance matrix as llama.cpp's llama-imatrix writes it: a GGUF of sums and counts.
+
+For each matrix `NAME`: `NAME.in_sum2`, float32 [1, columns], the sum over tokens of the squared input
+features, and `NAME.counts`, float32 [1, 1], how many tokens. Published under a name that does not end
+in .gguf, which the Hub would list as a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hubbot import llamacpp
+
+__all__ = ["ImportanceEntry", "read_imatrix", "write_imatrix"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceEntry:
+    """What the calibration saw at the input of one matrix."""
+
+    sums: npt.NDArray[np.float32]  # [columns], sum of x_j^2
+    tokens: int
+
+    def vector(self) -> npt.NDArray[np.float32]:
+        """float32 [columns]: mean of x_j^2, divided in float32 as llama-quantize does it."""
+        return np.ascontiguousarray(self.sums / np.float32(self.tokens))
+
+
+def write_imatrix(
+    path: Path, entries: Mapping[str, ImportanceEntry], *, dataset: str, chunks: int, length: int
+) -> None:
+    """Write an importance matrix that `llama-quantize --imatrix` reads.
+
+    entries: GGUF tensor name -> its entry. dataset: where the text came from. chunks, length: windows
+    and tokens per window.
+    """
+    gguf = llamacpp.gguf()
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.kv_data = [{}]  # llama-imatrix writes no general.architecture
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", chunks)
+    writer.add_uint32("imatrix.chunk_size", length)
+    for name in sorted(entries):
+        entry = entries[name]
+        writer.add_tensor(f"{name}.in_sum2", entry.sums.reshape(1, -1))
+        writer.add_tensor(f"{name}.counts", np.full((1, 1), entry.tokens, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_imatrix(path: Path) -> dict[str, ImportanceEntry]:
+    """GGUF tensor name -> entry, of a file in llama.cpp's GGUF-based format (dense models)."""
+    tensors = {tensor.name: tensor.data for tensor in llamacpp.gguf().GGUFReader(path).tensors}
+    return {
+        name.removesuffix(".in_sum2"): ImportanceEntry(
+            sums=np.array(data, dtype=np.float32).reshape(-1),
+            tokens=int(tensors[name.removesuffix(".in_sum2") + ".counts"].reshape(-1)[0]),
+        )
+        for name, data in tensors.items()
+        if name.endswith(".in_sum2")
+    }

@@ -1,0 +1,135 @@
+"""Where everything lies in a GGUF file, known before any weight is read.
+
+A file is: magic, version, counts; key-value pairs; tensor infos; tensor data, each aligned to 32
+bytes. Files above a size limit are split as llama.cpp's gguf-split does it: all keys in the first
+shard, `split.*` keys in every one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hubbot import llamacpp
+from hubbot.formats.gguf.codec import row_bytes
+from hubbot.formats.gguf.converter import Captured
+
+__all__ = ["ALIGNMENT", "Placed", "Shard", "lay_out", "shard_names"]
+
+ALIGNMENT = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A tensor at its place."""
+
+    tensor: Captured
+    kind: int  # ggml type in this file
+    offset: int  # bytes from the start of the file
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.kind, self.tensor.columns)
+
+    @property
+    def bytes(self) -> int:
+        return self.tensor.rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file: everything before the tensor data, and where each tensor goes."""
+
+    header: bytes
+    infos: int  # where in the header the tensor infos begin: what comes before moves no weight
+    tensors: tuple[Placed, ...]
+    bytes: int  # of the whole file
+
+
+def lay_out(
+    tensors: Sequence[tuple[Captured, int]],
+    metadata: Mapping[str, Any],
+    architecture: str,
+    shard_size: int | None = None,
+) -> tuple[Shard, ...]:
+    """Lay out a model. tensors: (tensor, ggml type) in file order; metadata: key -> GGUFValue, in file order."""
+    groups = _groups(tensors, shard_size)
+    if len(groups) == 1:
+        return (_shard(groups[0], metadata, architecture),)
+    shards = []
+    for number, group in enumerate(groups):
+        keys = {**(metadata if number == 0 else {}), **_split_keys(number, len(groups), len(tensors))}
+        shards.append(_shard(group, keys, architecture))
+    return tuple(shards)
+
+
+def shard_names(stem: str, count: int) -> list[str]:
+    """File names: `stem.gguf`, or `stem-00001-of-0000N.gguf` for several shards."""
+    if count == 1:
+        return [f"{stem}.gguf"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def _groups(tensors: Sequence[tuple[Captured, int]], shard_size: int | None) -> list[list[tuple[Captured, int]]]:
+    groups: list[list[tuple[Captured, int]]] = [[]]
+    filled = 0
+    for tensor, kind in tensors:
+        size = _padded(tensor.rows * row_bytes(kind, tensor.columns))
+        if shard_size and groups[-1] and filled + size > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append((tensor, kind))
+        filled += size
+    return groups
+
+
+def _split_keys(number: int, count: int, tensors: int) -> dict[str, Any]:
+    from gguf.gguf_writer import GGUFValue, GGUFValueType
+
+    return {
+        "split.no": GGUFValue(number, GGUFValueType.UINT16),
+        "split.tensors.count": GGUFValue(tensors, GGUFValueType.INT32),
+        "split.count": GGUFValue(count, GGUFValueType.UINT16),
+    }
+
+
+def _shard(tensors: Iterable[tuple[Captured, int]], metadata: Mapping[str, Any], architecture: str) -> Shard:
+    listed = list(tensors)
+    header, infos = _header(listed, metadata, architecture)
+    placed = []
+    offset = len(header)
+    for tensor, kind in listed:
+        at = Placed(tensor=tensor, kind=kind, offset=offset)
+        placed.append(at)
+        offset += _padded(at.bytes)
+    return Shard(header=header, infos=infos, tensors=tuple(placed), bytes=offset)
+
+
+def _header(tensors: list[tuple[Captured, int]], metadata: Mapping[str, Any], architecture: str) -> tuple[bytes, int]:
+    """Everything before the tensor data, written by gguf-py and padded to the alignment; where the tensor infos begin."""
+    gguf = llamacpp.gguf()
+    writer = gguf.GGUFWriter(None, architecture)
+    writer.kv_data = [dict(metadata)]
+    for tensor, kind in tensors:
+        size = tensor.rows * row_bytes(kind, tensor.columns)
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=gguf.GGMLQuantizationType(kind)
+        )
+    with tempfile.TemporaryDirectory(prefix="hubbot-gguf-") as folder:
+        path = Path(folder) / "header.gguf"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        infos = path.stat().st_size
+        writer.write_ti_data_to_file()
+        writer.close()
+        header = path.read_bytes()
+    return header + bytes(_padded(len(header)) - len(header)), infos
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,147 @@
+"""What a set of GGUF variants will be, exactly, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hubbot.domain import Gguf, Source, TextRecord
+from hubbot.errors import Unsupported
+from hubbot.formats.gguf.codec import BF16, F16, F32, type_name
+from hubbot.formats.gguf.converter import Converted, TensorFact, convert
+from hubbot.formats.gguf.layout import Shard, lay_out
+from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
+from hubbot.formats.gguf.recipe import Recipe, ask_recipes
+from hubbot.formats.protocol import Cost
+
+__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
+
+_PLAIN = ("F32", "F16", "BF16")
+
+
+class Facts(Protocol):
+    """What the GGUF family needs to know of a snapshot (intake's ModelFacts)."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFact]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantPlan:
+    """The files of one variant."""
+
+    name: str
+    recipe: Recipe
+    shards: tuple[Shard, ...]
+    importance: bool  # whether its encoder gets the importance matrix
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(placed.bytes for shard in self.shards for placed in shard.tensors)
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufPlan:
+    model: Converted
+    variants: Mapping[str, VariantPlan]
+    imatrix_file: str | None  # its name, where one is used
+
+
+def plan_files(
+    variants: Sequence[Gguf],
+    source: Source,
+    facts: Facts,
+    work: Path,
+    *,
+    imatrix: TextRecord | None,
+    shard_size: int | None,
+    quantized_by: str | None = None,
+    read: Callable[[str], torch.Tensor],
+    entries: int | None = None,
+) -> GgufPlan:
+    """Plan the files of some variants. imatrix: the calibration text, None for static files.
+
+    entries: how many matrices the importance matrix covers, where it is known already.
+    Raises Unsupported where llama.cpp's converter or quantizer cannot make a variant.
+    """
+    model = convert(Path(facts.folder), facts.tensors, read, name=source.name)
+    _refuse_experts(model, source)
+    file = f"{source.name}.imatrix" if imatrix else None
+    guessed = entries if entries is not None else _matrices_in_blocks(model)
+    planned = {}
+    for weighed in (False, True):
+        names = [v.type for v in variants if (imatrix is not None and v.type not in _PLAIN) is weighed]
+        recipes = ask_recipes(model, names, work, imatrix=weighed) if names else {}
+        keys = imatrix_keys(file, imatrix, guessed) if weighed and imatrix and file else {}
+        for name, recipe in recipes.items():
+            shards = _lay_out(model, name, recipe, source, quantized_by, keys, shard_size)
+            planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
+    ordered = {variant.name: planned[variant.type] for variant in variants}
+    return GgufPlan(model=model, variants=ordered, imatrix_file=file)
+
+
+def _lay_out(
+    model: Converted,
+    name: str,
+    recipe: Recipe,
+    source: Source,
+    quantized_by: str | None,
+    keys: Mapping[str, Any],
+    shard_size: int | None,
+) -> tuple[Shard, ...]:
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    metadata = file_metadata(model.metadata, name, source, quantized_by, keys)
+    placed = [(tensors[key], kind) for key, kind in recipe.kinds.items()]
+    return lay_out(placed, metadata, model.architecture, shard_size)
+
+
+def costs_of(plan: GgufPlan) -> dict[str, Cost]:
+    """Variant name -> its exact size. Bits per weight count all tensors, as llama-quantize does."""
+    weights = sum(tensor.weights for tensor in plan.model.tensors)
+    return {
+        name: Cost(
+            file_bytes=variant.file_bytes,
+            weight_bytes=variant.weight_bytes,
+            bits_per_weight=8 * variant.weight_bytes / weights,
+        )
+        for name, variant in plan.variants.items()
+    }
+
+
+def _matrices_in_blocks(model: Converted) -> int:
+    """How many matrices an importance matrix usually covers: those of the blocks."""
+    return sum(tensor.name.startswith("blk.") and tensor.rows > 1 for tensor in model.tensors)
+
+
+def _refuse_experts(model: Converted, source: Source) -> None:
+    experts = [tensor.name for tensor in model.tensors if "_exps." in tensor.name]
+    if experts:
+        msg = (
+            f"{source.name} is a mixture of experts ({len(experts)} expert tensors such as {experts[0]}). "
+            "hubbot makes no GGUF of those yet; take the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
+
+
+def describe(recipe: Recipe) -> str:
+    """`210 q4_K, 40 q6_K, 81 f32`: for logs and cards."""
+    counts: dict[str, int] = {}
+    for kind in recipe.kinds.values():
+        counts[type_name(kind)] = counts.get(type_name(kind), 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def is_lossless(kind: int, converted: int) -> bool:
+    """Whether a tensor of this type holds the converted file's values exactly."""
+    return kind == F32 or (kind == converted and kind in (F16, BF16))

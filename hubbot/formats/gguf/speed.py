@@ -1,0 +1,61 @@
+"""Speed of a GGUF in llama.cpp on this machine, by llama-bench."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hubbot import llamacpp
+from hubbot.domain import Speed
+from hubbot.errors import ToolMissing
+from hubbot.formats.gguf.encode import cores
+
+__all__ = ["measure_speed"]
+
+_PATIENCE = 3600.0  # seconds
+
+
+def measure_speed(
+    paths: Sequence[Path], *, prompt_tokens: int = 512, generated_tokens: int = 64, repetitions: int = 2
+) -> Speed:
+    """Tokens per second of reading a prompt and of generating, and peak memory of the process.
+
+    Raises ToolMissing where llama-bench fails.
+    """
+    model = next(path for path in sorted(paths) if path.suffix == ".gguf")
+    asked = ["-m", model, "-p", prompt_tokens, "-n", generated_tokens, "-r", repetitions, "-t", cores(), "-o", "json"]
+    command = [str(llamacpp.tool("llama-bench")), *map(str, asked)]
+    # a process in between, whose only child is llama-bench: its peak memory is then exactly that of its children
+    between = [sys.executable, "-m", "hubbot.formats.gguf.speed", *command]
+    done = subprocess.run(between, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)
+    if done.returncode:
+        msg = f"llama-bench failed on {model.name}: {' '.join(done.stderr.split())[-400:]}. Run it by hand to see more."
+        raise ToolMissing(msg)
+    answer = json.loads(done.stdout)
+    rates = {("prompt" if run["n_prompt"] else "generation"): float(run["avg_ts"]) for run in answer["runs"]}
+    return Speed(
+        runtime=llamacpp.runtime_name(),
+        prompt_tokens_per_second=rates["prompt"],
+        generation_tokens_per_second=rates["generation"],
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        peak_memory=int(answer["peak"]),
+    )
+
+
+def main() -> None:
+    """Run a command that prints JSON; print {"runs": that, "peak": bytes of memory it took at most}."""
+    done = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    json.dump({"runs": json.loads(done.stdout), "peak": peak * unit}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

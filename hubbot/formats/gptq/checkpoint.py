@@ -1,0 +1,127 @@
+"""The `gptq` checkpoint format: tensor names, quantization_config, shapes that it can hold.
+
+As transformers 5.23, GPTQModel 7.7 and vLLM read it: a linear layer `x.weight` [out, in] becomes
+`x.qweight` int32 [in * bits / 32, out], `x.qzeros` int32 [groups, out * bits / 32], `x.scales` float16
+[groups, out] and `x.g_idx` int32 [in].
+
+Two versions differ in the zero points. `gptq` stores them less one, which cannot say 0: readers that
+add the one back to a packed word would carry into its neighbour. Symmetric variants, whose zero point
+is always the middle, use it, because every reader knows it. `gptq_v2` stores them as they are; asymmetric
+variants use that, and GPTQModel refuses asymmetric files of version 1 from any writer but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hubbot import __version__
+from hubbot.domain import Gptq
+from hubbot.errors import UnsupportedShape
+from hubbot.formats.gptq.packing import CODES_PER_UNIT, pack_codes, pack_zeros, packed_rows, unpack_codes, unpack_zeros
+from hubbot.formats.gptq.solver import Solution
+from hubbot.formats.linears import Linear
+from hubbot.formats.shards import TensorSpec
+
+__all__ = ["GptqTensor", "check_shapes", "pack", "quantization_config", "specs", "stem"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptqTensor:
+    """A weight as the checkpoint holds it."""
+
+    bits: int
+    zero_offset: int  # what readers add to the stored zero points: 1 in `gptq`, 0 in `gptq_v2`
+    qweight: torch.Tensor
+    qzeros: torch.Tensor
+    scales: torch.Tensor
+    g_idx: torch.Tensor
+
+    def decode(self) -> torch.Tensor:
+        """float32 [out, in], each value rounded to float16 as by readers that multiply in the scales' type."""
+        group = self.g_idx.long()
+        codes = unpack_codes(self.qweight, self.bits).to(torch.float32)
+        zeros = unpack_zeros(self.qzeros, self.bits).to(torch.float32) + self.zero_offset
+        weight = (codes - zeros[group]) * self.scales.to(torch.float32)[group]
+        return weight.to(torch.float16).to(torch.float32).t().contiguous()
+
+    def named(self, weight_name: str) -> dict[str, torch.Tensor]:
+        """Checkpoint name -> tensor."""
+        base = stem(weight_name)
+        return {
+            f"{base}.qweight": self.qweight,
+            f"{base}.qzeros": self.qzeros,
+            f"{base}.scales": self.scales,
+            f"{base}.g_idx": self.g_idx,
+        }
+
+
+def pack(solution: Solution, layout: Gptq) -> GptqTensor:
+    offset = 1 if layout.symmetric else 0
+    return GptqTensor(
+        bits=layout.bits,
+        zero_offset=offset,
+        qweight=pack_codes(solution.codes, layout.bits),
+        qzeros=pack_zeros(solution.zeros - offset, layout.bits),
+        scales=solution.scales,
+        g_idx=solution.group_of,
+    )
+
+
+def stem(weight_name: str) -> str:
+    return weight_name.removesuffix(".weight")
+
+
+def check_shapes(linears: Iterable[Linear], layout: Gptq) -> None:
+    """Raises UnsupportedShape for the first layer that the format cannot hold with this layout."""
+    for linear in linears:
+        rows, columns = linear.out_features, linear.in_features
+        for what, found in (("inputs", columns), ("outputs", rows)):
+            if found % CODES_PER_UNIT:
+                msg = (
+                    f"{linear.name} has {found} {what}; GPTQ packs {CODES_PER_UNIT} codes at a time and needs a multiple "
+                    f"of that. Leave {layout.name} out for this model; GGUF types such as Q8_0 have no such limit."
+                )
+                raise UnsupportedShape(msg)
+        if layout.group_size != -1 and columns % layout.group_size:
+            fitting = [size for size in (256, 128, 64, 32, 16) if size < layout.group_size and columns % size == 0]
+            msg = (
+                f"{linear.name} has {columns} columns, not a multiple of the group size {layout.group_size} of {layout.name}. "
+                f"Use group size {fitting[0] if fitting else -1} instead."
+            )
+            raise UnsupportedShape(msg)
+
+
+def specs(linear: Linear, layout: Gptq) -> list[TensorSpec]:
+    """What a linear layer's weight turns into."""
+    rows, columns, bits = linear.out_features, linear.in_features, layout.bits
+    groups = 1 if layout.group_size == -1 else columns // layout.group_size
+    base = stem(linear.name)
+    return [
+        TensorSpec(f"{base}.qweight", "I32", (packed_rows(columns, bits), rows)),
+        TensorSpec(f"{base}.qzeros", "I32", (groups, packed_rows(rows, bits))),
+        TensorSpec(f"{base}.scales", "F16", (groups, rows)),
+        TensorSpec(f"{base}.g_idx", "I32", (columns,)),
+    ]
+
+
+def quantization_config(layout: Gptq, damping: float, *, lm_head: bool) -> dict[str, Any]:
+    """What stands in quantize_config.json and in config.json under `quantization_config`."""
+    return {
+        "bits": layout.bits,
+        "group_size": layout.group_size,
+        "desc_act": layout.act_order,
+        "act_group_aware": not layout.act_order,
+        "static_groups": False,
+        "sym": layout.symmetric,
+        "true_sequential": False,
+        "damp_percent": damping,
+        "lm_head": lm_head,
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq" if layout.symmetric else "gptq_v2",
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"hubbot:{__version__}"], "damp_percent": damping},
+    }

@@ -1,0 +1,90 @@
+"""Which tensors of a checkpoint are weights of linear layers inside the decoder blocks.
+
+transformers builds the model without weights; its own renaming rules say which checkpoint tensor
+fills which module. So the answer needs config.json and the checkpoint's tensor names, no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hubbot.errors import Unsupported
+from hubbot.intake import ModelFacts
+from hubbot.skeleton import build_model, decoder_blocks, parameter_names
+
+__all__ = ["Linear", "Linears", "find_linears"]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer: checkpoint name of its weight [out, in], and the path of its module."""
+
+    name: str
+    module: str
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class Linears:
+    """blocks: the linear layers of the decoder blocks, in checkpoint order. head: None if not a tensor of its own.
+
+    outside: module paths of linear layers that are neither; every family leaves them alone.
+    """
+
+    blocks: tuple[Linear, ...]
+    head: Linear | None
+    outside: tuple[str, ...]
+
+    @property
+    def by_name(self) -> dict[str, Linear]:
+        return {linear.name: linear for linear in self.blocks}
+
+
+def find_linears(facts: ModelFacts) -> Linears:
+    """The linear layers of a snapshot; a header-only one will do.
+
+    Raises Unsupported for an architecture that transformers does not know, and where the blocks keep
+    weights in other forms than nn.Linear (fused experts, transposed Conv1D).
+    """
+    model = build_model(facts.folder)
+    stack = decoder_blocks(model, facts.layers)
+    _refuse_other_forms(stack, facts)
+    in_blocks = {id(module) for module in stack.modules()}
+    sources = {target: name for name, target in parameter_names(model, facts.tensors).items()}
+    head_module = model.get_output_embeddings()
+    blocks, outside = [], []
+    head = None
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        name = sources.get(f"{path}.weight")
+        if module is head_module:
+            head = Linear(name, path, *module.weight.shape) if name and not facts.tied else None
+        elif id(module) not in in_blocks:
+            outside.append(path)
+        elif name is None:
+            msg = f"No tensor of the checkpoint fills {path}. A complete checkpoint is needed: check its shards."
+            raise Unsupported(msg)
+        else:
+            blocks.append(Linear(name, path, *module.weight.shape))
+    return Linears(tuple(blocks), head, tuple(outside))
+
+
+def _refuse_other_forms(stack: nn.ModuleList, facts: ModelFacts) -> None:
+    for path, module in stack.named_modules():
+        fused = [name for name, value in module.named_parameters(recurse=False) if value.ndim == 3]
+        if fused and not isinstance(module, nn.Conv1d):
+            msg = (
+                f"{facts.architecture} keeps its experts as one tensor ({path}.{fused[0]}), not as linear layers. GPTQ and "
+                "bitsandbytes variants cannot hold mixture-of-experts models yet; leave them out for this model."
+            )
+            raise Unsupported(msg)
+    if not any(isinstance(module, nn.Linear) for module in stack.modules()):
+        msg = (
+            f"The decoder blocks of {facts.architecture} hold no linear layers, so there is nothing that GPTQ or "
+            "bitsandbytes could quantize; leave these variants out for this model."
+        )
+        raise Unsupported(msg)

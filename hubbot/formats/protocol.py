@@ -1,0 +1,128 @@
+"""What the sweep asks of a family of formats, and what it gives.
+
+The sweep cuts a model into parts: the embedding, every decoder block, the head. It walks them in
+that order and hands each part to every format. Weights are named as in the checkpoint
+(`model.layers.3.self_attn.q_proj.weight`), in the checkpoint's own layout.
+
+    open(...)                     once, before the first part
+    encode(part, weights, stats)  once a part, in order; again for a part when a killed run resumes
+    finish()                      once, after the last part: the files, whole and hashed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hubbot.domain import Family, LoadCheck, Variant
+
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, which planning does without
+
+
+class PartKind(StrEnum):
+    EMBEDDING = "embedding"
+    BLOCK = "block"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One stretch of the model: the embedding, block `index`, or what follows the last block."""
+
+    kind: PartKind
+    index: int  # of the block; 0 for the embedding and the head
+    tensors: tuple[str, ...]  # checkpoint names of every tensor of this part
+
+    @property
+    def name(self) -> str:
+        return f"block-{self.index:05d}" if self.kind is PartKind.BLOCK else str(self.kind)
+
+
+class Needs(Enum):
+    """Which statistics of a linear layer's inputs a family wants."""
+
+    NOTHING = 0
+    SQUARES = 1  # mean square of each input feature: llama.cpp's importance matrix
+    HESSIAN = 2  # the full X'X
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputStatistics:
+    """What the calibration windows said about one linear layer's inputs x.
+
+    squares: float32 [in_features], sum over tokens of x_j^2.
+    hessian: float32 [in_features, in_features], sum over tokens of x x', or None if nobody needs it.
+    tokens: how many rows x were summed.
+    """
+
+    squares: torch.Tensor
+    hessian: torch.Tensor | None
+    tokens: int
+
+
+class Encoded(Protocol):
+    """One tensor in its published form."""
+
+    def decode(self) -> torch.Tensor:
+        """The weight that a reader of the published bytes computes with.
+
+        float32, the checkpoint's shape and row order, on the CPU or the sweep's device.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a variant will come to, known before any weight is read."""
+
+    file_bytes: int  # of all its files together
+    weight_bytes: int  # of the weight tensors alone
+    bits_per_weight: float  # 8 * weight_bytes / number of weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFiles:
+    """What a variant came to on disk."""
+
+    paths: tuple[Path, ...]  # absolute; everything that belongs to the variant's release
+    weight_bytes: int  # bytes of the weight tensors, without headers, tokenizer and configuration
+    notes: tuple[str, ...] = ()
+    layer_errors: Mapping[str, float] = field(default_factory=dict)  # checkpoint tensor -> relative squared error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a variant's own runtime made of its files."""
+
+    check: LoadCheck
+    continuations: tuple[tuple[int, ...], ...] = ()  # greedy tokens after each prompt, if the file loaded
+
+
+class Format(Protocol):
+    """One family's variants, written while the sweep walks the model."""
+
+    family: Family
+    variants: tuple[Variant, ...]
+    needs: Needs
+
+    def encode(
+        self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
+    ) -> Mapping[str, Mapping[str, Encoded]]:
+        """Encode and store every tensor of a part for every variant.
+
+        weights: checkpoint name -> source tensor as stored (any float dtype, CPU or the sweep's device).
+        statistics: checkpoint name of a linear layer's weight -> its inputs' statistics; empty for
+            embedding and head.
+        Returns variant name -> checkpoint name -> encoded tensor, for the tensors whose decoded value
+        differs from the source. The same Encoded object may serve several variants. Calling it again
+        for the same part writes the same bytes to the same place.
+        """
+        ...
+
+    def finish(self) -> Mapping[str, VariantFiles]:
+        """Complete, flush and rename the files. Returns variant name -> its files."""
+        ...

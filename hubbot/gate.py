@@ -1,0 +1,181 @@
+"""The gate: which variants may be published, and which one to recommend. Pure; docs/numbers.md explains.
+
+A variant is refused when its files fail the load check, its tokenizer or chat template is not the
+source's, its numbers are not finite, or its perplexity ratio or mean divergence passes the limit of its
+class. The reason names what was found and the limit. The other variants go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from hubbot.domain import Family, Record, Score, Status, VariantRecord
+from hubbot.settings import GateSettings
+
+__all__ = ["PROBE", "RECOMMENDED_KLD", "gate", "nominal_bits", "recommend", "template_digest", "tokenizer_digest"]
+
+RECOMMENDED_KLD = 0.05  # nats; up to here a smaller file is the better advice (docs/numbers.md)
+_COMMON_BITS = 4.85  # bits per weight of Q4_K_M, the advice where nothing was measured
+
+# A text whose token ids tell tokenizers apart: digits, runs of blanks, case, accents, scripts, emoji, code.
+# Nothing that compatibility normalization (NFKC) would rewrite: no runtime but the original's does that.
+PROBE = (
+    "The quick brown fox's 12345.678 jumps, isn't it?  Two  blanks\n\n\tand a tab; "
+    "naïve Ça façade Straße Привет 你好世界 こんにちは مرحبا 👩‍👧\n"
+    "def f(x: int) -> str:\n    return f'{x!r:>8}'  # 0xFF <b>&amp;</b>"
+)
+
+
+def tokenizer_digest(ids: Sequence[int]) -> str:
+    """sha256 of the token ids of PROBE (without special tokens), as decimal numbers and blanks."""
+    return hashlib.sha256(" ".join(str(int(token)) for token in ids).encode()).hexdigest()
+
+
+def template_digest(template: str) -> str:
+    """sha256 of a chat template's text; a final line break makes no difference to what it renders."""
+    return hashlib.sha256(template.rstrip("\n").encode("utf-8", "replace")).hexdigest()
+
+
+def gate(record: Record, limits: GateSettings, *, tokenizer: str | None = None, need_load_check: bool = True) -> Record:
+    """The record with a verdict on every variant that was made.
+
+    tokenizer: `tokenizer_digest` of the source's own tokenizer; None: variants are compared with each other.
+    need_load_check: refuse a variant that nobody loaded. Failed variants stay failed. With
+    `limits.enabled` false every variant that was made passes, and its complaint becomes a note.
+    """
+    if tokenizer is None:
+        tokenizer = _most_common(variant.load_check.tokenizer for variant in record.variants if variant.load_check)
+    template = template_digest(record.chat_template) if record.chat_template else None
+    judged = []
+    for variant in record.variants:
+        complaint = next(
+            _complaints(
+                variant,
+                limits,
+                evaluated=record.evaluation is not None,
+                identity={"tokenizer": tokenizer, "chat template": template},
+                need_load_check=need_load_check,
+            ),
+            None,
+        )
+        judged.append(_judged(variant, complaint, enabled=limits.enabled))
+    return replace(record, variants=tuple(judged))
+
+
+def _judged(variant: VariantRecord, complaint: str | None, *, enabled: bool) -> VariantRecord:
+    if variant.status is Status.FAILED:
+        return variant
+    if complaint is None:
+        kept = variant.status if variant.status is Status.PUBLISHED else Status.PASSED
+        return replace(variant, status=kept, reason=None)
+    if enabled:
+        return replace(variant, status=Status.REFUSED, reason=complaint)
+    return replace(variant, status=Status.PASSED, reason=None, notes=(*variant.notes, f"not gated: {complaint}"))
+
+
+def _complaints(
+    variant: VariantRecord,
+    limits: GateSettings,
+    *,
+    evaluated: bool,
+    identity: Mapping[str, str | None],
+    need_load_check: bool,
+) -> Iterator[str]:
+    """What is wrong with a variant, the gravest first."""
+    check = variant.load_check
+    if check is None and need_load_check:
+        yield "its files were not loaded in their runtime; a variant passes only after its load check"
+    if check and not check.loaded:
+        yield f"{check.runtime} does not load it: {check.error or 'no reason given'}"
+    if check and not check.passed:
+        yield _disagreement(check.runtime, check.kld, check.tolerance, check.error)
+    if check:
+        found = {"tokenizer": check.tokenizer, "chat template": check.chat_template}
+        for what, wanted in identity.items():
+            if found[what] is not None and wanted is not None and found[what] != wanted:
+                yield f"its {what} ({str(found[what])[:12]}) is not the source's ({wanted[:12]})"
+    if variant.score is not None:
+        yield from _over(variant, variant.score, limits)
+    elif evaluated:
+        yield "the evaluation ran and gave it no numbers; every variant is measured on the same tokens"
+
+
+def _disagreement(runtime: str, kld: float | None, tolerance: float | None, error: str | None) -> str:
+    if kld is None or tolerance is None:
+        return f"{runtime} loads it, but the check failed: {error or 'no reason given'}"
+    return (
+        f"{runtime} computes other logits than the sweep did from the same bytes: "
+        f"divergence {kld:.3g} nats, tolerance {tolerance:.3g}"
+    )
+
+
+def _over(variant: VariantRecord, score: Score, limits: GateSettings) -> Iterator[str]:
+    measured = {"perplexity": score.perplexity, "perplexity ratio": score.ratio, "mean divergence": score.kld.mean}
+    for what, number in measured.items():
+        if not math.isfinite(number):
+            yield f"its {what} is not finite"
+    bits = nominal_bits(variant)
+    for what, table, unit in (
+        ("perplexity ratio", limits.max_ratio, ""),
+        ("mean divergence", limits.max_kld, " nats"),
+    ):
+        limit_class, limit = _limit(bits, table)
+        if limit is not None and measured[what] > limit:
+            yield (
+                f"{what} {measured[what]:.4g}{unit} is above {limit:g}{unit}, the limit for {limit_class}-bit variants"
+            )
+
+
+def _limit(bits: float, table: Mapping[str, float]) -> tuple[str, float | None]:
+    """The limit of the largest class that is no larger than `bits`; below all classes, the smallest one's."""
+    classes = sorted(table, key=float)
+    if not classes:
+        return "", None
+    fitting = [name for name in classes if float(name) <= bits]
+    name = fitting[-1] if fitting else classes[0]
+    return name, table[name]
+
+
+def nominal_bits(variant: VariantRecord) -> float:
+    """The bits that a variant's name promises: 4 for Q4_K_M, gptq-4bit-128g and bnb-nf4, 16 for BF16.
+
+    The name rather than the average, because a small model's average is lifted by an embedding that
+    stays at 16 bits. A name without bits falls back to the average, and without that to 1.
+    """
+    name = variant.name.lower()
+    known = {"bnb-nf4": 4.0, "bnb-fp4": 4.0, "bnb-int8": 8.0}
+    if name in known:
+        return known[name]
+    if match := re.match(r"gptq-(\d+)bit|(?:iq|tq|q|bf|f)(\d+)(?:_|$)", name):
+        return float(match[1] or match[2])
+    return variant.bits_per_weight or 1.0
+
+
+def recommend(variants: Iterable[VariantRecord], family: Family | None = None) -> VariantRecord | None:
+    """The variant to take when in doubt, among those that passed.
+
+    Measured: the smallest with a mean divergence of at most RECOMMENDED_KLD, or else the one that
+    diverges least. Not measured: the one whose bits per weight are nearest to Q4_K_M's 4.85.
+    Equal ones are ordered by name, so the choice does not depend on the order given.
+    """
+    passed = sorted(
+        (v for v in variants if v.status in (Status.PASSED, Status.PUBLISHED) and family in (None, v.family)),
+        key=lambda v: v.name,
+    )
+    measured = [v for v in passed if v.score is not None and math.isfinite(v.score.kld.mean)]
+    if not measured:
+        return min(passed, key=lambda v: abs((v.bits_per_weight or nominal_bits(v)) - _COMMON_BITS), default=None)
+    close = [v for v in measured if v.score is not None and v.score.kld.mean <= RECOMMENDED_KLD]
+    if close:
+        return min(close, key=lambda v: v.bits_per_weight or nominal_bits(v))
+    return min(measured, key=lambda v: v.score.kld.mean if v.score else math.inf)
+
+
+def _most_common(digests: Iterable[str | None]) -> str | None:
+    counted = Counter(digest for digest in digests if digest)
+    return counted.most_common(1)[0][0] if counted else None

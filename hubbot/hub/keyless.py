@@ -1,0 +1,34 @@
+"""A token without a secret: GitHub says who the job is, the Hub's trusted publisher believes it.
+
+The Hub's limits: one token is for one repo that exists already, it lives for an hour, and it creates
+nothing. So a keyless run makes one family, whose repo a person has created once.
+https://huggingface.co/docs/hub/trusted-publishers
+"""
+
+from __future__ import annotations
+
+import httpx2
+from huggingface_hub._oidc import oidc_login
+from huggingface_hub.errors import HfHubHTTPError, OIDCError
+
+from hubbot.errors import HubFailed
+from hubbot.hub.reader import ENDPOINT
+
+__all__ = ["keyless_token"]
+
+
+def keyless_token(resource: str, endpoint: str | None) -> str:
+    """A write token for one existing repo, `namespace/name`, from the identity of this GitHub job.
+
+    Raises HubFailed where GitHub gives no identity or the Hub does not trust it.
+    """
+    try:
+        answer = oidc_login(resource=resource, endpoint=endpoint or ENDPOINT)
+        return str(answer["access_token"])
+    except OIDCError:
+        msg = f"GitHub gave this job no identity to publish {resource} with. Give the job `permissions: id-token: write`, or a token."
+        raise HubFailed(msg) from None
+    except (HfHubHTTPError, httpx2.TransportError, KeyError) as error:
+        told = type(error).__name__ if isinstance(error, KeyError) else str(error).split("\n", 1)[0]
+        msg = f"The Hub gave no token for {resource}: {told}. In the repo's settings, name this repository, workflow and environment as a trusted publisher; the repo has to exist."
+        raise HubFailed(msg) from None

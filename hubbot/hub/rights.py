@@ -1,0 +1,94 @@
+"""What a token may do, asked of the Hub before anything depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hubbot.errors import TokenRefused
+from hubbot.hub.access import Patience, hub_api, speaking_plainly
+
+__all__ = ["Rights", "TokenRights", "token_rights"]
+
+_WRITING_ROLES = ("admin", "write", "contributor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rights:
+    """What a token may do in one namespace."""
+
+    create_and_write: bool  # publish with mode main
+    pull_requests: bool  # publish with mode pr to repos that are there
+    why: str  # one sentence, for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRights:
+    user: str
+    role: str  # read, write, fineGrained, or what the Hub calls it
+    namespaces: Mapping[str, Rights]
+    too_much: tuple[str, ...]  # what the token may do and hubbot has no use for
+
+
+def token_rights(
+    token: str, namespaces: Iterable[str], *, endpoint: str | None = None, patience: Patience | None = None
+) -> TokenRights:
+    """What the token may do in each namespace (a user, an organisation, or org/name of one repo).
+
+    Raises TokenRefused for a token that the Hub does not know, HubFailed.
+    """
+    if not token:
+        raise TokenRefused("There is no token. Set HF_TOKEN; reading public models needs none, publishing does.")
+    with speaking_plainly("the token's account", token=token, endpoint=endpoint):
+        found = (patience or Patience()).insist(lambda: hub_api(token, endpoint).whoami())
+    user = str(found.get("name"))
+    roles = {str(org.get("name")): str(org.get("roleInOrg")) for org in found.get("orgs") or ()} | {user: "admin"}
+    access = (found.get("auth") or {}).get("accessToken") or {}
+    role = str(access.get("role") or "unknown")
+    wanted = list(namespaces)
+    return TokenRights(
+        user=user,
+        role=role,
+        namespaces={name: _rights(name, role, roles, access.get("fineGrained") or {}) for name in wanted},
+        too_much=_too_much(role, access.get("fineGrained") or {}, wanted),
+    )
+
+
+def _rights(name: str, role: str, roles: Mapping[str, str], fine: Mapping[str, Any]) -> Rights:
+    owner = name.split("/")[0]
+    member = roles.get(owner)
+    if role == "read":
+        return Rights(create_and_write=False, pull_requests=False, why="The token may only read.")
+    if role == "fineGrained":
+        granted = _granted(fine, name) | set(map(str, fine.get("global") or ()))
+        write, discuss = "repo.write" in granted, bool({"discussion.write", "repo.write"} & granted)
+        why = f"The fine-grained token grants {', '.join(sorted(granted)) or 'nothing'} on {name}."
+        return Rights(create_and_write=write, pull_requests=discuss, why=why)
+    if member in _WRITING_ROLES:
+        return Rights(create_and_write=True, pull_requests=True, why=f"The account has the role {member} in {owner}.")
+    why = f"The account has the role {member} in {owner}." if member else f"The account is no member of {owner}."
+    return Rights(create_and_write=False, pull_requests=True, why=f"{why} It may open pull requests there.")
+
+
+def _granted(fine: Mapping[str, Any], name: str) -> set[str]:
+    names = {name, name.split("/")[0]}
+    return {
+        str(permission)
+        for scope in fine.get("scoped") or ()
+        if str((scope.get("entity") or {}).get("name")) in names
+        for permission in scope.get("permissions") or ()
+    }
+
+
+def _too_much(role: str, fine: Mapping[str, Any], wanted: Iterable[str]) -> tuple[str, ...]:
+    """Where a stolen token would do harm that hubbot's work does not need."""
+    if role == "write":
+        return ("write access to everything of its account; a fine-grained token for the target repos is safer",)
+    owners = {name.split("/")[0] for name in wanted}
+    strangers = {
+        str((scope.get("entity") or {}).get("name"))
+        for scope in fine.get("scoped") or ()
+        if "repo.write" in (scope.get("permissions") or ())
+    }
+    return tuple(sorted(f"write access to {name}" for name in strangers if name.split("/")[0] not in owners))

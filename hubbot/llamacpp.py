@@ -1,0 +1,191 @@
+"""Finds the pinned llama.cpp and opens its parts: converter, encoder, tools, bindings.
+
+One tree gives everything, so that converter, recipe, encoder and runtime always agree. Looked for in
+this order:
+
+    $HUBBOT_LLAMA_CPP
+    <checkout>/.cache/llama.cpp
+    ~/.cache/hubbot/llama.cpp-<PIN>
+
+and laid out as `source/` (the tree) and `build/bin/` (libraries and tools).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hubbot.errors import ToolMissing
+
+__all__ = ["PIN", "LlamaCpp", "bindings", "conversion", "find", "ggml", "gguf", "run_tool", "runtime_name", "tool"]
+
+PIN = "0.3.36"  # the llama-cpp-python release whose sdist carries the tree
+
+_NEXT = (
+    "Run `make setup` in the checkout, which builds it once, or point HUBBOT_LLAMA_CPP at a folder with "
+    "source/ (the llama.cpp tree) and build/bin/ (its libraries and tools)."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCpp:
+    """Where llama.cpp lies."""
+
+    source: Path  # the tree, with conversion/ and gguf-py/
+    bin: Path  # libllama.so, libggml*.so, llama-quantize, …
+
+
+@cache
+def find() -> LlamaCpp:
+    """The llama.cpp to use. Raises ToolMissing naming every place that was searched."""
+    searched_places = places()
+    for place in searched_places:
+        here = LlamaCpp(source=place / "source", bin=place / "build" / "bin")
+        if (here.source / "conversion" / "base.py").is_file() and _library(here, "ggml-base").is_file():
+            return LlamaCpp(source=here.source.resolve(), bin=here.bin.resolve())
+    searched = ", ".join(str(place) for place in searched_places)
+    msg = f"No built llama.cpp was found (searched {searched}). {_NEXT}"
+    raise ToolMissing(msg)
+
+
+def places() -> list[Path]:
+    named = os.environ.get("HUBBOT_LLAMA_CPP")
+    if named:
+        return [Path(named)]  # who names a folder means that one and no other
+    checkout = Path(__file__).resolve().parent.parent
+    return [checkout / ".cache" / "llama.cpp", Path.home() / ".cache" / "hubbot" / f"llama.cpp-{PIN}"]
+
+
+def _library(here: LlamaCpp, name: str) -> Path:
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    return here.bin / f"lib{name}{suffix}"
+
+
+def tool(name: str) -> Path:
+    """The path of one of llama.cpp's programs, such as `llama-quantize`."""
+    path = find().bin / name
+    if not path.is_file():
+        msg = f"{path} is missing; hubbot needs this program of llama.cpp. {_NEXT}"
+        raise ToolMissing(msg)
+    return path
+
+
+def run_tool(name: str, arguments: Sequence[str | Path], *, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run one of llama.cpp's programs without a shell, output and errors merged in `stdout`."""
+    command = [str(tool(name)), *map(str, arguments)]
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        msg = (
+            f"{name} did not finish within {timeout:.0f} s ({' '.join(command)}). Run it by hand to see where it hangs."
+        )
+        raise ToolMissing(msg) from None
+
+
+def gguf() -> ModuleType:
+    """The `gguf` package of the pinned tree; never the one of PyPI, which may disagree with the converter."""
+    return _import("gguf", find().source / "gguf-py")
+
+
+def conversion() -> ModuleType:
+    """The `conversion` package of the pinned tree: the converter's architectures."""
+    gguf()  # first, so that the converter's own path juggling finds it loaded
+    return _import("conversion", find().source)
+
+
+@cache
+def _import(name: str, folder: Path) -> ModuleType:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        msg = f"llama.cpp's Python package {name!r} in {folder} cannot be imported: {error}. {_NEXT}"
+        raise ToolMissing(msg) from error
+    origin = Path(module.__file__ or "").resolve()
+    if not origin.is_relative_to(folder.resolve()):
+        msg = f"The Python package {name!r} comes from {origin}, not from the pinned llama.cpp in {folder}. Uninstall it from this environment."
+        raise ToolMissing(msg)
+    return module
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+@cache
+def ggml() -> ctypes.CDLL:
+    """libggml-base with the signatures that hubbot calls declared. Calls release the interpreter lock."""
+    path = _library(find(), "ggml-base")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        msg = f"{path} cannot be loaded: {error}. {_NEXT}"
+        raise ToolMissing(msg) from error
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "ggml_quantize_init": (None, [ctypes.c_int]),
+        "ggml_quantize_requires_imatrix": (ctypes.c_bool, [ctypes.c_int]),
+        "ggml_quantize_chunk": (
+            ctypes.c_size_t,
+            [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p],
+        ),
+        "ggml_validate_row_data": (ctypes.c_bool, [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]),
+        "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]),
+        "ggml_blck_size": (ctypes.c_int64, [ctypes.c_int]),
+        "ggml_type_name": (ctypes.c_char_p, [ctypes.c_int]),
+        "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [ctypes.c_int]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def bindings() -> ModuleType:
+    """The `llama_cpp` bindings bound to the pinned libraries.
+
+    Loads libllama into this process: a bad file may abort it, so only child processes call this.
+    """
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(find().bin)
+    try:
+        return importlib.import_module("llama_cpp")
+    except (ImportError, RuntimeError, OSError) as error:
+        msg = f"The bindings llama_cpp cannot be imported: {error}. {_NEXT}"
+        raise ToolMissing(msg) from error
+
+
+@cache
+def runtime_name() -> str:
+    """`llama.cpp 0.5.0-dev (llama-cpp-python 0.3.36)`: what cards and records call the runtime."""
+    answer = run_tool("llama-bench", ["--version"], timeout=30).stdout
+    version = re.search(r"version: (\S+)", answer)
+    return f"llama.cpp {version[1] if version else 'unknown'} (llama-cpp-python {PIN})"

@@ -1,0 +1,40 @@
+"""Versions of hubbot and of the tools that shape its output, for the record."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from hubbot import __version__, llamacpp
+
+__all__ = ["commit", "tools", "version"]
+
+_PACKAGES = (
+    "torch transformers huggingface-hub bitsandbytes gptqmodel datasets accelerate safetensors tokenizers".split()
+)
+
+
+def version() -> str:
+    return __version__
+
+
+def commit() -> str | None:
+    """The commit of hubbot's checkout, None where it was installed from a package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def tools() -> dict[str, str]:
+    """Name -> version of Python, llama.cpp and the packages that are installed."""
+    found = {"python": sys.version.split()[0], "llama.cpp": llamacpp.runtime_name().removeprefix("llama.cpp ")}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,313 @@
+"""The story of one job, a line a stage.
+
+    fetch -> plan -> sweep -> load check -> gate -> card -> publish -> record
+
+This process holds the token, fetches and publishes. What reads and runs the model's files happens in
+confined children (`hubbot.stages`, `hubbot.checks`), which have neither token nor network.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from hubbot import errors, log
+from hubbot.artefacts import hashed
+from hubbot.cards.card import write_cards
+from hubbot.cards.report import write_report
+from hubbot.cards.repos import plan_repos
+from hubbot.confine import isolate
+from hubbot.domain import SCHEMA_VERSION, Peak, Perplexity, Record, Source, Status, TextRecord, VariantRecord, family_of
+from hubbot.errors import BadSettings
+from hubbot.fingerprint import fingerprint, fingerprint_of, shaping
+from hubbot.formats.names import parse_variant, parse_variants
+from hubbot.gate import gate
+from hubbot.hub.release import Receipt
+from hubbot.hub.source import fetch, fetch_headers
+from hubbot.machine import measure_machine
+from hubbot.machine.peak import PeakMeter
+from hubbot.machine.versions import commit, tools, version
+from hubbot.publishing import release
+from hubbot.record import FILE_NAME, read_record, write_record
+from hubbot.settings import Settings
+from hubbot.texts import evaluation_text, fetch_texts
+
+__all__ = ["Run", "evaluate", "plan", "release_record", "require", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One call of `hubbot run`: where things lie and who may do what."""
+
+    model: str  # Hub id or folder
+    settings: Settings
+    token: str | None = None
+    endpoint: str | None = None
+    command: str = "hubbot run"
+    timings: dict[str, float] = field(default_factory=dict)
+    receipts: list[Receipt] = field(default_factory=list)  # what publishing each repo came to
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out.expanduser().resolve()
+
+    @property
+    def work(self) -> Path:
+        return self.out / ".work"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        with log.stage(name):
+            yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
+
+
+def run(job: Run) -> Record:
+    """Make, measure, judge, describe and, where asked for, publish a model's variants.
+
+    Returns the record, which also lies in OUT/hubbot.json; what the gate refused stands in it with its
+    reason. Raises HubbotError for what stops the whole job.
+    """
+    _refuse_contradictions(job.settings)
+    job.work.mkdir(parents=True, exist_ok=True)
+    with PeakMeter(job.out, device=job.settings.device) as meter:
+        with job.stage("plan"):
+            headers = _headers(job)
+            sweeps = _survey(job, headers, refuse=True)["plan"]["sweeps"]
+        if done := _finished(job, headers):
+            log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
+            return release_record(job, done)
+        with job.stage("fetch"):
+            source = _described(job, _fetch(job))
+            texts = fetch_texts(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
+        if job.settings.force:
+            _forget_sweeps(job)
+        made = []
+        for number, sweep in enumerate(sweeps):
+            with job.stage("sweep"):
+                made.append(_sweep(job, source, texts, sweep["variants"], number))
+        record = _recorded(job, source, made)
+        with job.stage("load check"):
+            record = _checked(job, record, made)
+    record = replace(record, peak=meter.peak)
+    with job.stage("gate and card"):
+        record = _judged(job, record, made)
+    return release_record(job, record)
+
+
+def plan(job: Run, *, show: str = "") -> dict[str, Any]:
+    """What a run would make and need, from the headers alone, as JSON; `show="table"` prints it for people too."""
+    _refuse_contradictions(job.settings)
+    job.work.mkdir(parents=True, exist_ok=True)
+    return dict(_survey(job, _headers(job), show=show)["plan"])
+
+
+def require(found: Mapping[str, Any]) -> None:
+    """Raise the first refusal of a plan in JSON."""
+    for refusal in found["refusals"]:
+        raise getattr(errors, refusal["error"])(refusal["message"])
+
+
+def evaluate(job: Run, paths: Sequence[Path]) -> dict[str, Any]:
+    """Measure artefacts, also ones made elsewhere, against their base, which is the job's model.
+
+    Returns `evaluation`, `base` and `scores` (artefact name -> score) as JSON.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    settings = job.settings
+    with job.stage("fetch"):
+        source = _fetch(job)
+        text = evaluation_text(settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
+    with job.stage("evaluate"), TemporaryDirectory(dir=job.work) as work:
+        more = {"paths": [str(path.resolve()) for path in paths], "texts": text, "work": work}
+        return dict(_confined(job, "hubbot.stages:evaluate", source, more, readable=[path.resolve() for path in paths]))
+
+
+# --- stages -----------------------------------------------------------------------------------------
+
+
+def _headers(job: Run) -> Source:
+    return fetch_headers(
+        job.model,
+        revision=job.settings.revision,
+        into=job.work / "headers",
+        token=job.token,
+        endpoint=job.endpoint,
+        allow_pickle=job.settings.allow_pickle,
+    )
+
+
+def _fetch(job: Run) -> Source:
+    return fetch(
+        job.model,
+        revision=job.settings.revision,
+        into=job.work / "source",
+        token=job.token,
+        endpoint=job.endpoint,
+        allow_pickle=job.settings.allow_pickle,
+    )
+
+
+def _survey(job: Run, source: Source, *, show: str = "", refuse: bool = False) -> dict[str, Any]:
+    answer = _confined(job, "hubbot.stages:survey", source, {"show": show, "refuse": refuse})
+    return dict(answer)
+
+
+def _described(job: Run, source: Source) -> Source:
+    return TypeAdapter(Source).validate_python(_confined(job, "hubbot.stages:describe", source, {}))
+
+
+def _sweep(job: Run, source: Source, texts: Mapping[str, Any], variants: Sequence[str], number: int) -> dict[str, Any]:
+    wanted = fingerprint(source=source, config=shaping(job.settings), variants=variants, version=version())
+    work = job.work / f"sweep-{number}-{wanted[:16]}"  # another job's state is never taken up
+    work.mkdir(parents=True, exist_ok=True)
+    more = {"work": str(work), "out": str(job.out), "variants": ",".join(variants), "texts": dict(texts)}
+    return dict(_confined(job, "hubbot.stages:make", source, more))
+
+
+def _checked(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:
+    """Every variant read by its own runtime, and what base and variants say to the same prompts."""
+    references = {name: path for part in made for name, path in part["references"].items()}
+    more = {"record": asdict(record), "references": references, "out": str(job.out), "work": str(job.work)}
+    checks = _confined(job, "hubbot.checks:check", record.source, more)
+    variants = TypeAdapter(tuple[VariantRecord, ...]).validate_python(checks["variants"])
+    return replace(record, variants=variants)
+
+
+def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:
+    tokenizer = made[0]["tokenizer"] if made else None
+    record = gate(record, job.settings.gate, tokenizer=tokenizer)
+    record = replace(record, timings=dict(job.timings))
+    write_record(record, job.out)
+    write_cards(record, job.settings.publish, job.out)
+    write_report(record, job.out)
+    _forget_sweeps(job)
+    return record
+
+
+def _forget_sweeps(job: Run) -> None:
+    """Drop what a killed sweep would have gone on from."""
+    for folder in job.work.glob("sweep-*"):
+        shutil.rmtree(folder)
+
+
+def release_record(job: Run, record: Record) -> Record:
+    """Publish what passed, where the settings ask for it; `job.receipts` says what came of it."""
+    if job.settings.publish.mode == "none":
+        return record
+    with job.stage("publish"):
+        receipts = release(record, job.settings, out=job.out, token=job.token, endpoint=job.endpoint)
+    job.receipts.extend(receipts.values())
+    there = {
+        variant.name
+        for repo in plan_repos(record, job.settings.publish)
+        for variant in repo.variants
+        if receipts[repo.repo_id].status in ("published", "unchanged")
+    }
+    variants = tuple(
+        replace(variant, status=Status.PUBLISHED) if variant.name in there else variant for variant in record.variants
+    )
+    record = replace(record, variants=variants)
+    write_record(record, job.out)
+    return record
+
+
+# --- the record ---------------------------------------------------------------------------------------
+
+
+def _recorded(job: Run, source: Source, made: Sequence[Mapping[str, Any]]) -> Record:
+    first = made[0]
+    return Record(
+        schema=SCHEMA_VERSION,
+        hubbot={"version": version(), "commit": commit()},
+        tools=tools(),
+        hardware=measure_machine(job.work, job.settings.device).hardware,
+        command=job.command,
+        config=shaping(job.settings),
+        source=source,
+        calibration=_value(TextRecord, next((part["calibration"] for part in made if part["calibration"]), None)),
+        evaluation=_value(TextRecord, first["evaluation"]),
+        base=_value(Perplexity, first["base"]),
+        variants=_in_order(job, [_variant(job.out, values) for part in made for values in part["variants"]]),
+        timings=_steps(made),
+        peak=Peak(),
+        chat_template=first["chat_template"],
+        special_tokens=first["special_tokens"],
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _variant(out: Path, values: Mapping[str, Any]) -> VariantRecord:
+    rest = {key: value for key, value in values.items() if key != "paths"}
+    files = hashed([Path(path) for path in values["paths"]], out)
+    family = family_of(parse_variant(values["name"]))
+    return TypeAdapter(VariantRecord).validate_python(
+        {**rest, "family": family, "status": Status.PASSED, "files": [asdict(file) for file in files]}
+    )
+
+
+def _in_order(job: Run, variants: Sequence[VariantRecord]) -> tuple[VariantRecord, ...]:
+    order = [variant.name for variant in parse_variants(job.settings.variants)]
+    return tuple(sorted(variants, key=lambda variant: order.index(variant.name)))
+
+
+def _steps(made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in made:
+        for name, seconds in part["timings"].items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
+def _value(kind: Any, values: Any) -> Any:
+    return None if values is None else TypeAdapter(kind).validate_python(values)
+
+
+def _finished(job: Run, source: Source) -> Record | None:
+    """The record of an earlier run that made just this, whole."""
+    if job.settings.force or not (job.out / FILE_NAME).exists():
+        return None
+    record = read_record(job.out / FILE_NAME)
+    names = [variant.name for variant in parse_variants(job.settings.variants)]
+    wanted = fingerprint(source=source, config=shaping(job.settings), variants=names, version=version())
+    files = [file for variant in record.variants for file in variant.files]
+    whole = all(_is_size(job.out / file.path, file.size) for file in files)
+    return record if whole and fingerprint_of(record) == wanted else None
+
+
+def _is_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+# --- calling the children -----------------------------------------------------------------------------
+
+
+def _confined(job: Run, target: str, source: Source, more: Mapping[str, Any], *, readable: Sequence[Path] = ()) -> Any:
+    argument = {
+        "source": asdict(source),
+        "settings": job.settings.model_dump(mode="json"),
+        "work": str(job.work),
+        **more,
+    }
+    return isolate.call(
+        target, argument, work=job.work, writable=[job.out], readable=[Path(source.folder), *readable]
+    ).value
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    parse_variants(settings.variants)  # raises for a name outside the grammar
+    if settings.publish.mode != "none" and not settings.gate.enabled:
+        msg = "--no-gate makes and measures variants that nobody judged; such a run is never published. Leave out --no-gate or --publish."
+        raise BadSettings(msg)
+    if settings.publish.mode != "none" and not settings.publish.namespace:
+        msg = "--publish needs the user or organisation that owns the published repos. Name it with --namespace."
+        raise BadSettings(msg)

@@ -1,0 +1,1 @@
+"""What a job will make and need, decided before anything is downloaded."""

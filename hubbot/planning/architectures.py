@@ -1,0 +1,60 @@
+"""Which architectures transformers and llama.cpp's converter know, without importing either.
+
+Both keep plain tables in their sources. Reading those takes milliseconds, where importing torch and the
+model code takes seconds; the bot asks for thousands of models.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hubbot import llamacpp
+from hubbot.errors import ToolMissing
+
+__all__ = ["known_to_llama_cpp", "known_to_transformers"]
+
+
+def known_to_transformers(architecture: str) -> bool:
+    """Whether AutoModelForCausalLM builds this class, by its name in config.json."""
+    return architecture in _transformers()
+
+
+def known_to_llama_cpp(architecture: str) -> bool:
+    """Whether the converter of the pinned llama.cpp converts this class. Raises ToolMissing without one."""
+    return architecture in _llama_cpp()
+
+
+@cache
+def _transformers() -> frozenset[str]:
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.submodule_search_locations:
+        msg = "transformers is not installed. Run `make setup`, or `pip install hubbot` again."
+        raise ToolMissing(msg)
+    source = Path(found.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
+    call = _assigned(source, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
+    classes: set[str] = set()
+    for _, names in ast.literal_eval(call.args[0]):
+        classes.update([names] if isinstance(names, str) else names)
+    return frozenset(classes)
+
+
+@cache
+def _llama_cpp() -> frozenset[str]:
+    source = llamacpp.find().source / "conversion" / "__init__.py"
+    return frozenset(ast.literal_eval(_assigned(source, "TEXT_MODEL_MAP")))  # {class: module}
+
+
+def _assigned(source: Path, name: str) -> Any:
+    """The expression that a module assigns to a global name."""
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return node.value
+    msg = f"{source} assigns no {name}; this release keeps its list of architectures elsewhere. Install the pinned versions (`make setup`)."
+    raise ToolMissing(msg)

@@ -1,0 +1,142 @@
+"""How much memory and disk a sweep takes: a model of `hubbot.sweep`, whose terms docs/planning.md explains.
+
+Everything is in bytes. Sizes of the streams dominate for small models, one block's weights for large
+ones. The terms are upper bounds; a run's own peak stands in hubbot.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hubbot.domain import Family, Variant, family_of
+from hubbot.formats.protocol import Cost, Part, PartKind
+from hubbot.intake import ModelFacts, part_layout
+from hubbot.settings import Settings
+
+__all__ = ["Need", "Shapes", "shapes_of", "sweep_need"]
+
+_PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
+_CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
+_LOGITS = 256 * 2**20  # one batch of logits, see hubbot.sweep.judge
+_LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
+_BATCH_TOKENS = 4096  # tokens that pass a block together, see hubbot.sweep.passage
+_TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Peak of one sweep, or of a run."""
+
+    disk: int
+    ram: int
+    vram: int
+
+    def __or__(self, other: Need) -> Need:
+        """The larger of two, resource by resource."""
+        return Need(disk=max(self.disk, other.disk), ram=max(self.ram, other.ram), vram=max(self.vram, other.vram))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """The few sizes of a model that its needs depend on."""
+
+    block_weights: int  # number of weights of the largest block
+    block_bytes: int  # the same as stored
+    embedding_weights: int  # of the larger of embedding and head
+    widest: int  # columns of the widest matrix of a block
+    hessians: int  # sum of squares of the columns of a block's matrices, one of each width counted twice
+    hidden: int
+    vocabulary: int
+
+
+def shapes_of(facts: ModelFacts) -> Shapes:
+    parts = part_layout(facts)
+    blocks = [part for part in parts if part.kind is PartKind.BLOCK]
+    largest = max(blocks, key=lambda part: _weights(facts, part))
+    widths = [shape[-1] for name in largest.tensors if len(shape := facts.tensors[name].shape) == 2]
+    return Shapes(
+        block_weights=_weights(facts, largest),
+        block_bytes=sum(facts.tensors[name].size for name in largest.tensors),
+        embedding_weights=max(_weights(facts, part) for part in parts if part not in blocks),
+        widest=max(widths, default=0),
+        hessians=2 * sum(width * width for width in set(widths)),
+        hidden=facts.hidden_size,
+        vocabulary=facts.vocab_size,
+    )
+
+
+def sweep_need(
+    variants: Sequence[Variant],
+    facts: ModelFacts,
+    shapes: Shapes,
+    costs: Mapping[str, Cost],
+    settings: Settings,
+    *,
+    device: str,
+    source_bytes: int,
+) -> Need:
+    """Peak while one sweep makes and measures these variants.
+
+    source_bytes: what fetching the model will write; 0 where it is a local folder.
+    """
+    streams = _streams(variants, facts, settings)
+    host, computing = _working_memory(variants, shapes, costs, settings)
+    gpu = device.startswith("cuda")
+    files = sum(costs[variant.name].file_bytes for variant in variants)
+    # Folders of safetensors are merged from parts, so the largest of them is there twice for a moment; and the
+    # load check takes one into memory, where llama.cpp maps a GGUF file and lets go of it as others need room.
+    folder = max((costs[v.name].file_bytes for v in variants if family_of(v) is not Family.GGUF), default=0)
+    return Need(
+        disk=source_bytes + files + folder + 2 * streams,  # a checkpoint is written beside the last one
+        ram=_PROCESSES + max(streams + host + (0 if gpu else computing), folder),  # or the load check
+        vram=_CUDA + computing if gpu else 0,
+    )
+
+
+def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> int:
+    """Hidden states of all windows, one float each: calibration once, evaluation for the base and every variant."""
+    window = (
+        settings.calibration.length
+        if facts.context_length is None
+        else min(settings.calibration.length, facts.context_length)
+    )
+    calibration = settings.calibration.samples * window if _calibrates(variants, settings) else 0
+    evaluation = 0 if settings.evaluation.dataset == "none" else _evaluation_tokens(facts, settings)
+    return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * evaluation)
+
+
+def _evaluation_tokens(facts: ModelFacts, settings: Settings) -> int:
+    wanted = settings.evaluation
+    context = min(wanted.context, facts.context_length or wanted.context)
+    tokens = _TEXT_TOKENS if wanted.windows is None else wanted.windows * context
+    return tokens * max(1, context // (wanted.stride or context))  # overlapping windows hold tokens twice
+
+
+def _calibrates(variants: Sequence[Variant], settings: Settings) -> bool:
+    families = {family_of(variant) for variant in variants}
+    return Family.GPTQ in families or (Family.GGUF in families and settings.gguf.imatrix)
+
+
+def _working_memory(
+    variants: Sequence[Variant], shapes: Shapes, costs: Mapping[str, Cost], settings: Settings
+) -> tuple[int, int]:
+    """What stays in RAM with any device, and what lies where the computing is done."""
+    bits = sum(costs[variant.name].bits_per_weight for variant in variants)
+    encodings = int(shapes.block_weights * bits / 8)
+    # A block as stored, its encodings, and one matrix at a time as floats for the encoders.
+    host = shapes.block_bytes + encodings + 2 * _FLOAT * shapes.widest * shapes.hidden
+    # The block's weights and a variant's decoded ones, or the embedding's; then activations.
+    weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights)
+    activations = _FLOAT * _BATCH_TOKENS * (4 * shapes.widest + 8 * shapes.hidden)
+    hessians = 0
+    if any(family_of(variant) is Family.GPTQ for variant in variants):
+        hessians = _FLOAT * (shapes.hessians + 3 * shapes.widest * shapes.widest)  # and the factor of the widest
+    window = min(_LOGITS, _FLOAT * settings.evaluation.context * shapes.vocabulary)  # a batch ends with its window
+    logits = 0 if settings.evaluation.dataset == "none" else _LOGIT_COPIES * window
+    return host, weights + max(activations + hessians, logits)
+
+
+def _weights(facts: ModelFacts, part: Part) -> int:
+    return sum(facts.tensors[name].count for name in part.tensors)

@@ -1,0 +1,235 @@
+"""Decides what a job will do, before anything is downloaded: sizes, sweeps, verdicts.
+
+    found = plan(source, facts, variants, settings, machine, costs)
+    require(found)                    raises the first reason against it
+
+Pure: the same values give the same plan. hubbot.planning.plan_view shows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hubbot.domain import Family, Gguf, Source, Variant, family_of
+from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupported
+from hubbot.formats.protocol import Cost
+from hubbot.intake import ModelFacts
+from hubbot.machine import Machine
+from hubbot.planning.architectures import known_to_llama_cpp
+from hubbot.planning.licence import LicenceVerdict, judge_licence, require_licence
+from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
+from hubbot.settings import Settings
+
+__all__ = ["Plan", "PlannedSweep", "PlannedVariant", "check_architecture", "matrix", "plan", "require"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedVariant:
+    name: str
+    family: Family
+    file_bytes: int
+    weight_bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSweep:
+    """Variants that one walk over the model makes together, and the peak that it comes to."""
+
+    variants: tuple[str, ...]
+    need: Need
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    model: str  # Hub id, or the folder
+    revision: str | None
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    device: str
+    variants: tuple[PlannedVariant, ...]
+    sweeps: tuple[PlannedSweep, ...]
+    need: Need  # the largest of the sweeps', with the finished files that are still there
+    budget: Need
+    licence: LicenceVerdict
+    gated: bool
+    notes: tuple[str, ...] = ()
+    refusals: tuple[HubbotError, ...] = ()  # why it cannot be done; empty: it can
+
+
+def check_architecture(facts: ModelFacts, variants: Sequence[Variant]) -> None:
+    """Raise Unsupported where a family cannot make this model, before its converter is asked for sizes."""
+    if facts.experts > 1:
+        families = sorted({family_of(variant) for variant in variants})
+        msg = f"{facts.architecture} is a mixture of {facts.experts} experts, which {', '.join(families)} of hubbot cannot make yet. Dense models are supported; see docs/formats.md."
+        raise Unsupported(msg)
+    if any(isinstance(variant, Gguf) for variant in variants) and not known_to_llama_cpp(facts.architecture):
+        msg = f"llama.cpp's converter does not know {facts.architecture}, so no GGUF can be made. Leave the GGUF variants out (--variants gptq-4bit-128g,bnb-nf4), or use a newer hubbot."
+        raise Unsupported(msg)
+
+
+def plan(
+    source: Source,
+    facts: ModelFacts,
+    variants: Sequence[Variant],
+    settings: Settings,
+    machine: Machine,
+    costs: Mapping[str, Cost],
+    *,
+    device: str,
+) -> Plan:
+    """What will be made, in which sweeps, at what peak, and everything that speaks against it.
+
+    costs: variant name -> exact size (hubbot.formats.costs). device: cpu, cuda or cuda:N.
+    """
+    shapes = shapes_of(facts)
+    budget = _budget(settings, machine, device)
+    fetched = 0 if source.repo is None else facts.weight_bytes
+    estimate = _Estimate(facts, shapes, settings, costs, device, fetched)
+    sweeps = tuple(_cut(variants, estimate, budget))
+    need = sweeps[0].need
+    for sweep in sweeps[1:]:
+        need = need | sweep.need
+    said = source if source.license else facts  # the Hub's own reading of the card first
+    licence = judge_licence(said.license, said.license_name, said.license_link)
+    return Plan(
+        model=source.repo or source.folder,
+        revision=source.revision,
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        weight_bytes=facts.weight_bytes,
+        device=device,
+        variants=tuple(_planned(variant, costs[variant.name]) for variant in variants),
+        sweeps=sweeps,
+        need=need,
+        budget=budget,
+        licence=licence,
+        gated=source.gated,
+        notes=facts.notes,
+        refusals=(*_licence_refusal(licence, settings), *_budget_refusals(sweeps, budget)),
+    )
+
+
+def require(found: Plan) -> None:
+    """Raise the first refusal of a plan."""
+    if found.refusals:
+        raise found.refusals[0]
+
+
+def matrix(found: Plan) -> dict[str, list[dict[str, Any]]]:
+    """The plan as a job matrix of GitHub: one job for each sweep, with the variants it makes.
+
+    release and part name folder and artifact of what a job makes: the same for the same weights, and
+    without a character that GitHub refuses in a name.
+    """
+    slug = re.sub(r"[^A-Za-z0-9._]+", "--", found.model.strip("/"))
+    release = f"{slug[-80:]}-{found.revision[:8]}" if found.revision else slug[-80:]
+    return {
+        "include": [
+            {
+                "model": found.model,
+                "revision": found.revision or "",
+                "variants": ",".join(sweep.variants),
+                "release": release,
+                "part": f"{number}-of-{len(found.sweeps)}",
+            }
+            for number, sweep in enumerate(found.sweeps, start=1)
+        ]
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    facts: ModelFacts
+    shapes: Shapes
+    settings: Settings
+    costs: Mapping[str, Cost]
+    device: str
+    fetched: int
+
+    def of(self, variants: Sequence[Variant]) -> Need:
+        return sweep_need(
+            variants,
+            self.facts,
+            self.shapes,
+            self.costs,
+            self.settings,
+            device=self.device,
+            source_bytes=self.fetched,
+        )
+
+
+def _cut(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> Iterator[PlannedSweep]:
+    """As few sweeps as stay under the budget, in the order given, families together."""
+    order = list(Family)
+    waiting = sorted(variants, key=lambda variant: order.index(family_of(variant)))
+    kept = 0  # bytes of files that earlier sweeps left
+    while waiting:
+        count = len(waiting)
+        while count > 1 and not _fits(_plus(estimate.of(waiting[:count]), kept), budget):
+            count -= 1
+        chosen, waiting = waiting[:count], waiting[count:]
+        yield PlannedSweep(variants=tuple(variant.name for variant in chosen), need=_plus(estimate.of(chosen), kept))
+        kept += sum(estimate.costs[variant.name].file_bytes for variant in chosen)
+
+
+def _plus(need: Need, disk: int) -> Need:
+    return Need(disk=need.disk + disk, ram=need.ram, vram=need.vram)
+
+
+def _fits(need: Need, budget: Need) -> bool:
+    return need.disk <= budget.disk and need.ram <= budget.ram and need.vram <= budget.vram
+
+
+def _budget(settings: Settings, machine: Machine, device: str) -> Need:
+    """What may be used: the settings' budgets, and no more than there is."""
+    disk, ram, vram = settings.budget.disk, settings.budget.ram, settings.budget.vram
+    there = (machine.vram_free or 0) if device.startswith("cuda") else 0
+    return Need(
+        disk=machine.disk_free if disk is None else min(disk, machine.disk_free),
+        ram=machine.ram_free if ram is None else min(ram, machine.ram_free),
+        vram=there if vram is None else min(vram, there),
+    )
+
+
+def _planned(variant: Variant, cost: Cost) -> PlannedVariant:
+    return PlannedVariant(
+        name=variant.name,
+        family=family_of(variant),
+        file_bytes=cost.file_bytes,
+        weight_bytes=cost.weight_bytes,
+        bits_per_weight=cost.bits_per_weight,
+    )
+
+
+def _licence_refusal(licence: LicenceVerdict, settings: Settings) -> Iterator[HubbotError]:
+    try:
+        require_licence(licence, allow_unlicensed=settings.licence.allow_unlicensed)
+    except LicenceForbids as error:
+        yield error
+
+
+def _budget_refusals(sweeps: Sequence[PlannedSweep], budget: Need) -> Iterator[HubbotError]:
+    """One error for each resource that even the smallest sweeps exceed."""
+    advice = {
+        "disk": "Free some space, put --out on a larger disk, or ask for fewer variants at a time.",
+        "ram": "Ask for fewer or shorter windows (--samples, evaluation.windows), or use a machine with more memory.",
+        "vram": "Use a larger GPU, --device cpu, or fewer GPTQ variants.",
+    }
+    for resource, next_step in advice.items():
+        worst = max(sweeps, key=lambda sweep: int(getattr(sweep.need, resource)))
+        needed, there = int(getattr(worst.need, resource)), int(getattr(budget, resource))
+        if needed > there:
+            msg = f"The work needs {_size(needed)} of {_WORDS[resource]} for {', '.join(worst.variants)}; {_size(there)} may be used. {next_step}"
+            yield BudgetExceeded(msg)
+
+
+_WORDS = {"disk": "disk", "ram": "memory (RAM)", "vram": "GPU memory"}
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.0f} MB"

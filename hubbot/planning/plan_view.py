@@ -1,0 +1,57 @@
+"""A plan as JSON, and as a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hubbot.planning.plan import Plan
+
+__all__ = ["as_json", "as_table"]
+
+
+def as_json(found: Plan) -> dict[str, Any]:
+    """Every figure in bytes; `fits` says whether the plan can be carried out, `refusals` why not."""
+    values = {name: value for name, value in asdict(found).items() if name != "refusals"}
+    refusals = [{"error": type(error).__name__, "message": str(error)} for error in found.refusals]
+    return {**values, "fits": not refusals, "refusals": refusals}
+
+
+def as_table(found: Plan) -> RenderableType:
+    """What would be made and what it takes; text of the model's is shown as text, never as markup."""
+    variants = Table(title=Text(f"{found.model}  {found.architecture}, {_count(found.parameters)} weights"))
+    for heading, justify in (("variant", "left"), ("size", "right"), ("bits/weight", "right"), ("sweep", "right")):
+        variants.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    sweeps = {name: number for number, sweep in enumerate(found.sweeps, start=1) for name in sweep.variants}
+    for variant in found.variants:
+        row = (variant.name, _size(variant.file_bytes), f"{variant.bits_per_weight:.2f}", str(sweeps[variant.name]))
+        variants.add_row(*map(Text, row))
+    needs = Table(title="peak against what may be used")
+    for heading in ("", "needed", "available"):
+        needs.add_column(heading, justify="left" if not heading else "right")
+    for name, needed, there in _resources(found):
+        needs.add_row(name, Text(_size(needed), style="" if needed <= there else "bold red"), _size(there))
+    verdicts = [Text(f"licence: {found.licence.reason}")]
+    verdicts += [
+        Text("gated: the author asks for consent before a download; accept it with your account")
+    ] * found.gated
+    verdicts += [Text(f"note: {note}") for note in found.notes]
+    verdicts += [Text(f"refused: {error}", style="bold red") for error in found.refusals]
+    return Group(variants, needs, *verdicts)
+
+
+def _resources(found: Plan) -> list[tuple[str, int, int]]:
+    rows = [("disk", found.need.disk, found.budget.disk), ("RAM", found.need.ram, found.budget.ram)]
+    return [*rows, ("VRAM", found.need.vram, found.budget.vram)] if found.need.vram else rows
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.2f} B" if weights >= 1e8 else f"{weights / 1e6:.2f} M"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,79 @@
+"""Statistics of the inputs of a block's linear layers, gathered while the calibration windows pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubbot.formats.protocol import InputStatistics, Needs
+
+__all__ = ["StatisticsCollector"]
+
+
+class StatisticsCollector:
+    """Sums x'x or its diagonal over all inputs x of the given layers.
+
+    Layers that are given one and the same tensor (query, key and value; gate and up) share one sum.
+    linears: checkpoint name of the weight -> layer.
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Linear], needs: Needs) -> None:
+        self._linears = linears
+        self._hessian = needs is Needs.HESSIAN
+        self._leader: dict[str, str] = {}  # name -> the name whose sums it shares
+        self._sums: dict[str, torch.Tensor] = {}
+        self._tokens: dict[str, int] = {}
+        self._inputs: list[tuple[torch.Tensor, str]] = []  # of the present forward: kept alive for identity
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, every forward of the layers is counted."""
+        hooks = [
+            module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name, module in self._linears.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def next_batch(self) -> None:
+        """To be called after each forward of the block."""
+        self._inputs.clear()
+
+    def statistics(self) -> dict[str, InputStatistics]:
+        """Checkpoint name -> statistics; layers that saw no input are absent."""
+        shared: dict[str, InputStatistics] = {}
+        for leader, total in self._sums.items():
+            squares = total.diagonal().clone() if self._hessian else total
+            shared[leader] = InputStatistics(
+                squares=squares, hessian=total if self._hessian else None, tokens=self._tokens[leader]
+            )
+        return {name: shared[leader] for name, leader in self._leader.items()}
+
+    def _hook(self, name: str) -> Any:
+        def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._see(name, positional[0] if positional else named["input"])
+
+        return hook
+
+    def _see(self, name: str, x: torch.Tensor) -> None:
+        leader = next((other for seen, other in self._inputs if seen is x), name)
+        if leader == name:
+            self._inputs.append((x, name))
+        if self._leader.setdefault(name, leader) != name:
+            return
+        rows = x.reshape(-1, x.shape[-1]).float()
+        if self._hessian:
+            if name not in self._sums:
+                self._sums[name] = torch.zeros((rows.shape[1],) * 2, dtype=torch.float32, device=rows.device)
+            self._sums[name].addmm_(rows.T, rows)
+        else:
+            squares = rows.square().sum(0)
+            self._sums[name] = squares + self._sums.get(name, 0)
+        self._tokens[name] = self._tokens.get(name, 0) + rows.shape[0]

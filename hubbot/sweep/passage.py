@@ -1,0 +1,131 @@
+"""Carrying the windows of every stream through the part of the model that has its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part
+from hubbot.sweep.blocks import BlockArguments, BlockModel
+from hubbot.sweep.calibration import StatisticsCollector
+from hubbot.sweep.streams import Progress, Streams, timed
+from hubbot.sweep.windows import Windows
+
+__all__ = ["Decoders", "Passage"]
+
+_BATCH_TOKENS = 4096  # tokens that pass a block together
+
+Decoders = Mapping[str, Mapping[str, Encoded]]  # variant -> checkpoint name -> encoded tensor
+
+
+class Passage:
+    """The streams of one sweep and the model that they pass through.
+
+    calibration and evaluation: windows, or None. progress takes the layer errors and the time spent.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: BlockModel,
+        variants: Sequence[str],
+        calibration: Windows | None,
+        evaluation: Windows | None,
+        streams: Streams,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self.variants = tuple(variants)
+        self.streams = streams
+        self.progress = progress
+        self._calibration = calibration
+        self._evaluation = evaluation
+        self._embedding: Decoders = {}
+        self._arguments: dict[int, list[BlockArguments]] = {}
+
+    def enter(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put a part's original weights into the model."""
+        self.model.install(weights)
+
+    def embed(self, part: Part, decoders: Decoders) -> None:
+        """Begin all streams; every variant with its own decoded embedding."""
+        if self._calibration:
+            self.streams.hidden["calibration"] = self._embedded(self._calibration)
+        if self._evaluation:
+            self.streams.hidden["base"] = self._embedded(self._evaluation)
+            for variant in self.variants:
+                with self.decoded(variant, decoders), timed(self.progress.seconds, variant):
+                    self.streams.hidden[variant] = self._embedded(self._evaluation)
+        self.model.remove(part)
+        self.keep_embedding(decoders)
+
+    def keep_embedding(self, decoders: Decoders) -> None:
+        """A tied head computes with the encoded embedding: keep its bytes until then."""
+        if self.model.tied:
+            self._embedding = decoders
+
+    def head_decoders(self, decoders: Decoders) -> Decoders:
+        """The head's decoders, with the embedding's where it is the head too."""
+        return {name: {**self._embedding.get(name, {}), **decoders.get(name, {})} for name in self.variants}
+
+    def calibrate(self, part: Part, needs: Needs) -> Mapping[str, InputStatistics]:
+        """Carry the calibration windows through the original block and sum what its linear layers see."""
+        if not self._calibration:
+            return {}
+        collector = StatisticsCollector(self.model.linear_weights(part), needs)
+        with timed(self.progress.seconds, "calibration"), collector.listening():
+            self._carry("calibration", part, after_batch=collector.next_batch)
+        return collector.statistics()
+
+    def advance(self, part: Part, decoders: Decoders) -> None:
+        """Carry the evaluation windows through the original block and through every decoded variant."""
+        if self._evaluation:
+            with timed(self.progress.seconds, "base"):
+                self._carry("base", part)
+            for variant in self.variants:
+                with timed(self.progress.seconds, variant), self.decoded(variant, decoders):
+                    self._carry(variant, part)
+        self.model.remove(part)
+
+    @contextmanager
+    def decoded(self, variant: str, decoders: Decoders) -> Iterator[None]:
+        """Inside, the part that is entered computes with the variant's decoded weights."""
+        originals: dict[str, torch.Tensor] = {}
+        for name, encoded in decoders.get(variant, {}).items():
+            original = self.model.installed(name)
+            if original is None:
+                continue
+            originals[name] = original
+            weight = encoded.decode().to(self.model.device)
+            self.progress.layer_errors.setdefault(variant, {})[name] = _relative_error(original, weight)
+            self.model.install({name: weight})
+        yield
+        self.model.install(originals)
+
+    def _carry(self, stream: str, part: Part, after_batch: Callable[[], None] = lambda: None) -> None:
+        hidden = self.streams.hidden[stream]
+        length = hidden.shape[1]
+        if length not in self._arguments:
+            self._arguments[length] = self.model.arguments(length)
+        arguments = self._arguments[length][part.index]
+        batch = max(1, _BATCH_TOKENS // length)
+        for first in range(0, hidden.shape[0], batch):
+            rows = hidden[first : first + batch].to(self.model.device)
+            hidden[first : first + batch] = self.model.run_block(part.index, rows, arguments)
+            after_batch()
+
+    def _embedded(self, windows: Windows) -> torch.Tensor:
+        hidden = torch.empty((windows.count, windows.length, self.model.hidden_size), dtype=torch.float32)
+        batch = max(1, _BATCH_TOKENS // windows.length)
+        for first in range(0, windows.count, batch):
+            hidden[first : first + batch] = self.model.embed(windows.tokens[first : first + batch])
+        return hidden
+
+
+def _relative_error(original: torch.Tensor, decoded: torch.Tensor) -> float:
+    """|W - W'|^2 / |W|^2; the squared error itself where the original is zero."""
+    energy = original.square().sum().item()
+    error = (decoded - original).square().sum().item()
+    return error / energy if energy else error

@@ -1,0 +1,82 @@
+"""The hidden states that travel from block to block, and the checkpoint that lets a killed sweep go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+__all__ = ["CheckpointClock", "Progress", "Streams", "load_checkpoint", "save_checkpoint", "timed"]
+
+# At most this share of the time goes into writing checkpoints; with small models that is one a block.
+_CHECKPOINT_SHARE = 0.05
+
+
+@dataclass(slots=True)
+class Streams:
+    """Stream name -> hidden states, float32 [windows, length, hidden].
+
+    `calibration` and `base` are the original model's; every variant has one under its own name.
+    """
+
+    hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a sweep is, and what it measured on the way."""
+
+    parts_done: int = 0
+    layer_errors: dict[str, dict[str, float]] = field(default_factory=dict)  # variant -> tensor -> relative error
+    seconds: dict[str, float] = field(default_factory=dict)  # variant or step -> time spent
+
+
+class CheckpointClock:
+    """Decides when the next checkpoint is due, from what the last one cost."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._last = -float("inf")
+        self._cost = 0.0
+
+    def due(self) -> bool:
+        return self._now() - self._last >= self._cost / _CHECKPOINT_SHARE
+
+    def spent(self, seconds: float) -> None:
+        self._last, self._cost = self._now(), seconds
+
+
+def save_checkpoint(path: Path, streams: Streams, progress: Progress) -> None:
+    """Write streams and progress so that a crash at any moment leaves the old or the new file whole."""
+    partial = path.with_suffix(".partial")
+    metadata = {"progress": json.dumps(asdict(progress)), "format": "1"}
+    save_file({name: tensor.contiguous() for name, tensor in streams.hidden.items()}, partial, metadata)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> tuple[Streams, Progress] | None:
+    """The last checkpoint, or None where there is none."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        hidden = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+    return Streams(hidden), progress
+
+
+@contextmanager
+def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Add the time spent inside to `seconds[what]`."""
+    start = time.monotonic()
+    yield
+    seconds[what] = seconds.get(what, 0.0) + time.monotonic() - start

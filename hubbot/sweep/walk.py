@@ -1,0 +1,161 @@
+"""One sweep: every block of a model is read once and serves every variant.
+
+for part in embedding, block 0, block 1, …, head:
+    calibrate    the original block on the calibration windows: X'X of every linear layer
+    encode       the part for every variant: the very bytes that are published
+    advance      the evaluation windows, through the original and through every decoded variant
+the head turns all streams into perplexity and divergence, token by token
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hubbot.domain import Perplexity, Score
+from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, Part, PartKind, VariantFiles
+from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.judge import Verdicts, judge
+from hubbot.sweep.passage import Passage
+from hubbot.sweep.references import References
+from hubbot.sweep.streams import CheckpointClock, Progress, Streams, load_checkpoint, save_checkpoint, timed
+from hubbot.sweep.weights import CheckpointWeights
+from hubbot.sweep.windows import Windows
+
+__all__ = ["SweepInput", "SweepResult", "sweep"]
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepInput:
+    """What one sweep walks over.
+
+    folder: the checkpoint. files: checkpoint name -> safetensors file in it. parts: its layout.
+    calibration and evaluation: windows, or None to go without.
+    work: where the checkpoint of the sweep lies; the same input with the same folder goes on from it.
+    references: where the first tokens' logits of every variant are kept for the load check.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    parts: tuple[Part, ...]
+    calibration: Windows | None
+    evaluation: Windows | None
+    work: Path
+    device: torch.device
+    references: References | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    base: Perplexity | None
+    scores: dict[str, Score]
+    files: dict[str, VariantFiles]
+    layer_errors: dict[str, dict[str, float]]  # variant -> checkpoint tensor -> |W - W'|^2 / |W|^2
+    seconds: dict[str, float]  # per variant: decoding and its stream; per step: the rest
+
+
+def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *_: None) -> SweepResult:
+    """Make and measure every variant of the formats in one walk over the parts.
+
+    report: called with a part's name, how many parts are done and how many there are.
+    """
+    walk = _Walk(task, formats)
+    verdicts = walk.through(report)
+    report("files", len(task.parts), len(task.parts))
+    files = {name: made for family in formats for name, made in family.finish().items()}
+    return SweepResult(
+        base=verdicts.base,
+        scores=verdicts.scores,
+        files=files,
+        layer_errors=walk.progress.layer_errors,
+        seconds=walk.progress.seconds,
+    )
+
+
+class _Walk:
+    def __init__(self, task: SweepInput, formats: Sequence[Format]) -> None:
+        self._task = task
+        self._formats = formats
+        self._needs = max((f.needs for f in formats), key=lambda need: need.value, default=Needs.NOTHING)
+        self._checkpoint = task.work / "streams.safetensors"
+        self._clock = CheckpointClock()
+        streams, self.progress = load_checkpoint(self._checkpoint) or (Streams(), Progress())
+        self._passage = self._open(streams)
+
+    def through(self, report: Report) -> Verdicts:
+        parts = self._task.parts
+        if self._passage and self._passage.model.tied and self.progress.parts_done:
+            # The head of a tied model computes with the encoded embedding, which lived in memory.
+            self._passage.keep_embedding(self._encode(parts[0], {}))
+        verdicts = Verdicts()
+        for number, part in enumerate(parts):
+            if number < self.progress.parts_done:
+                continue
+            report(part.name, number, len(parts))
+            verdicts = self._step(part)
+            if part.kind is not PartKind.HEAD:
+                self.progress.parts_done = number + 1
+                self._save()
+        return verdicts
+
+    def _step(self, part: Part) -> Verdicts:
+        passage = self._passage
+        if passage is None:
+            self._encode(part, {})
+            return Verdicts()
+        passage.enter(self._weights(part))
+        match part.kind:
+            case PartKind.EMBEDDING:
+                passage.embed(part, self._encode(part, {}))
+            case PartKind.BLOCK:
+                statistics = passage.calibrate(part, self._needs)
+                passage.advance(part, self._encode(part, statistics))
+            case PartKind.HEAD:
+                return self._judge(passage, self._encode(part, {}))
+        return Verdicts()
+
+    def _judge(self, passage: Passage, decoders: Mapping[str, Mapping[str, Encoded]]) -> Verdicts:
+        if self._task.evaluation is None:
+            return Verdicts()
+        if passage.model.tied:
+            passage.enter(self._weights(self._task.parts[0]))
+        return judge(passage, passage.head_decoders(decoders), self._task.evaluation, self._task.references)
+
+    def _encode(self, part: Part, statistics: Mapping[str, InputStatistics]) -> dict[str, Mapping[str, Encoded]]:
+        decoders: dict[str, Mapping[str, Encoded]] = {}
+        for family in self._formats:
+            with timed(self.progress.seconds, f"encode {family.family}"):
+                decoders |= family.encode(part, self._weights(part), statistics)
+        return decoders
+
+    def _weights(self, part: Part) -> CheckpointWeights:
+        return CheckpointWeights(self._task.folder, self._task.files, part.tensors)
+
+    def _open(self, streams: Streams) -> Passage | None:
+        """None where nothing passes through the model: static variants that nobody evaluates need none of it."""
+        task = self._task
+        calibration = task.calibration if self._needs is not Needs.NOTHING else None
+        if calibration is None and task.evaluation is None:
+            return None
+        return Passage(
+            model=BlockModel(task.folder, task.parts, task.device),
+            variants=[variant.name for family in self._formats for variant in family.variants],
+            calibration=calibration,
+            evaluation=task.evaluation,
+            streams=streams,
+            progress=self.progress,
+        )
+
+    def _save(self) -> None:
+        if not self._clock.due():
+            return
+        start = time.monotonic()
+        streams = self._passage.streams if self._passage else Streams()
+        save_checkpoint(self._checkpoint, streams, self.progress)
+        self._clock.spent(time.monotonic() - start)

@@ -1,0 +1,70 @@
+"""Publishing without a stored token: a server on loopback plays GitHub's identity service and the Hub."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from hubbot.errors import HubFailed
+from hubbot.hub.keyless import keyless_token
+
+
+class Both(BaseHTTPRequestHandler):
+    """GET /id: GitHub says who the job is, for one audience. POST /oauth/token: the Hub believes it, or not."""
+
+    trusted = "me/name-GGUF"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status, values):
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.headers["Authorization"] != "Bearer runner":
+            return self.answer(401, {"message": "who are you"})
+        return self.answer(200, {"value": f"identity for {self.path.rpartition('audience=')[2]}"})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = asked["subject_token"].startswith("identity for http") and asked["resource"] == self.trusted
+        return (
+            self.answer(200, {"access_token": "hf_jwt_short"})
+            if known
+            else self.answer(403, {"error": "No trusted publisher"})
+        )
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Both)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", f"{address}/id")
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "runner")
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_jobs_identity_becomes_a_token_for_one_repo(hub):
+    assert keyless_token("me/name-GGUF", hub) == "hf_jwt_short"
+
+
+def test_a_repo_that_trusts_nobody_gives_no_token_and_says_where_to_say_so(hub):
+    with pytest.raises(HubFailed, match="trusted publisher"):
+        keyless_token("me/other", hub)
+
+
+def test_a_job_without_the_permission_is_told_which_one_it_needs(hub, monkeypatch):
+    monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
+    with pytest.raises(HubFailed, match="id-token: write"):
+        keyless_token("me/name-GGUF", hub)

@@ -1,0 +1,91 @@
+"""Jobs as tasks of a real Ray cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hubbot.bot.cluster import Cluster, Needs, connected
+from hubbot.bot.sightings import JobState
+from hubbot.bot.stop import Stop
+from hubbot.bot.worker import Tally, Terms
+from hubbot.domain import SCHEMA_VERSION, Job, Peak, Record, Source
+from hubbot.errors import ToolMissing, Unsupported
+from hubbot.ledger import jobs
+from hubbot.ledger.alive import worker
+from hubbot.ledger.store import open_ledger
+from tests.bot.parts import run_verdict
+
+try:
+    import ray
+except ImportError:
+    ray = None
+
+needs_ray = pytest.mark.skipif(ray is None, reason="ray is not installed: pip install 'hubbot[ray]'")
+
+
+def task(job: Job, folder: Path) -> Record:
+    """What a node does: count the try, then end as the model's name says."""
+    tries = len(list(folder.glob(f"{job.model.replace('/', '-')}.*")))
+    (folder / f"{job.model.replace('/', '-')}.{tries}").touch()
+    if "lost" in job.model and tries == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "unsupported" in job.model:
+        raise Unsupported("no step knows this architecture")
+    return Record(
+        schema=SCHEMA_VERSION,
+        hubbot={},
+        tools={},
+        hardware={},
+        command="",
+        config={},
+        source=Source(folder="", repo=job.model, revision=job.revision, files={}),
+        calibration=None,
+        evaluation=None,
+        base=None,
+        variants=(),
+        timings={},
+        peak=Peak(),
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    folder = tmp_path_factory.mktemp("tries")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    with connected(None, partial(task, folder=folder), lambda job, gpus: Needs(memory=10**8), parallel=2) as found:
+        yield found, folder
+
+
+@pytest.mark.slow
+@needs_ray
+def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_path):
+    found, folder = cluster
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        for name in ("plain", "lost", "unsupported"):
+            jobs.enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
+        assert found.work(ledger, Stop(), Terms(worker=me)) == Tally(done=2, failed=1)
+        outcomes = [
+            (row["model"], row["outcome"])
+            for row in ledger.read("SELECT model, outcome FROM attempts a JOIN jobs j ON j.id = a.job ORDER BY a.id")
+        ]
+        assert sorted(outcomes) == [
+            ("a/lost", "done"),
+            ("a/lost", "lost"),
+            ("a/plain", "done"),
+            ("a/unsupported", "failed"),
+        ]
+        parked = jobs.last_job(ledger, "a/unsupported")
+        assert (parked.state, parked.error) == (JobState.PARKED, "no step knows this architecture")
+    assert len(list(folder.glob("a-lost.*"))) == 2
+
+
+@pytest.mark.skipif(ray is not None, reason="ray is installed")
+def test_without_ray_the_error_says_what_to_install():
+    with pytest.raises(ToolMissing, match=r"hubbot\[ray\]"), connected(None, task, lambda job, gpus: Needs()):
+        pass

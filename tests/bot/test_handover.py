@@ -1,0 +1,37 @@
+"""The queue as GitHub's job matrix: every job once, and again only when a person or the source says so."""
+
+from __future__ import annotations
+
+from hubbot.bot.sightings import JobState
+from hubbot.handover import hand_over
+from hubbot.ledger import jobs
+from hubbot.ledger.alive import worker
+from hubbot.ledger.store import open_ledger
+from tests.bot.parts import run_verdict
+
+
+def test_every_due_job_is_handed_over_once(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        for name in ("a/one", "a/two"):
+            jobs.enqueue(ledger, run_verdict(name, "1" * 40), settings="s", version="1")
+        expected = [{"model": name, "revision": "1" * 40} for name in ("a/one", "a/two")]
+        assert hand_over(ledger, me) == {"include": expected}
+        assert hand_over(ledger, me) == {"include": []}
+        assert [row.model for row in jobs.jobs(ledger, JobState.DONE)]
+
+
+def test_a_retry_or_a_new_commit_is_handed_over_anew(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        jobs.enqueue(ledger, run_verdict("a/one", "1" * 40), settings="s", version="1")
+        hand_over(ledger, me)
+        jobs.retry(ledger, "a/one")
+        assert hand_over(ledger, me)["include"] == [{"model": "a/one", "revision": "1" * 40}]
+        jobs.enqueue(ledger, run_verdict("a/one", "2" * 40), settings="s", version="1")
+        assert hand_over(ledger, me)["include"] == [{"model": "a/one", "revision": "2" * 40}]
+
+
+def test_what_does_not_fit_one_matrix_goes_into_the_next(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        for number in range(5):
+            jobs.enqueue(ledger, run_verdict(f"a/m{number}"), settings="s", version="1")
+        assert [len(hand_over(ledger, me, limit=3)["include"]) for _ in range(3)] == [3, 2, 0]

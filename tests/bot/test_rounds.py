@@ -1,0 +1,412 @@
+"""Whole rounds against the Hub server of the tests: look, judge, queue, work, look again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hubbot import __version__
+from hubbot.bot.daemon import Bot
+from hubbot.bot.sightings import JobState
+from hubbot.bot.stop import Stop
+from hubbot.bot.worker import Tally, Terms, work
+from hubbot.bot.yank import yank
+from hubbot.errors import HubFailed, TokenRefused
+from hubbot.hub.reader import Reader
+from hubbot.ledger import events, jobs
+from hubbot.ledger.alive import worker
+from hubbot.ledger.events import Event
+from hubbot.ledger.store import open_ledger
+from hubbot.settings import Settings
+from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
+from tests.bot.parts import Clock
+from tests.hub.server import Hub
+
+
+@dataclass
+class Bench:
+    """A bot in front of a Hub of its own."""
+
+    hub: Hub
+    bot: Bot
+    clock: Clock
+    worker: str
+    slept: list[float]
+
+    @property
+    def settings(self) -> Settings:
+        return self.bot.settings
+
+    def rules(self) -> dict[str, str]:
+        """Look, judge and queue; model -> rule."""
+        self.bot.look()
+        return {verdict.model: verdict.rule for verdict in self.bot.queue()}
+
+    def work(self, **changes) -> Tally:
+        run = partial(cheap_run, settings=self.settings, token=self.bot.reader.token, endpoint=self.hub.endpoint)
+        return work(self.bot.ledger, changes.get("run", run), Stop(), Terms(worker=self.worker))
+
+
+@pytest.fixture
+def bench(hub: Hub, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    token = hub.user("bot", orgs={"ours": "write"})
+    watch = getattr(request, "param", {"authors": ["maker"]})
+    settings = settings_for(tmp_path, **watch)
+    clock, slept = Clock(), []
+    with open_ledger(settings.watch.state, clock=clock) as ledger, worker(ledger.path) as name:
+        reader = Reader(token=token, endpoint=hub.endpoint, sleep=slept.append)
+        yield Bench(hub, Bot(reader=reader, ledger=ledger, settings=settings, version=__version__), clock, name, slept)
+
+
+def test_a_new_model_is_queued_made_published_and_then_known_as_done(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    assert bench.rules() == {"maker/one": "new"}
+    assert bench.work() == Tally(done=1)
+    assert {"ours/one-GGUF", "ours/one-GPTQ"} <= {name for _, name in bench.hub.store.repos}
+    assert bench.rules() == {"maker/one": "published"}
+    assert bench.work() == Tally()
+
+
+def test_what_is_published_is_read_from_the_hub_and_not_from_the_state_file(bench, tmp_path):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    with open_ledger(tmp_path / "another.sqlite") as fresh:
+        other = Bot(reader=bench.bot.reader, ledger=fresh, settings=bench.settings, version=__version__)
+        other.look()
+        assert [(verdict.rule, verdict.action) for verdict in other.judge()] == [("published", "skip")]
+
+
+def test_a_second_look_with_nothing_new_costs_one_request_a_source(bench):
+    for number in range(30):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.hub.page_size = 7
+    bench.bot.look()
+    before = bench.bot.reader.requests
+    found = bench.bot.look()
+    assert bench.bot.reader.requests - before == 2, "one for the author, one for our namespace"
+    assert found.requests == 2
+    assert len(list(bench.bot.judge())) == 30
+
+
+def test_without_etags_a_second_look_reads_one_page_a_source(bench):
+    for number in range(30):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.hub.page_size = 7
+    bench.bot.look()
+    with bench.bot.ledger.transaction() as db:
+        db.execute("UPDATE sources SET etag = NULL")
+    assert bench.bot.look().requests == 2
+
+
+def test_a_new_model_among_many_is_found_without_reading_all_again(bench):
+    for number in range(30):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.hub.page_size = 7
+    bench.bot.look()
+    bench.hub.model("maker/latest", files_of_a_model(99))
+    before = bench.bot.reader.requests
+    bench.bot.look()
+    assert bench.bot.reader.requests - before <= 3
+    assert "maker/latest" in {verdict.model for verdict in bench.bot.judge()}
+
+
+def test_a_look_that_dies_half_way_goes_on_where_it_stopped(bench):
+    for number in range(30):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.hub.page_size = 7
+    bench.hub.fail(r"GET /api/models\?.*cursor|GET /api/models\?.*(p|page|skip|offset)=", skip=1, times=6, status=500)
+    with pytest.raises(HubFailed):
+        bench.bot.look()
+    bench.hub.heal()
+    before = bench.bot.reader.requests
+    bench.bot.look()
+    assert bench.bot.reader.requests - before <= 5, "it read the first pages again"
+    assert len(list(bench.bot.judge())) == 30
+
+
+def test_a_readme_only_commit_is_not_new_and_changed_weights_are(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    bench.hub.commit("maker/one", {"README.md": b"---\nlicense: mit\n---\nNew words.\n"})
+    assert bench.rules() == {"maker/one": "readme-only"}
+    bench.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    assert bench.rules() == {"maker/one": "changed"}
+    assert bench.work() == Tally(done=1)
+    assert bench.rules() == {"maker/one": "published"}
+
+
+@pytest.mark.parametrize("bench", [{"authors": ["maker"], "on_update": "revision"}], indirect=True)
+def test_on_update_revision_leaves_main_and_publishes_beside_it(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    main = bench.hub.history("ours/one-GGUF")[0].id
+    sha = bench.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    assert bench.rules() == {"maker/one": "changed"}
+    assert bench.work() == Tally(done=1)
+    assert bench.hub.history("ours/one-GGUF")[0].id == main
+    beside = f"source-{sha[:8]}"
+    record = json.loads(bench.hub.read("ours/one-GGUF", "hubbot.json", beside))
+    assert record["source"]["revision"] == sha
+    assert "model-Q8_0.gguf" in bench.hub.files("ours/one-GGUF", beside)
+    assert bench.rules() == {"maker/one": "published"}
+
+
+def test_our_own_releases_are_never_made_again_even_when_they_are_watched(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    watch = bench.settings.watch.model_copy(update={"authors": ("maker", "ours")})
+    both = Bot(
+        reader=bench.bot.reader,
+        ledger=bench.bot.ledger,
+        settings=bench.settings.model_copy(update={"watch": watch}),
+        version=__version__,
+    )
+    both.look()
+    rules = {verdict.model: verdict.rule for verdict in both.judge()}
+    assert rules == {"maker/one": "published", "ours/one-GGUF": "own-release", "ours/one-GPTQ": "own-release"}
+
+
+def test_a_model_that_vanished_is_forgotten_when_its_source_is_read_whole_again(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.model("maker/two", files_of_a_model(2))
+    bench.bot.look()
+    bench.hub.delete_repo("maker/one")
+    bench.clock.advance(25 * 3600)
+    bench.bot.look()
+    assert [verdict.model for verdict in bench.bot.judge()] == ["maker/two"]
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [
+        {
+            "models": ["maker/one", "maker/none"],
+            "collections": ["maker/best-1"],
+            "searches": [{"tag": ["chess"], "limit": 5}],
+        }
+    ],
+    indirect=True,
+)
+def test_models_collections_and_searches_are_sources_and_one_that_fails_stops_no_other(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.model("other/two", files_of_a_model(2))
+    card = b"---\nlicense: mit\ntags: [chess]\n---\n"
+    bench.hub.model("third/three", {**files_of_a_model(3), "README.md": card})
+    bench.hub.model("third/unseen", files_of_a_model(4))
+    bench.hub.collection("maker/best-1", ["other/two"])
+    found = bench.bot.look()
+    assert list(found.failures) == ["model:maker/none"]
+    assert {verdict.model for verdict in bench.bot.judge()} == {"maker/one", "other/two", "third/three"}
+    before = bench.bot.reader.requests
+    bench.bot.look()
+    assert bench.bot.reader.requests - before <= 5
+
+
+def test_the_rate_limits_wait_is_kept_with_a_jitter(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.fail(r"author=maker", status=429, ratelimit=40)
+    bench.hub.fail(r"author=ours", status=503, retry_after=20)
+    assert bench.rules() == {"maker/one": "new"}
+    assert any(41 <= wait <= 43 for wait in bench.slept)
+    assert any(21 <= wait <= 23 for wait in bench.slept)
+
+
+def test_a_429_without_a_word_is_tried_again_with_growing_pauses(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.fail(r"author=maker", status=429, times=4)
+    assert bench.rules() == {"maker/one": "new"}
+    assert len(bench.slept) == 4
+    assert bench.slept[3] > bench.slept[0]
+
+
+def test_a_revoked_token_ends_the_round_at_once_and_nothing_is_queued(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.revoke(bench.bot.reader.token, after=1)
+    with pytest.raises(TokenRefused) as refused:
+        bench.bot.look()
+    assert bench.bot.reader.token not in str(refused.value)
+    assert bench.bot.reader.requests <= 2
+    assert list(jobs.jobs(bench.bot.ledger, *JobState)) == []
+
+
+def test_a_token_revoked_in_the_middle_of_the_work_is_no_jobs_fault(bench):
+    for number in range(5):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.rules()
+    bench.hub.revoke(bench.bot.reader.token, after=25)
+    run = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    terms = Terms(worker=bench.worker, token_works=bench.bot.reader.token_works)
+    with pytest.raises(TokenRefused):
+        work(bench.bot.ledger, run, Stop(), terms)
+    states = [(job.state, job.failures) for job in jobs.jobs(bench.bot.ledger, JobState.QUEUED, JobState.RUNNING)]
+    assert states == [(JobState.QUEUED, 0)] * len(states)
+    assert len(states) >= 3
+    fresh = partial(run, token=bench.hub.user("bot", orgs={"ours": "write"}))
+    assert work(bench.bot.ledger, fresh, Stop(), Terms(worker=bench.worker)).done == len(states)
+
+
+def test_a_token_that_may_not_write_one_repo_is_that_jobs_failure(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.model("maker/two", files_of_a_model(2))
+    bench.rules()
+    good = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+
+    def forbidden(job):
+        if job.model == "maker/one":
+            raise TokenRefused("may not write here")
+        return good(job)
+
+    terms = Terms(worker=bench.worker, token_works=bench.bot.reader.token_works)
+    assert work(bench.bot.ledger, forbidden, Stop(), terms) == Tally(done=1, failed=1)
+
+
+def test_who_cannot_see_what_is_published_queues_nothing(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.fail(r"author=ours", status=500, times=None)
+    with pytest.raises(HubFailed):
+        bench.rules()
+    assert list(jobs.jobs(bench.bot.ledger, *JobState)) == []
+
+
+def test_repeated_and_out_of_order_events_do_one_job(bench):
+    old = bench.hub.model("maker/one", files_of_a_model(1))
+    new = bench.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    late = Event(model="maker/one", ref="refs/heads/main", old=None, sha=old)
+    first = Event(model="maker/one", ref="refs/heads/main", old=old, sha=new)
+    for found in (first, late, first, late):
+        events.accept(bench.bot.ledger, [found])
+        bench.bot.take_events()
+    queued = list(jobs.jobs(bench.bot.ledger, *JobState))
+    assert [job.revision for job in queued] == [new]
+    assert bench.work() == Tally(done=1)
+    for found in (first, late):
+        events.accept(bench.bot.ledger, [found])
+        bench.bot.take_events()
+    assert bench.work() == Tally()
+
+
+def test_an_event_about_a_model_that_is_gone_is_settled(bench):
+    events.accept(bench.bot.ledger, [Event(model="maker/gone", ref="refs/heads/main", old=None, sha="1" * 40)])
+    bench.bot.take_events()
+    assert events.waiting(bench.bot.ledger) == []
+
+
+def test_a_failed_model_shows_its_backoff_and_runs_again_after_it(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+
+    def broken(job):
+        raise HubFailed("the Hub was away")
+
+    assert bench.work(run=broken) == Tally(failed=1)
+    assert bench.rules() == {"maker/one": "backoff"}
+    assert bench.work() == Tally()
+    bench.clock.advance(3601)
+    assert bench.work() == Tally(done=1)
+
+
+def test_a_defect_in_one_job_does_not_stop_the_others(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.model("maker/two", files_of_a_model(2))
+    bench.rules()
+    good = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+
+    def broken(job):
+        if job.model == "maker/one":
+            raise ZeroDivisionError
+        return good(job)
+
+    assert bench.work(run=broken) == Tally(done=1, failed=1)
+
+
+def test_two_machines_that_take_the_same_model_end_with_one_release(bench, tmp_path):
+    sha = bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    commits = len(bench.hub.history("ours/one-GGUF"))
+    elsewhere = settings_for(tmp_path / "elsewhere", authors=["maker"])
+    with open_ledger(elsewhere.watch.state) as ledger, worker(ledger.path) as name:
+        other = Bot(reader=bench.bot.reader, ledger=ledger, settings=elsewhere, version=__version__)
+        from tests.bot.parts import run_verdict
+
+        jobs.enqueue(ledger, run_verdict("maker/one", sha), settings="s", version=__version__)
+        run = partial(cheap_run, settings=elsewhere, token=other.reader.token, endpoint=bench.hub.endpoint)
+        assert work(ledger, run, Stop(), Terms(worker=name)) == Tally(done=1)
+    assert len(bench.hub.history("ours/one-GGUF")) == commits
+    assert bench.hub.pulls("ours/one-GGUF") == []
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_yank_puts_a_banner_on_every_card_and_the_bot_leaves_the_model_alone(bench, tmp_path, delete):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    for _ in range(2):
+        done = yank(
+            bench.bot.reader,
+            bench.bot.ledger,
+            bench.settings,
+            "maker/one",
+            reason="Wrong <b>weights</b>",
+            new_version="maker/two",
+            delete=delete,
+        )
+    assert sorted(done) == ["ours/one-GGUF", "ours/one-GPTQ"]
+    card = bench.hub.read("ours/one-GGUF", "README.md").decode()
+    assert card.count("Taken back") == 1
+    assert "new_version: maker/two" in card
+    assert "<b>weights" not in card
+    assert ("model-Q8_0.gguf" in bench.hub.files("ours/one-GGUF")) is not delete
+    assert "hubbot.json" in bench.hub.files("ours/one-GGUF")
+    assert bench.rules() == {"maker/one": "yanked"}
+    with open_ledger(tmp_path / "another.sqlite") as fresh:  # the mark is on the Hub, not in one state file alone
+        other = Bot(reader=bench.bot.reader, ledger=fresh, settings=bench.settings, version=__version__)
+        other.look()
+        assert [verdict.rule for verdict in other.judge()] == ["yanked"]
+
+
+def test_a_variant_that_the_gate_refused_is_not_made_again_by_a_fresh_bot(bench, tmp_path):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    run = partial(
+        cheap_run,
+        settings=bench.settings,
+        token=bench.bot.reader.token,
+        endpoint=bench.hub.endpoint,
+        refuse=("gptq-4bit-128g",),
+    )
+    assert bench.work(run=run) == Tally(done=1)
+    assert ("model", "ours/one-GPTQ") not in bench.hub.store.repos
+    with open_ledger(tmp_path / "another.sqlite") as fresh:
+        other = Bot(reader=bench.bot.reader, ledger=fresh, settings=bench.settings, version=__version__)
+        other.look()
+        assert [verdict.rule for verdict in other.judge()] == ["published"]
+
+
+def test_no_token_is_in_the_state_file_or_in_anything_published(bench, tmp_path):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    token = bench.bot.reader.token
+
+    def broken(job):
+        raise HubFailed(f"Bearer {token} was sent to {token}")
+
+    bench.work(run=broken)
+    bench.clock.advance(3601)
+    bench.work()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    for path in written:
+        assert token.encode() not in path.read_bytes(), path
+    for repo in ("ours/one-GGUF", "ours/one-GPTQ"):
+        for name in bench.hub.files(repo):
+            assert token.encode() not in bench.hub.read(repo, name), name

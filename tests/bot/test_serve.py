@@ -1,0 +1,423 @@
+"""Deliveries: who may send them, which count, and that an answered one is never lost."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from hubbot.bot.webhook import from_job, knows_secret, required_secret
+from hubbot.errors import BadSettings
+from hubbot.ledger import events
+from hubbot.ledger.store import open_ledger
+
+SECRET = "s3cret-of-the-tests-0123456789"
+GITHUB_TOKEN = "ghp_0123456789abcdefghij"
+
+
+def delivery(model: str = "maker/one", ref: str = "refs/heads/main", sha: str = "2" * 40, **changes) -> dict:
+    found = {
+        "event": {"action": "update", "scope": "repo.content"},
+        "repo": {"type": "model", "name": model, "id": "x", "private": False},
+        "webhook": {"id": "hook", "version": 3},
+        "updatedRefs": [{"ref": ref, "oldSha": "1" * 40, "newSha": sha}],
+    }
+    return {**found, **changes}
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen
+    port: int
+    state: Path
+
+    def post(self, body: object, *, secret: str | None = SECRET, raw: bytes | None = None) -> tuple[int, dict]:
+        sent = raw if raw is not None else json.dumps(body).encode()
+        return self.ask("POST", "/webhook", sent, {"X-Webhook-Secret": secret} if secret is not None else {})
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, dict]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        return answer.status, json.loads(text) if text.startswith(b"{") else {"text": text.decode()}
+
+    def stored(self) -> set[tuple[str, str, str]]:
+        with sqlite3.connect(self.state) as db:
+            return set(db.execute("SELECT model, ref, sha FROM events"))
+
+
+def start(state: Path, *, environ: dict[str, str] | None = None, arguments: tuple[str, ...] = ()) -> Server:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = "import sys; from hubbot.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "serve", "--state", str(state), "--port", str(port), *arguments],
+        env={**os.environ, "HUBBOT_WEBHOOK_SECRET": SECRET, **(environ or {})},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stderr.readline()
+    assert "listening" in line, line + process.stderr.read()
+    return Server(process, port, state)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = start(tmp_path_factory.mktemp("serve") / "state.sqlite")
+    yield found
+    found.process.terminate()
+    assert found.process.wait(20) == 0, "SIGTERM did not end it cleanly"
+
+
+def test_a_change_of_main_is_stored_before_the_answer(server):
+    code, said = server.post(delivery("maker/first"))
+    assert (code, said) == (202, {"accepted": 1, "repeated": 0})
+    assert ("maker/first", "refs/heads/main", "2" * 40) in server.stored()
+
+
+def test_a_repeated_delivery_is_accepted_and_stored_once(server):
+    for fresh in (1, 0, 0):
+        assert server.post(delivery("maker/again")) == (202, {"accepted": fresh, "repeated": 1 - fresh})
+    assert sum(model == "maker/again" for model, _, _ in server.stored()) == 1
+
+
+def test_a_tag_counts(server):
+    assert server.post(delivery("maker/tagged", ref="refs/tags/v1"))[0] == 202
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"updatedRefs": [{"ref": "refs/pr/1", "oldSha": None, "newSha": "2" * 40}]},
+        {"updatedRefs": [{"ref": "refs/heads/dev", "oldSha": None, "newSha": "2" * 40}]},
+        {"updatedRefs": [{"ref": "refs/heads/main", "oldSha": "2" * 40, "newSha": None}]},
+        {"updatedRefs": []},
+        {"event": {"action": "create", "scope": "repo"}},
+        {"event": {"action": "delete", "scope": "repo"}},
+        {"event": {"action": "update", "scope": "discussion.comment"}},
+        {"repo": {"type": "dataset", "name": "maker/ignored"}},
+    ],
+)
+def test_what_makes_no_model_new_is_ignored(server, changes):
+    before = server.stored()
+    assert server.post(delivery("maker/ignored", **changes)) == (200, {"accepted": 0, "repeated": 0})
+    assert server.stored() == before
+
+
+@pytest.mark.parametrize("secret", [None, "", "wrong", SECRET + "x", SECRET[:-1], "é" * 10])
+def test_who_does_not_know_the_secret_is_sent_away(server, secret):
+    before = server.stored()
+    sent = secret.encode("utf-8").decode("latin-1") if secret else secret
+    code, said = server.post(delivery("maker/stranger"), secret=sent)
+    assert code == 401
+    assert SECRET not in json.dumps(said)
+    assert server.stored() == before
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps(delivery("../../etc/passwd")).encode(),
+        json.dumps(delivery("maker/one\nSet-Cookie: x")).encode(),
+        json.dumps(delivery("${{ github.token }}")).encode(),
+        json.dumps(delivery("a/b/c")).encode(),
+        json.dumps(delivery("m" * 300)).encode(),
+        json.dumps(delivery(sha="main; rm -rf /")).encode(),
+        json.dumps(delivery(updatedRefs=[{"ref": "refs/heads/main", "newSha": 7}])).encode(),
+        json.dumps(delivery(updatedRefs=[{"ref": "refs/heads/main"}] * 1001)).encode(),
+        json.dumps(delivery(event="update")).encode(),
+        json.dumps(delivery(repo={"type": "model", "name": None})).encode(),
+    ],
+)
+def test_a_body_that_is_no_payload_of_the_hub_is_refused(server, raw):
+    before = server.stored()
+    code, said = server.post(None, raw=raw)
+    assert code == 422
+    assert "No webhook payload" in said["error"]
+    assert server.stored() == before
+
+
+def test_a_body_above_the_limit_is_refused_told_or_not(server):
+    assert server.post(None, raw=b" " * 1_000_001)[0] == 413
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        head = f"POST /webhook HTTP/1.1\r\nHost: x\r\nX-Webhook-Secret: {SECRET}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        try:
+            for _ in range(40):
+                connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+        except OSError:
+            pass
+        assert b" 413 " in connection.recv(100)
+
+
+def test_health_metrics_and_the_openapi_page(server):
+    server.post(delivery("maker/metrics"))
+    assert server.ask("GET", "/healthz") == (200, {"ok": True, "problem": None})
+    text = server.ask("GET", "/metrics")[1]["text"]
+    assert 'hubbot_deliveries_total{answer="accepted"}' in text
+    assert 'hubbot_events{state="accepted"}' in text
+    for line in text.splitlines():
+        assert line.startswith("#") or len(line.rsplit(" ", 1)) == 2
+    described = server.ask("GET", "/openapi.json")[1]
+    assert set(described["paths"]) == {"/webhook", "/healthz", "/metrics"}
+    assert set(described["paths"]["/webhook"]["post"]["responses"]) == {"200", "202", "401", "413", "422", "503"}
+    assert server.ask("GET", "/docs")[0] == 200
+
+
+def test_the_secret_is_in_no_title_log_or_file(server):
+    title = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+    assert SECRET.encode() not in title
+    for path in server.state.parent.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("secret", ["", "short"])
+def test_without_a_secret_worth_the_name_nothing_starts(tmp_path, secret):
+    command = "import sys; from hubbot.cli import main; main(sys.argv[1:])"
+    ended = subprocess.run(
+        [sys.executable, "-c", command, "serve", "--state", str(tmp_path / "s"), "--port", "0"],
+        env={**os.environ, "HUBBOT_WEBHOOK_SECRET": secret},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == BadSettings.exit_code
+    assert "HUBBOT_WEBHOOK_SECRET" in ended.stderr
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_what_was_answered_survives_sigkill(tmp_path):
+    state = tmp_path / "state.sqlite"
+    answered: set[str] = set()
+    for life in range(3):
+        server = start(state)
+        ended = threading.Event()
+
+        def send(share: int, server=server, ended=ended, life=life) -> None:
+            number = 0
+            while not ended.is_set():
+                number += 1
+                sha = f"{life:08x}{share:08x}{number:024x}"
+                try:
+                    if server.post(delivery(f"maker/m{share}-{number}", sha=sha))[0] == 202:
+                        answered.add(sha)
+                except (OSError, http.client.HTTPException):
+                    return
+
+        senders = [threading.Thread(target=send, args=(share,)) for share in range(4)]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.7)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        ended.set()
+        for sender in senders:
+            sender.join()
+    assert len(answered) > 20
+    with sqlite3.connect(state) as db:
+        stored = {row[0] for row in db.execute("SELECT sha FROM events")}
+        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert answered <= stored
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+def test_on_a_full_disk_deliveries_are_sent_back_for_later_and_taken_again_afterwards(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        server = start(disk / "state.sqlite")
+        assert server.post(delivery("maker/before"))[0] == 202
+        left = os.statvfs(disk)
+        (disk / "ballast").write_bytes(b"\0" * (left.f_bavail * left.f_frsize - 4096))
+        codes = [server.post(delivery(f"maker/m{n}", sha=f"{n:040x}"))[0] for n in range(1, 60)]
+        assert 503 in codes
+        assert server.ask("GET", "/healthz")[0] == 503
+        (disk / "ballast").unlink()
+        assert server.post(delivery("maker/after"))[0] == 202
+        assert server.ask("GET", "/healthz")[0] == 200
+        stored = {model for model, _, _ in server.stored()}
+        answered = {f"maker/m{n}" for n, code in enumerate(codes, start=1) if code == 202}
+        assert answered | {"maker/before", "maker/after"} <= stored
+        server.process.terminate()
+        server.process.wait(20)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_state_file_that_goes_bad_is_said_and_used_again_once_it_is_well(tmp_path):
+    import asyncio
+
+    from hubbot.bot.receiver import Receiver
+    from hubbot.errors import LedgerFailed
+    from hubbot.ledger.events import Event
+
+    receiver = Receiver(tmp_path / "state.sqlite")
+    receiver.path.write_bytes(b"no database at all" * 100)
+    thread = threading.Thread(target=receiver.run, daemon=True)
+    thread.start()
+    event = Event(model="maker/one", ref="refs/heads/main", old=None, sha="2" * 40)
+
+    async def store() -> list[bool]:
+        return await asyncio.wait_for(receiver.store([event]), 10)
+
+    with pytest.raises(LedgerFailed):
+        asyncio.run(store())
+    assert receiver.problem
+    receiver.path.unlink()
+    assert asyncio.run(store()) == [True]
+    assert receiver.problem is None
+    receiver.end()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+class _GitHub(BaseHTTPRequestHandler):
+    """The dispatches endpoint: 204, after the failures that were ordered."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append((self.path, self.headers["Authorization"], json.loads(body)))
+        self.send_response(self.server.answers.pop(0) if self.server.answers else 204)
+        self.send_header("Location", "http://127.0.0.2:9/stolen")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def github() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), _GitHub)
+    server.seen, server.answers = [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _github_server(github: HTTPServer, tmp_path: Path) -> Server:
+    url = f"http://127.0.0.1:{github.server_port}"
+    arguments = ("--deliver", "github", "--github-repo", "me/fleet", "--github-url", url)
+    return start(tmp_path / "state.sqlite", environ={"GITHUB_TOKEN": GITHUB_TOKEN}, arguments=arguments)
+
+
+def _until(done, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert done()
+
+
+@pytest.mark.slow
+def test_an_event_becomes_one_repository_dispatch(github, tmp_path):
+    server = _github_server(github, tmp_path)
+    for _ in range(3):
+        server.post(delivery("maker/one"))
+    _until(lambda: github.seen)
+    time.sleep(1.5)
+    assert len(github.seen) == 1
+    path, token, body = github.seen[0]
+    assert path == "/repos/me/fleet/dispatches"
+    assert token == f"Bearer {GITHUB_TOKEN}"
+    assert body["event_type"] == "hubbot"
+    assert (body["client_payload"]["model"], body["client_payload"]["revision"]) == ("maker/one", "2" * 40)
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", [500, 401, 302, 307])
+def test_a_dispatch_that_fails_waits_in_the_state_file_and_no_redirect_is_followed(github, tmp_path, answer):
+    github.answers = [answer]
+    server = _github_server(github, tmp_path)
+    server.post(delivery("maker/one"))
+    _until(lambda: github.seen)
+    server.process.terminate()
+    text = server.process.communicate(timeout=20)[1]
+    assert GITHUB_TOKEN not in text
+    assert str(answer) in text
+    with open_ledger(server.state, clock=lambda: time.time() + 3600) as ledger:
+        assert [accepted.failures for accepted in events.waiting(ledger)] == [1]
+
+
+def test_github_wants_a_token_a_repository_and_https(tmp_path):
+    from hubbot.bot.deliver import github as deliver_to_github
+    from hubbot.bot.watch_settings import ServeSettings
+
+    with pytest.raises(BadSettings, match="github_repo"):
+        deliver_to_github(ServeSettings(), "token")
+    with pytest.raises(BadSettings, match="GITHUB_TOKEN"):
+        deliver_to_github(ServeSettings(github_repo="a/b"), None)
+    with pytest.raises(BadSettings, match="https"):
+        deliver_to_github(ServeSettings(github_repo="a/b", github_url="http://example.org"), "token")
+
+
+def test_the_secret_is_compared_whole():
+    assert knows_secret(SECRET, SECRET)
+    assert not knows_secret(None, SECRET)
+    assert not knows_secret(SECRET[:-1], SECRET)
+    with pytest.raises(BadSettings):
+        required_secret({})
+
+
+def _job_environment(**changes: str) -> dict[str, str]:
+    return {
+        "HUBBOT_WEBHOOK_SECRET": SECRET,
+        "WEBHOOK_SECRET": SECRET,
+        "WEBHOOK_REPO_ID": "maker/one",
+        "WEBHOOK_PAYLOAD": json.dumps(delivery("maker/one")),
+        **changes,
+    }
+
+
+def test_a_job_that_a_webhook_started_learns_its_model():
+    found = from_job(_job_environment())
+    assert [(event.model, event.sha) for event in found] == [("maker/one", "2" * 40)]
+
+
+def test_a_job_started_by_a_pull_request_has_nothing_to_do():
+    assert from_job(_job_environment(WEBHOOK_PAYLOAD=json.dumps(delivery(ref="refs/pr/3")))) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WEBHOOK_SECRET": "wrong"},
+        {"WEBHOOK_SECRET": ""},
+        {"HUBBOT_WEBHOOK_SECRET": ""},
+        {"WEBHOOK_PAYLOAD": ""},
+        {"WEBHOOK_PAYLOAD": "{"},
+        {"WEBHOOK_REPO_ID": "maker/other"},
+    ],
+)
+def test_a_job_whose_webhook_is_not_ours_does_nothing(changes):
+    with pytest.raises(BadSettings) as refused:
+        from_job(_job_environment(**changes))
+    assert SECRET not in str(refused.value)

@@ -1,0 +1,75 @@
+"""Fixtures of the whole suite: models made on the spot, a Hub server, no way out to the network."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub.fixture import hub
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its reader hangs on two cores without
+
+__all__ = ["demo_model", "hub", "loopback_only", "tiny_model"]
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of the trained demo model, to be read only. Trained once per machine: two minutes on two cores."""
+    from hubbot.demo import demo_model as train_or_find
+
+    return train_or_find()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model("llama", tied=True)`: a folder with a tiny random model, to be read only, made once per session."""
+    from tests.models import make_model
+
+    made: dict[Any, Path] = {}
+
+    def get(family: str = "llama", **options: Any) -> Path:
+        key = (family, *sorted(options.items()))
+        if key not in made:
+            # llama.cpp expects Phi-3's own tokens of every model that has phi3 in its name
+            name = f"tiny-{family}".replace("phi3", "phi-three")
+            made[key] = make_model(family, tmp_path_factory.mktemp("tiny") / name, **options)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback_only() -> Iterator[None]:
+    """Refuse every connection that leaves this machine."""
+    patch = pytest.MonkeyPatch()
+    for name in ("connect", "connect_ex"):
+        patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+    yield
+    patch.undo()
+
+
+def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            msg = f"a test tried to reach {address[0]}:{address[1]}; tests stay on this machine"
+            raise ConnectionRefusedError(msg)
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False

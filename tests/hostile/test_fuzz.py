@@ -1,0 +1,270 @@
+"""Whatever bytes the parsers of our own are given, they succeed or raise a HubbotError."""
+
+import json
+import string
+import struct
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hubbot.errors import BadSettings, HubbotError
+from hubbot.formats.names import parse_variants
+from hubbot.intake import read_facts
+from hubbot.intake.front_matter import parse_front_matter
+from hubbot.intake.gguf import read_gguf_header
+from hubbot.intake.safetensors import DTYPE_BITS, read_header
+from hubbot.intake.snapshot import plain_name
+from hubbot.intake.strict_json import parse_object
+from hubbot.planning.licence import judge_licence
+from hubbot.settings import load_settings
+from tests.hostile import model
+
+pytestmark = pytest.mark.slow
+hostile = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+numbers = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, 8, 2**31, 2**63, 2**64, -1, True])
+scalars = st.none() | numbers | st.text(max_size=20)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def only_hubbot_errors(function, *arguments):
+    """The function's result, or None where it refused in one line."""
+    try:
+        return function(*arguments)
+    except HubbotError as error:
+        refusal = str(error)
+    assert refusal
+    assert "\n" not in refusal
+    return None
+
+
+# --- safetensors ---------------------------------------------------------------------------------------
+
+entry = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(sorted(DTYPE_BITS)) | scalars,
+        "shape": st.lists(st.integers(0, 4) | numbers, max_size=4) | scalars,
+        "data_offsets": st.lists(st.integers(0, 64) | numbers, max_size=3) | scalars,
+        "extra": values,
+    },
+)
+
+
+@hostile
+@given(data=st.binary(max_size=300))
+def test_any_bytes_as_a_safetensors_file(tmp_path, data):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    only_hubbot_errors(read_header, path)
+
+
+@hostile
+@given(
+    header=st.dictionaries(
+        st.sampled_from(["a.weight", "b.weight", "__metadata__"]) | st.text(max_size=6), entry | values, max_size=4
+    ),
+    size=st.integers(0, 80),
+)
+def test_any_json_as_a_safetensors_header(tmp_path, header, size):
+    path = tmp_path / "x.safetensors"
+    model.write_safetensors(path, header, bytes(size))
+    tensors = only_hubbot_errors(read_header, path)
+    if tensors:  # what is accepted is laid out as the format demands
+        end = path.stat().st_size - size
+        for info in tensors.values():
+            assert info.offset == end
+            end += info.size
+        assert end == path.stat().st_size
+
+
+@hostile
+@given(cut=st.integers(0, 5_000), flips=st.lists(st.tuples(st.integers(0, 3_000), st.integers(1, 255)), max_size=4))
+def test_a_damaged_honest_file(tmp_path, cut, flips):
+    path = tmp_path / "x.safetensors"
+    header, size = model.entries()
+    model.write_safetensors(path, header, bytes(size))
+    data = bytearray(path.read_bytes())
+    for place, change in flips:
+        data[place % len(data)] ^= change
+    path.write_bytes(data[: len(data) - cut])
+    only_hubbot_errors(read_header, path)
+
+
+@hostile
+@given(shapes=st.dictionaries(st.sampled_from(list("abcdef")), st.lists(st.integers(0, 5), max_size=3), min_size=1))
+def test_what_the_safetensors_library_writes_is_read(tmp_path, shapes):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.ones(shape, np.float16) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "x.safetensors", {"format": "np"})
+    found = read_header(tmp_path / "x.safetensors")
+    assert {name: (info.dtype, list(info.shape)) for name, info in found.items()} == {
+        n: ("F16", s) for n, s in shapes.items()
+    }
+
+
+# --- GGUF ----------------------------------------------------------------------------------------------
+
+
+@hostile
+@given(
+    data=st.binary(max_size=200),
+    version=st.sampled_from([2, 3]),
+    counts=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_any_bytes_as_a_gguf_header(tmp_path, data, version, counts):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", version, *counts) + data)
+    only_hubbot_errors(read_gguf_header, path)
+
+
+@hostile
+@given(
+    keys=st.lists(
+        st.tuples(st.text(string.ascii_lowercase + ".", max_size=9), st.integers(0, 14), st.binary(max_size=40)),
+        max_size=3,
+    ),
+    tensors=st.lists(
+        st.tuples(
+            st.text("ab", max_size=3),
+            st.lists(st.integers(0, 2**64 - 1) | st.integers(1, 64), max_size=5),
+            st.integers(0, 45),
+            st.integers(0, 256),
+        ),
+        max_size=3,
+    ),
+)
+def test_any_keys_and_tensors_in_a_gguf_file(tmp_path, keys, tensors):
+    path = model.gguf(tmp_path / "x.gguf", keys=keys, tensors=tensors)
+    header = only_hubbot_errors(read_gguf_header, path)
+    if header:
+        assert all(tensor.offset + tensor.size <= path.stat().st_size for tensor in header.tensors.values())
+
+
+# --- JSON, YAML, names ---------------------------------------------------------------------------------
+
+
+@hostile
+@given(
+    data=st.binary(max_size=200)
+    | st.text(string.printable, max_size=200).map(str.encode)
+    | values.map(lambda v: json.dumps(v).encode())
+)
+def test_any_bytes_as_json(data):
+    found = only_hubbot_errors(lambda: parse_object(data, name="x.json"))
+    assert found is None or isinstance(found, dict)
+
+
+@hostile
+@given(
+    weight_map=st.dictionaries(
+        st.sampled_from(sorted(model.shapes())) | st.text(max_size=5), st.text(max_size=12) | scalars, max_size=5
+    )
+)
+def test_any_index(tmp_path, weight_map):
+    folder = model.write_sharded(tmp_path / "model")
+    model.write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    only_hubbot_errors(read_facts, folder)
+
+
+@hostile
+@given(name=st.text(max_size=30) | st.sampled_from([".", "..", "a/../b", "CON", "a\\b", "a\0"]))
+def test_a_plain_name_stays_in_its_folder(tmp_path, name):
+    if plain_name(name):
+        assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+
+
+@hostile
+@given(yaml=st.text(max_size=200) | st.text(" \n-:[]{}&*!|>'\"#%@`?,abc01~.", max_size=80))
+def test_any_text_as_front_matter(yaml):
+    only_hubbot_errors(parse_front_matter, f"---\n{yaml}\n---\n")
+
+
+@hostile
+@given(
+    front=st.dictionaries(
+        st.sampled_from(
+            ["license", "license_name", "license_link", "language", "tags", "base_model", "pipeline_tag", "gated"]
+        ),
+        values,
+        max_size=5,
+    )
+)
+def test_any_values_in_front_matter(front):
+    text = yaml.safe_dump(front, allow_unicode=True)
+    found = only_hubbot_errors(parse_front_matter, f"---\n{text}---\n")
+    if found:
+        only_hubbot_errors(judge_licence, found.license, found.license_name, found.license_link)
+
+
+@hostile
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(
+            [*model.CONFIG, "text_config", "auto_map", "quantization_config", "num_experts", "head_dim", "n_layer"]
+        ),
+        values,
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_values_in_a_config(tmp_path, changes):
+    folder = model.write_model(tmp_path / "model")
+    model.config(folder, **changes)
+    only_hubbot_errors(read_facts, folder)
+
+
+@hostile
+@given(
+    content=values,
+    name=st.sampled_from(
+        [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.json",
+            "added_tokens.json",
+            "generation_config.json",
+            "chat_template.json",
+        ]
+    ),
+)
+def test_any_values_in_tokenizer_files(tmp_path, content, name):
+    folder = model.write_model(tmp_path / "model")
+    model.write_json(folder / name, content)
+    only_hubbot_errors(read_facts, folder)
+
+
+@hostile
+@given(names=st.text(max_size=40) | st.from_regex(r"gptq-[0-9-]{1,9}bit-[0-9-]{1,9}g(-[a-z]{1,9})?", fullmatch=True))
+def test_any_text_as_variant_names(names):
+    found = only_hubbot_errors(parse_variants, names)
+    assert found is None or ",".join(v.name for v in parse_variants(",".join(v.name for v in found))) == ",".join(
+        v.name for v in found
+    )
+
+
+@hostile
+@given(
+    size=st.text(max_size=20)
+    | st.from_regex(r"[0-9]{1,400}(\.[0-9]{1,5})? ?[KMGTkmgt]?[iI]?[bB]?", fullmatch=True)
+    | values
+)
+def test_any_value_as_a_size(size):
+    found = only_hubbot_errors(load_settings, None, {"budget.ram": size})
+    assert found is None or found.budget.ram is None or found.budget.ram >= 0
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "1e400", "inf", "nan", "-1", "", "GB", "1,5GB", "٣GB"])
+def test_an_impossible_size_is_refused(size):
+    with pytest.raises(BadSettings):
+        load_settings(None, {"budget.ram": size})

@@ -1,0 +1,84 @@
+"""What a token may do, and what target repos hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubbot.errors import TokenRefused
+from hubbot.hub.access import Patience
+from hubbot.hub.publish import publish
+from hubbot.hub.releases import read_existing, read_record, read_text
+from hubbot.hub.rights import token_rights
+from tests.hub import Hub
+from tests.hub.models import gguf_release
+
+PATIENCE = Patience(sleep=lambda _: None)
+PLACES = ("ada", "labs", "guests", "others", "others/m")
+
+
+def rights_of(hub: Hub, **options) -> dict[str, tuple[bool, bool]]:
+    token = hub.user("ada", orgs={"labs": "write", "guests": "read"}, **options)
+    found = token_rights(token, PLACES, endpoint=hub.endpoint)
+    return {name: (rights.create_and_write, rights.pull_requests) for name, rights in found.namespaces.items()}
+
+
+def test_a_write_token_writes_where_its_account_may_and_proposes_elsewhere(hub: Hub):
+    assert rights_of(hub) == {
+        "ada": (True, True),
+        "labs": (True, True),
+        "guests": (False, True),
+        "others": (False, True),
+        "others/m": (False, True),
+    }
+
+
+def test_a_read_token_does_neither(hub: Hub):
+    assert set(rights_of(hub, scope="read").values()) == {(False, False)}
+
+
+def test_a_fine_grained_token_does_what_it_lists(hub: Hub):
+    listed = {"labs": ("repo.write", "repo.content.read"), "others/m": ("discussion.write",)}
+    found = rights_of(hub, scope="fineGrained", permissions=listed)
+    assert found["labs"] == (True, True)
+    assert found["others/m"] == (False, True)
+    assert found["ada"] == found["others"] == (False, False)
+
+
+def test_what_the_token_may_do_too_much_is_said(hub: Hub):
+    wide = token_rights(hub.user("ada"), ["ada"], endpoint=hub.endpoint)
+    assert "fine-grained" in wide.too_much[0]
+    listed = {"ada": ("repo.write",), "work": ("repo.write",)}
+    fine = token_rights(hub.user("ada", scope="fineGrained", permissions=listed), ["ada"], endpoint=hub.endpoint)
+    assert fine.too_much == ("write access to work",)
+
+
+@pytest.mark.parametrize("token", ["", "hf_wrongwrongwrong"])
+def test_no_token_and_a_wrong_one_are_refused_without_being_shown(hub: Hub, token: str):
+    with pytest.raises(TokenRefused, match="HF_TOKEN") as error:
+        token_rights(token, ["ada"], endpoint=hub.endpoint, patience=PATIENCE)
+    assert "hf_wrong" not in str(error.value)
+
+
+def test_a_target_repo_is_read_back(hub: Hub, tmp_path: Path):
+    token = hub.user("ada")
+    options = {"token": token, "endpoint": hub.endpoint, "patience": PATIENCE}
+    assert read_existing("ada/tiny-GGUF", mode="main", **options) is None
+    assert read_record("ada/tiny-GGUF", **options) is None
+    release = gguf_release(tmp_path / "a", "Q8_0")
+    publish(release, mode="main", **options)
+    found = read_existing("ada/tiny-GGUF", mode="main", **options)
+    assert found.record.variants[0].name == "Q8_0"
+    assert found.card == (tmp_path / "a" / "README.md").read_text()
+    publish(gguf_release(tmp_path / "b", "Q8_0", seed=1), mode="pr", **options)
+    hub.commit("ada/tiny-GGUF", {"README.md": "# edited in review"}, revision="refs/pr/1")
+    waiting = read_existing("ada/tiny-GGUF", mode="pr", **options)
+    assert (waiting.revision, waiting.card) == ("refs/pr/1", "# edited in review")
+    assert read_existing("ada/tiny-GGUF", mode="main", **options) == found
+    assert read_text("ada/tiny-GGUF", "nothing.md", **options) is None
+
+
+def test_a_record_that_cannot_be_read_counts_as_none(hub: Hub):
+    hub.model("ada/m", {"hubbot.json": '{"schema": 99}'})
+    assert read_record("ada/m", endpoint=hub.endpoint, patience=PATIENCE) is None

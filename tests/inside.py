@@ -1,0 +1,130 @@
+"""Functions that tests run inside hubbot.confine.isolate: each does what a hostile model might try."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hubbot.errors import UnsafeSource
+
+
+def echo(argument):
+    return argument
+
+
+def environment(_):
+    return Path("/proc/self/environ").read_bytes().decode()
+
+
+def attempt(argument):
+    """Do what `argument` says; returns "done", or the name of the error that stopped it."""
+    try:
+        _ATTEMPTS[argument["do"]](argument)
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+
+def attempts(arguments):
+    return [attempt(argument) for argument in arguments]
+
+
+def _connect(argument):
+    with socket.create_connection(("127.0.0.1", argument["port"]), timeout=5):
+        pass
+
+
+def _datagram(argument):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", ("127.0.0.1", argument["port"]))
+
+
+def _unix(argument):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(argument["path"])
+
+
+def _ring(_):
+    """io_uring_setup: a second way to open sockets."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(425, 1, ctypes.create_string_buffer(120)) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _move_link(argument):
+    link = Path(os.environ["HOME"]) / "link"  # where links are allowed
+    link.symlink_to(argument["to"])
+    link.rename(argument["path"])
+
+
+def _as_a_grandchild(argument):
+    code = f"open({argument['path']!r}, 'w')"
+    if subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode:
+        raise PermissionError
+
+
+_ATTEMPTS = {
+    "connect": _connect,
+    "datagram": _datagram,
+    "unix": _unix,
+    "ring": _ring,
+    "netlink": lambda _: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "write": lambda a: Path(a["path"]).write_text("x"),
+    "append": lambda a: Path(a["path"]).open("a").close(),
+    "truncate": lambda a: os.truncate(a["path"], 0),
+    "remove": lambda a: Path(a["path"]).unlink(),
+    "read": lambda a: Path(a["path"]).read_bytes(),
+    "link": lambda a: Path(a["path"]).symlink_to(a["to"]),
+    "move-link": _move_link,
+    "hardlink": lambda a: Path(a["path"]).hardlink_to(a["to"]),
+    "parent-environment": lambda _: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
+    "parent-memory": lambda _: Path(f"/proc/{os.getppid()}/mem").open("rb").close(),
+    "signal-parent": lambda _: os.kill(os.getppid(), 0),
+    "grandchild": _as_a_grandchild,
+}
+
+
+def refuse(argument):
+    raise UnsafeSource(argument)
+
+
+def crash(_):
+    return {}["missing"]
+
+
+def unserialisable(_):
+    return object()
+
+
+def kill_itself(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait(argument):
+    """Say where one is, then wait for a signal."""
+    Path(argument["pid"]).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def compute(_):
+    import torch
+
+    return (torch.ones(64, 64) @ torch.ones(64, 64)).sum().item()
+
+
+def load_llama(_):
+    from hubbot import llamacpp
+
+    ctypes.CDLL(str(llamacpp.find().bin / "libllama.so"))
+    llamacpp.run_tool("llama-quantize", ["--help"], timeout=60)
+    return str(llamacpp.find().bin)
+
+
+def architecture(folder):
+    from hubbot.intake import read_facts
+
+    return read_facts(Path(folder)).architecture

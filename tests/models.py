@@ -1,0 +1,171 @@
+"""Tiny models with random weights, one for every family, made on the spot as Hub folders.
+
+Every width is a multiple of 256, so that k-quants and all group sizes apply. Families whose converter class takes a
+SentencePiece vocabulary get one trained here; the others (GPT-NeoX, OLMo 2, Cohere 2) get GPT-2's byte-level
+vocabulary, rebuilt from the file that llama.cpp's tree carries, because its converter knows the hash of that one.
+
+For Qwen, transformers insists on its own byte-level reading of any tokenizer.json, so there the runtime of a GGUF file
+and transformers cut text differently; tokens, weights and logits are not touched by that.
+"""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from hubbot.demo_tokenizer import train_tokenizer, write_tokenizer
+from tests.gpt2 import write_gpt2_tokenizer
+
+VOCABULARY = 512
+CONTEXT = 128
+HIDDEN = 256
+LAYERS = 2
+
+# what all configurations share; GPT-NeoX has names of its own
+_COMMON: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 512,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED: dict[str, Any] = {**_COMMON, "num_key_value_heads": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """How to make one family's tiny model."""
+
+    name: str
+    config: str  # class in transformers
+    values: dict[str, Any]
+    tied: tuple[bool, ...] = (False, True)  # what the family allows
+    bytes_vocabulary: bool = False  # GPT-2's, where the converter takes no SentencePiece
+    space_prefix: bool = True
+    published: dict[str, Any] = field(default_factory=dict)  # keys that config.json has on the Hub, but not when saved
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(name="llama", config="LlamaConfig", values=_GROUPED | {"head_dim": 64}),
+        Family(name="mistral", config="MistralConfig", values=_GROUPED | {"head_dim": 64, "sliding_window": None}),
+        Family(name="qwen2", config="Qwen2Config", values=_GROUPED),
+        Family(name="qwen3", config="Qwen3Config", values=_GROUPED | {"head_dim": 64}),
+        Family(
+            name="gemma2",
+            config="Gemma2Config",
+            values=_GROUPED | {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 64},
+            tied=(True,),
+            space_prefix=False,
+        ),
+        Family(
+            name="gemma3",
+            config="Gemma3TextConfig",
+            values=_GROUPED | {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 64},
+            tied=(True,),
+            space_prefix=False,
+        ),
+        Family(name="phi3", config="Phi3Config", values=_GROUPED | {"pad_token_id": 0}, tied=(False, True)),
+        Family(
+            name="gpt_neox",
+            config="GPTNeoXConfig",
+            values=_COMMON,
+            published={"rotary_pct": 0.25, "rotary_emb_base": 10000},
+            tied=(False,),
+            bytes_vocabulary=True,
+        ),
+        Family(name="olmo2", config="Olmo2Config", values=_GROUPED, bytes_vocabulary=True, tied=(False,)),
+        Family(
+            name="granite",
+            config="GraniteConfig",
+            values=_GROUPED
+            | {
+                "embedding_multiplier": 12.0,
+                "logits_scaling": 8.0,
+                "residual_multiplier": 0.22,
+                "attention_multiplier": 0.015625,
+            },
+        ),
+        Family(name="smollm3", config="SmolLM3Config", values=_GROUPED | {"pad_token_id": 0, "num_hidden_layers": 4}),
+        Family(
+            name="cohere2",
+            config="Cohere2Config",
+            values=_GROUPED | {"head_dim": 64, "sliding_window": 64, "pad_token_id": 0, "num_hidden_layers": 4},
+            published={"rotary_pct": 1.0, "rope_theta": 10000.0},
+            tied=(True,),
+            bytes_vocabulary=True,
+        ),
+    )
+}
+
+
+def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int = 0, dtype: str = "bfloat16") -> Path:
+    """Write a tiny random model of a family as a Hub folder, and return the folder.
+
+    tied: whether embedding and head share their weights; default: untied where the family allows it.
+    """
+    plan = FAMILIES[family]
+    tied = plan.tied[0] if tied is None else tied
+    assert tied in plan.tied, f"{family} has no models with tied={tied}"
+    into.mkdir(parents=True, exist_ok=True)
+    vocabulary = _write_vocabulary(plan, into)
+    torch.manual_seed(seed)
+    values = plan.values | {"vocab_size": vocabulary, "tie_word_embeddings": tied}
+    if plan.bytes_vocabulary:
+        values |= {"bos_token_id": vocabulary - 1, "eos_token_id": vocabulary - 1}
+    config = getattr(transformers, plan.config)(**values)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    _spread(model, torch.Generator().manual_seed(seed))
+    model.to(getattr(torch, dtype)).save_pretrained(into)
+    _publish(into / "config.json", plan.published)
+    (into / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n# Tiny random model\n", encoding="utf-8")
+    return into
+
+
+def _publish(config: Path, keys: dict[str, Any]) -> None:
+    if keys:
+        config.write_text(json.dumps(json.loads(config.read_text()) | keys, indent=2), encoding="utf-8")
+
+
+def _write_vocabulary(plan: Family, into: Path) -> int:
+    if plan.bytes_vocabulary:
+        return write_gpt2_tokenizer(into, length=CONTEXT)
+    write_tokenizer(_pieces(plan.space_prefix), into, length=CONTEXT, space_prefix=plan.space_prefix)
+    return VOCABULARY
+
+
+@cache
+def _pieces(space_prefix: bool) -> bytes:
+    lines = Path(sysconfig.get_path("stdlib"), "argparse.py").read_text(encoding="utf-8").splitlines()
+    return train_tokenizer([line for line in lines if line.strip()], vocabulary=VOCABULARY, space_prefix=space_prefix)
+
+
+def _spread(model: Any, generator: torch.Generator) -> None:
+    """Weights as trained models have them: no constant norms or biases, unequal columns.
+
+    The usual initialization hides mistakes: norms of all ones and biases of zero make every mix-up of them invisible.
+    """
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+            elif weight.ndim == 2:
+                columns = torch.exp(0.5 * torch.randn(weight.shape[-1], generator=generator))
+                weight.copy_(torch.randn(weight.shape, generator=generator) * columns * 0.5 * weight.shape[-1] ** -0.5)
+
+
+def texts(count: int = 40) -> list[str]:
+    """Real text for calibration or evaluation: docstrings and code of the standard library."""
+    module = Path(sysconfig.get_path("stdlib"), "typing.py").read_text(encoding="utf-8")
+    lines = module.splitlines(keepends=True)
+    return ["".join(lines[start : start + 30]) for start in range(0, min(len(lines), 30 * count), 30)]

@@ -1,0 +1,297 @@
+"""The main job, end to end: a model becomes a judged set of files, cards, a record, a release."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from hubbot import pipeline
+from hubbot.cli import main
+from hubbot.confine import isolate
+from hubbot.demo import CALIBRATION, EVALUATION
+from hubbot.domain import Record, Status
+from hubbot.errors import HubbotError, LicenceForbids
+from hubbot.pipeline import Run
+from hubbot.record import read_record
+from hubbot.settings import load_settings
+from hubbot.stages import Texts, _windows
+from tests.hub import Hub
+from tests.models import FAMILIES, texts
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Confined stages run in this process: the confinement has tests of its own, and torch is loaded already."""
+
+    def call(target: str, argument: Any, **_: Any) -> isolate.Answer:
+        module, name = target.split(":")
+        function = getattr(__import__(module, fromlist=[name]), name)
+        value = json.loads(json.dumps(function(json.loads(json.dumps(argument, default=str))), default=str))
+        return isolate.Answer(value=value, walls=None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(isolate, "call", call)
+
+
+def write_texts(folder: Path) -> tuple[Path, Path]:
+    """Calibration and evaluation text that share nothing."""
+    pieces = texts(80)
+    for name, part in (("calibration", pieces[:40]), ("evaluation", pieces[40:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": piece}) + "\n" for piece in part))
+    return folder / "calibration.jsonl", folder / "evaluation.jsonl"
+
+
+def flags(tmp_path: Path, **changes: object) -> dict[str, object]:
+    calibration, evaluation = write_texts(tmp_path)
+    return {
+        "out": tmp_path / "out",
+        "calibration.dataset": str(calibration),
+        "calibration.samples": 8,
+        "calibration.length": 64,
+        "evaluation.dataset": str(evaluation),
+        "evaluation.context": 64,
+        "evaluation.windows": 6,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+
+
+def make(
+    model: Path | str, tmp_path: Path, *, hub: Hub | None = None, token: str | None = None, **changes: object
+) -> Record:
+    settings = load_settings(None, flags(tmp_path, **changes))
+    return pipeline.run(Run(model=str(model), settings=settings, token=token, endpoint=hub.endpoint if hub else None))
+
+
+@pytest.mark.slow
+def test_the_demo_model_becomes_a_judged_set_of_releases(demo_model: Path, tmp_path: Path) -> None:
+    changes = {
+        "variants": "Q8_0,Q4_K_M,Q2_K,gptq-4bit-128g,bnb-nf4",
+        "calibration.dataset": str(demo_model / CALIBRATION),
+        "evaluation.dataset": str(demo_model / EVALUATION),
+        "calibration.samples": 32,
+        "calibration.length": 256,
+        "evaluation.context": 256,
+        "evaluation.windows": 12,
+    }
+    settings = load_settings(None, {**flags(tmp_path), **changes})
+    job = Run(model=str(demo_model), settings=settings, command="hubbot run demo")
+    record = pipeline.run(job)
+    written = read_record(job.out / "hubbot.json")  # it names the source's folder alone, not where that lies
+    assert replace(written, source=record.source) == record
+    assert [variant.name for variant in record.variants] == changes["variants"].split(",")
+    assert {variant.name: variant.reason for variant in record.variants if variant.status is not Status.PASSED} == {}
+    for variant in record.variants:
+        assert variant.load_check is not None
+        assert variant.load_check.kld is not None
+        assert variant.score is not None
+        assert len(variant.samples) == 12
+        assert variant.layer_errors
+        for file in variant.files:
+            data = (job.out / file.path).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
+    kld = {variant.name: variant.score.kld.mean for variant in record.variants if variant.score}
+    assert 0 < kld["Q8_0"] < kld["Q4_K_M"] < kld["Q2_K"]
+    assert kld["gptq-4bit-128g"] < kld["bnb-nf4"]
+    assert (job.out / "report.html").stat().st_size > 10_000
+    assert len(list((job.out / "cards").glob("*/README.md"))) == 3
+    assert_base_perplexity_is_transformers_own(record, demo_model, settings, tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in job.out.glob("g*/**/*") if path.is_file()}
+    assert pipeline.run(job).variants == record.variants
+    assert stamps == {path: path.stat().st_mtime_ns for path in job.out.glob("g*/**/*") if path.is_file()}
+
+
+def assert_base_perplexity_is_transformers_own(record: Record, model: Path, settings: Any, tmp_path: Path) -> None:
+    from hubbot.intake import read_facts
+
+    found = Texts(
+        calibration=None,
+        calibration_name="",
+        calibration_revision=None,
+        evaluation=next((tmp_path / "out" / ".work" / "texts" / "evaluation").glob("*.jsonl")),
+        evaluation_name="",
+        evaluation_revision=None,
+    )
+    _, windows = _windows(found, read_facts(model), settings)
+    assert windows is not None
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        losses = [float(network(row[None], labels=row[None]).loss) for row in windows.tokens]
+    assert record.base is not None
+    assert record.base.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.usefixtures("in_process")
+def test_every_family_goes_through_the_whole_job(family: str, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    tied = FAMILIES[family].tied[-1]
+    model = tiny_model(family, tied=tied)
+    record = make(
+        model, tmp_path, variants="Q8_0,Q4_K_M,gptq-4bit-128g,bnb-nf4", gate__enabled=False, evaluation__samples=False
+    )
+    assert record.base is not None
+    for variant in record.variants:
+        assert variant.load_check is not None
+        assert variant.load_check.passed, f"{variant.name}: {variant.load_check.error}"
+        assert variant.score is not None
+        assert 0 < variant.score.kld.mean < 0.2
+    kld = {variant.name: variant.score.kld.mean for variant in record.variants if variant.score}
+    assert kld["Q8_0"] < kld["Q4_K_M"]
+
+
+KILLED = """
+import sys
+from hubbot.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_files(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    calibration, evaluation = write_texts(tmp_path)
+
+    def command(out: str) -> list[str]:
+        text = f"--calibration {calibration} --evaluation {evaluation} --samples 8 --length 64 --context 64"
+        options = f"run {model} --out {tmp_path / out} --variants Q4_K_M,gptq-4bit-64g,bnb-nf4 --no-gate {text}"
+        return [sys.executable, "-c", KILLED, *options.split()]
+
+    start = time.monotonic()
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    whole_time = time.monotonic() - start
+    chance = random.Random(4)
+    for _ in range(3):
+        child = subprocess.Popen(
+            command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(chance.uniform(0.3, 0.9) * whole_time)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    whole, killed = (read_record(tmp_path / out / "hubbot.json") for out in ("whole", "killed"))
+    for left, right in zip(whole.variants, killed.variants, strict=True):
+        assert left.files == right.files
+        assert left.score == right.score
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_model_of_the_hub_is_fetched_made_and_published_once(
+    tiny_model: Callable[..., Path], tmp_path: Path, hub: Hub
+) -> None:
+    token = hub.user("ada")
+    hub.model("ada/tiny", tiny_model("llama"))
+    asked = {"variants": "Q8_0,gptq-4bit-64g,gptq-8bit-64g,bnb-nf4", "publish.mode": "pr", "publish.namespace": "ada"}
+    settings = load_settings(None, {**flags(tmp_path), **asked})
+    job = Run(model="ada/tiny", settings=settings, token=token, endpoint=hub.endpoint)
+    record = pipeline.run(job)
+    assert record.source.repo == "ada/tiny"
+    assert {receipt.repo_id: receipt.status for receipt in job.receipts} == {
+        "ada/tiny-GGUF": "pull-request",
+        "ada/tiny-GPTQ": "pull-request",
+        "ada/tiny-bnb-4bit": "pull-request",
+    }
+    opened = {receipt.pull_request_url for receipt in job.receipts}
+    again = Run(model="ada/tiny", settings=settings, token=token, endpoint=hub.endpoint)
+    pipeline.run(again)
+    assert {receipt.pull_request_url for receipt in again.receipts} == opened
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), f"the token stands in {path}"
+
+
+def break_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def forget_licence(folder: Path) -> None:
+    (folder / "README.md").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("spoil", "changes", "code", "words"),
+    [
+        (break_weights, {}, 3, "model.layers.1.mlp.up_proj.weight"),
+        (cut_short, {}, 3, "model.safetensors"),
+        (forget_licence, {}, LicenceForbids.exit_code, "licence"),
+        (None, {"variants": "gptq-4bit-128g,Q4_K_X"}, 2, "Q4_K_M"),
+        (None, {"budget.disk": "1MB"}, 5, "disk"),
+        (None, {"calibration.samples": 4000}, 6, "calibration text"),
+        (None, {"evaluation.dataset": "SAME"}, 6, "--force"),
+        (None, {"publish.mode": "pr", "publish.namespace": "ada", "gate.enabled": False}, 2, "--no-gate"),
+        (None, {"publish.mode": "main"}, 2, "--namespace"),
+    ],
+    ids=["nan", "truncated", "licence", "variant", "disk", "short-text", "overlap", "no-gate-publish", "nobody"],
+)
+def test_bad_input_ends_with_its_code_and_leaves_nothing(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    spoil: Callable[[Path], None] | None,
+    changes: dict[str, object],
+    code: int,
+    words: str,
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), model)
+    if spoil:
+        spoil(model)
+    values = {**flags(tmp_path), "variants": "Q8_0,gptq-4bit-64g", **changes}
+    if values["evaluation.dataset"] == "SAME":
+        values["evaluation.dataset"] = values["calibration.dataset"]
+    with pytest.raises(HubbotError, match=words) as caught:
+        pipeline.run(Run(model=str(model), settings=load_settings(None, values)))
+    assert caught.value.exit_code == code
+    left = [path for path in (tmp_path / "out").glob("*") if path.name != ".work"]
+    assert left == [], "nothing that could be taken for a result"
+
+
+def test_errors_are_one_paragraph_with_their_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code, words in (
+        (["run", "model", "--variants", "Q4_K_Z"], 2, "Nearest: Q4_K_S"),
+        (["run", str(tmp_path / "nowhere")], 3, "nowhere"),
+        (["run", "model", "--config", str(tmp_path / "none.toml")], 2, "does not exist"),
+        (["card", str(tmp_path)], 10, "hubbot.json"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        text = capsys.readouterr().err
+        assert stop.value.code == code, text
+        assert words in text
+        assert "Traceback" not in text
+
+
+def test_unknown_keys_of_the_configuration_are_refused_by_their_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hubbot.toml").write_text("[calibration]\nsample = 3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "model", "--config", str(tmp_path / "hubbot.toml")])
+    assert stop.value.code == 2
+    assert "calibration.sample is no setting" in capsys.readouterr().err

