@@ -13,7 +13,7 @@ PYTEST ?= -n 2 --dist loadfile
 UPGRADE ?=
 LLAMA_CMAKE ?=
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check
 TORCH := 2.13.0
 PIP := 26.3
 BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|scikit-build-core|setuptools|trove-classifiers|wheel
@@ -105,22 +105,23 @@ llama: $(INSTALLED)
 	@$(BIN)/python -m hubbot.formats.gguf.fast || true
 
 # Built aside and renamed, so that nobody finds half a build; a lock, so that two checkouts build it once.
+# Without AMX: ggml's AMX kernels were seen to crash in virtual machines whose CPU flags promise it.
 $(LLAMA)/build/bin/llama-bench:
 	@[ -z "$(HUBBOT_LLAMA_CPP)" ] || { echo "HUBBOT_LLAMA_CPP is $(HUBBOT_LLAMA_CPP), but build/bin/llama-bench is not there. Unset it, or name a folder with source/ and build/bin/."; exit 1; }
 	@mkdir -p $(LLAMA).partial && exec 9>$(LLAMA).lock && flock 9 && if [ -x $@ ]; then exit 0; fi; \
 	part=$(LLAMA).partial; sdist=$$part/llama_cpp_python-$(LLAMA_PIN).tar.gz; PATH="$$PWD/$(BIN):$$PATH"; \
 	echo "setup: building llama.cpp once, in $(LLAMA) (about 7 minutes on two cores)"; \
-	[ -f $$sdist ] || pip download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-python -d $$part llama-cpp-python==$(LLAMA_PIN); \
+	[ -f $$sdist ] || pip download -qq --no-deps --no-build-isolation --no-binary llama-cpp-python -d $$part llama-cpp-python==$(LLAMA_PIN); \
 	echo "$(LLAMA_SHA256)  $$sdist" | sha256sum --check --status \
 	  || { rm -f $$sdist; echo "The download of llama-cpp-python $(LLAMA_PIN) is not the pinned release (sha256 differs) and was removed. Run make setup again."; exit 1; }; \
 	rm -rf $$part/source && mkdir -p $$part/source; \
 	tar -xzf $$sdist -C $$part/source --strip-components=3 --wildcards \
 	  --exclude='*/llama.cpp/docs' --exclude='*/llama.cpp/media' --exclude='*/llama.cpp/benches' \
-	  --exclude='*/llama.cpp/tools/ui/*' 'llama_cpp_python-*/vendor/llama.cpp'; \
+	  --exclude='*/llama.cpp/tools/ui/*' --exclude='*/llama.cpp/vendor/llama.cpp' 'llama_cpp_python-*/vendor/llama.cpp'; \
 	find $$part/source/models -type f ! -name 'ggml-vocab-gpt-2.gguf' ! -name 'ggml-vocab-gpt-neox.gguf' ! -name 'ggml-vocab-llama-spm.gguf' -delete; \
 	cmake -S $$part/source -B $$part/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON \
 	  -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
-	  -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF $(LLAMA_CMAKE) >$$part/log 2>&1 \
+	  -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ -DCMAKE_C_FLAGS=-U__AMX_INT8__ $(LLAMA_CMAKE) >$$part/log 2>&1 \
 	  && cmake --build $$part/build --target $(LLAMA_TARGETS) >>$$part/log 2>&1 \
 	  || { tail -20 $$part/log; echo "llama.cpp did not build; $$part/log has the whole story. make setup goes on where it stopped."; exit 1; }; \
 	rm -f $$sdist && find $$part/build -name '*.o' -delete && mv $$part $(LLAMA)

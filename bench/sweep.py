@@ -1,8 +1,9 @@
 """One sweep over a random-weight Llama: seconds a step, peak memory, against the model's size.
 
-    python bench/sweep.py --device cuda:0 --hidden 2048 --layers 16 --variants Q4_K_M,gptq-4bit-128g,bnb-nf4
+    python bench/sweep.py --device cuda:0 --hidden 4096 --intermediate 14336 --layers 4 \\
+      --samples 128 --length 2048 --windows 48 --variants Q4_K_M,gptq-4bit-128g,bnb-nf4
 
-The tokenizer and the texts are the demo model's, so nothing is downloaded.
+The tokenizer is the demo model's and the texts are the standard library, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hubbot.demo import CALIBRATION, EVALUATION, demo_model
+from hubbot.demo import Recipe, demo_model, library_texts
 from hubbot.domain import Source
 from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
@@ -28,17 +29,17 @@ from hubbot.stages import make
 COPIED = "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json README.md".split()
 
 
-def build(folder: Path, *, hidden: int, layers: int, vocabulary: int) -> int:
+def build(folder: Path, *, hidden: int, intermediate: int, layers: int, vocabulary: int) -> int:
     """Write a Llama of random bfloat16 weights; returns its number of weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4 // 256 * 256,
+        intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 128,
         num_key_value_heads=max(1, hidden // 512),
         vocab_size=vocabulary,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -52,8 +53,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.work) as name:
         work = Path(name)
         folder = work / "model"
-        vocabulary = json.loads((demo / "config.json").read_text())["vocab_size"]
-        weights = build(folder, hidden=asked.hidden, layers=asked.layers, vocabulary=vocabulary)
+        weights = build(
+            folder,
+            hidden=asked.hidden,
+            intermediate=asked.intermediate or asked.hidden * 11 // 4 // 256 * 256,
+            layers=asked.layers,
+            vocabulary=asked.vocabulary or json.loads((demo / "config.json").read_text())["vocab_size"],
+        )
         for file in COPIED:
             if (demo / file).exists():
                 shutil.copy(demo / file, folder)
@@ -65,14 +71,7 @@ def main() -> None:
             "evaluation.windows": asked.windows,
         }
         source = Source(folder=str(folder), repo=None, revision=None, files={})
-        texts = {
-            "calibration": str(demo / CALIBRATION),
-            "calibration_name": "calibration",
-            "calibration_revision": None,
-            "evaluation": str(demo / EVALUATION) if asked.windows else None,
-            "evaluation_name": "evaluation",
-            "evaluation_revision": None,
-        }
+        texts = write_texts(work) if asked.windows else {**write_texts(work), "evaluation": None}
         (work / "out").mkdir()
         (work / "work").mkdir()
         argument = {
@@ -90,6 +89,18 @@ def main() -> None:
         report(asked, answer, weights, seconds, meter.peak)
 
 
+def write_texts(into: Path) -> dict[str, str | None]:
+    """The whole standard library as calibration and evaluation text."""
+    library = library_texts(Recipe(characters=10**9))
+    parts = {"calibration": library.training, "evaluation": library.evaluation}
+    texts: dict[str, str | None] = {}
+    for name, pieces in parts.items():
+        path = into / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
+        texts |= {name: str(path), f"{name}_name": name, f"{name}_revision": None}
+    return texts
+
+
 def report(asked: argparse.Namespace, answer: dict, weights: int, seconds: float, peak: object) -> None:
     print(json.dumps({"machine": measure_machine(Path(), asked.device).hardware, "tools": tools()}))
     print(f"{weights / 1e6:.0f} M weights, {2 * weights / 1e9:.2f} GB in bfloat16; {seconds:.1f} s; {peak}")
@@ -105,6 +116,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--intermediate", type=int, default=0, help="width of the MLP; 0: 11/4 of the hidden size")
+    parser.add_argument("--vocabulary", type=int, default=0, help="0: the tokenizer's own")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
