@@ -210,13 +210,17 @@ def plan(
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
     as_matrix: Annotated[bool, typer.Option("--matrix", help="print GitHub's job matrix")] = False,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="for another machine: the budgets in hubbot.toml say what it has")
+    ] = False,
 ) -> None:
     """Say what a run would make and need, before anything is downloaded but headers."""
     from hubbot import pipeline
 
     flags = {"revision": revision, "variants": variants, "out": out, "device": device}
     settings = load_settings(config, flags)
-    found = pipeline.plan(_job(model, settings), show="" if as_json or as_matrix else "table")
+    show = "" if as_json or as_matrix else "table"
+    found = pipeline.plan(_job(model, settings), show=show, elsewhere=elsewhere)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
     if as_matrix:

@@ -104,11 +104,14 @@ def run(job: Run) -> Record:
     return release_record(job, record)
 
 
-def plan(job: Run, *, show: str = "") -> dict[str, Any]:
-    """What a run would make and need, from the headers alone, as JSON; `show="table"` prints it for people too."""
+def plan(job: Run, *, show: str = "", elsewhere: bool = False) -> dict[str, Any]:
+    """What a run would make and need, from the headers alone, as JSON; `show="table"` prints it for people too.
+
+    elsewhere: the run will be on another machine, of which the budgets say what it has.
+    """
     _refuse_contradictions(job.settings)
     job.work.mkdir(parents=True, exist_ok=True)
-    return dict(_survey(job, _headers(job), show=show)["plan"])
+    return dict(_survey(job, _headers(job), show=show, elsewhere=elsewhere)["plan"])
 
 
 def require(found: Mapping[str, Any]) -> None:
@@ -157,8 +160,11 @@ def _fetch(job: Run) -> Source:
     )
 
 
-def _survey(job: Run, source: Source, *, show: str = "", refuse: bool = False) -> dict[str, Any]:
-    answer = _confined(job, "hubbot.stages:survey", source, {"show": show, "refuse": refuse})
+def _survey(
+    job: Run, source: Source, *, show: str = "", refuse: bool = False, elsewhere: bool = False
+) -> dict[str, Any]:
+    more = {"show": show, "refuse": refuse, "elsewhere": elsewhere}
+    answer = _confined(job, "hubbot.stages:survey", source, more)
     return dict(answer)
 
 

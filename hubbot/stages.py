@@ -25,7 +25,7 @@ from hubbot.formats.protocol import VariantFiles
 from hubbot.gate import PROBE, tokenizer_digest
 from hubbot.intake import ModelFacts, check_finite, part_layout, read_facts, unpickle
 from hubbot.machine import measure_machine
-from hubbot.planning.plan import Plan, check_architecture, matrix, plan, require
+from hubbot.planning.plan import Plan, check_architecture, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.settings import Settings
 from hubbot.sweep.references import References
@@ -48,14 +48,16 @@ def settle_device(name: str) -> str:
 def survey(argument: dict[str, Any]) -> dict[str, Any]:
     """Plan a job from a snapshot, whole or of headers alone.
 
-    argument: source, settings, work, show (`table`, `json` or nothing is printed), refuse.
+    argument: source, settings, work, show (`table`, `json` or nothing is printed), refuse, elsewhere (the
+    budgets describe the machine, not this one).
     Returns `plan`: plan_view.as_json and the job matrix. Raises the plan's first refusal where `refuse` is set.
     """
     source, settings, work = _job(argument)
     facts = _facts(source, settings, work)
     variants = parse_variants(settings.variants)
     check_architecture(facts, variants)
-    device = settle_device(settings.device)
+    elsewhere = bool(argument.get("elsewhere"))
+    device = device_elsewhere(settings) if elsewhere else settle_device(settings.device)
     found = plan(
         source,
         facts,
@@ -64,6 +66,7 @@ def survey(argument: dict[str, Any]) -> dict[str, Any]:
         measure_machine(work, device, ours=work),
         costs_of(variants, source, facts, work / "plan", settings),
         device=device,
+        elsewhere=elsewhere,
     )
     _show(found, str(argument.get("show", "")))
     if argument.get("refuse"):

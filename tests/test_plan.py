@@ -14,7 +14,7 @@ from hubbot.formats.protocol import Cost
 from hubbot.intake import read_facts
 from hubbot.machine import Machine
 from hubbot.planning.licence import judge_licence
-from hubbot.planning.plan import check_architecture, matrix, plan, require
+from hubbot.planning.plan import check_architecture, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.settings import load_settings
 from tests.hostile import model
@@ -34,12 +34,12 @@ def facts(tmp_path):
 def planned(facts):
     """A plan of the small model with files of 10 MB."""
 
-    def make(names=NAMES, machine=MACHINE, source=None, device="cpu", **flags):
+    def make(names=NAMES, machine=MACHINE, source=None, device="cpu", elsewhere=False, **flags):
         variants = parse_variants(names)
         costs = {v.name: Cost(file_bytes=SIZE, weight_bytes=9 * MB, bits_per_weight=4.5) for v in variants}
         settings = load_settings(None, {path.replace("__", "."): value for path, value in flags.items()})
         source = source or Source(folder=str(facts.folder), repo="a/b", revision="0" * 40, files={}, license="mit")
-        return plan(source, facts, variants, settings, machine, costs, device=device)
+        return plan(source, facts, variants, settings, machine, costs, device=device, elsewhere=elsewhere)
 
     return make
 
@@ -79,6 +79,31 @@ def test_the_budget_is_never_more_than_the_machine_has(planned):
     found = planned(machine=replace(MACHINE, ram_free=GB), budget__ram="100GB")
     with pytest.raises(BudgetExceeded, match=r"memory \(RAM\)"):
         require(found)
+
+
+def test_a_plan_for_another_machine_takes_the_budgets_for_what_that_machine_has(planned):
+    small = replace(MACHINE, ram_free=GB, disk_free=MB)
+    told = planned(machine=small, elsewhere=True, budget__ram="100GB", budget__disk="1TB")
+    require(told)
+    assert (told.budget.ram, told.budget.disk) == (100 * GB, 1000 * GB)
+    require(planned(machine=small, elsewhere=True))  # nothing is said, so nothing speaks against it
+    with pytest.raises(BudgetExceeded, match="15 MB may be used"):
+        require(planned(machine=MACHINE, elsewhere=True, budget__disk="15MB"))
+
+
+def test_a_machine_elsewhere_has_a_gpu_where_its_budget_has_gpu_memory(planned):
+    device = {vram: device_elsewhere(load_settings(None, {"budget.vram": vram})) for vram in (None, "0GB", "24GB")}
+    assert device == {None: "cpu", "0GB": "cpu", "24GB": "cuda"}
+    assert device_elsewhere(load_settings(None, {"budget.vram": "24GB", "device": "cpu"})) == "cpu"
+    found = planned(elsewhere=True, device="cuda", budget__vram="24GB")
+    require(found)
+    assert 0 < found.need.vram < found.budget.vram == 24 * GB
+
+
+def test_a_limit_that_nobody_set_is_not_shown_as_a_number(planned):
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(as_table(planned(elsewhere=True)))
+    assert console.export_text().count("not said") == 2  # disk and RAM
 
 
 def test_a_gpu_takes_the_computing_out_of_the_memory(planned):

@@ -23,7 +23,19 @@ from hubbot.planning.licence import LicenceVerdict, judge_licence, require_licen
 from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
 from hubbot.settings import Settings
 
-__all__ = ["Plan", "PlannedSweep", "PlannedVariant", "check_architecture", "matrix", "plan", "require"]
+__all__ = [
+    "NO_LIMIT",
+    "Plan",
+    "PlannedSweep",
+    "PlannedVariant",
+    "check_architecture",
+    "device_elsewhere",
+    "matrix",
+    "plan",
+    "require",
+]
+
+NO_LIMIT = 2**62  # bytes: the budget of a machine elsewhere, where none is set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +93,15 @@ def plan(
     costs: Mapping[str, Cost],
     *,
     device: str,
+    elsewhere: bool = False,
 ) -> Plan:
     """What will be made, in which sweeps, at what peak, and everything that speaks against it.
 
     costs: variant name -> exact size (hubbot.formats.costs). device: cpu, cuda or cuda:N.
+    elsewhere: for another machine than this one, of which the budgets are what it has.
     """
     shapes = shapes_of(facts)
-    budget = _budget(settings, machine, device)
+    budget = _budget_elsewhere(settings) if elsewhere else _budget(settings, machine, device)
     fetched = 0 if source.repo is None else facts.weight_bytes
     estimate = _Estimate(facts, shapes, settings, costs, device, fetched)
     sweeps = tuple(_cut(variants, estimate, budget))
@@ -194,6 +208,20 @@ def _budget(settings: Settings, machine: Machine, device: str) -> Need:
         ram=machine.ram_free if ram is None else min(ram, machine.ram_free),
         vram=there if vram is None else min(vram, there),
     )
+
+
+def _budget_elsewhere(settings: Settings) -> Need:
+    """What the machine that will do the work has, as far as the budgets say."""
+    told = settings.budget
+    disk, ram, vram = (NO_LIMIT if value is None else value for value in (told.disk, told.ram, told.vram))
+    return Need(disk=disk, ram=ram, vram=vram)
+
+
+def device_elsewhere(settings: Settings) -> str:
+    """The device of a machine that only the settings describe: one with GPU memory has a GPU."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if settings.budget.vram else "cpu"
 
 
 def _planned(variant: Variant, cost: Cost) -> PlannedVariant:

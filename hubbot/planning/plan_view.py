@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hubbot.planning.plan import Plan
+from hubbot.planning.plan import NO_LIMIT, Plan
 
 __all__ = ["as_json", "as_table"]
 
@@ -34,7 +34,7 @@ def as_table(found: Plan) -> RenderableType:
     for heading in ("", "needed", "available"):
         needs.add_column(heading, justify="left" if not heading else "right")
     for name, needed, there in _resources(found):
-        needs.add_row(name, Text(_size(needed), style="" if needed <= there else "bold red"), _size(there))
+        needs.add_row(name, Text(_size(needed), style="" if needed <= there else "bold red"), _limit(there))
     verdicts = [Text(f"licence: {found.licence.reason}")]
     verdicts += [
         Text("gated: the author asks for consent before a download; accept it with your account")
@@ -51,6 +51,10 @@ def _resources(found: Plan) -> list[tuple[str, int, int]]:
 
 def _count(weights: int) -> str:
     return f"{weights / 1e9:.2f} B" if weights >= 1e8 else f"{weights / 1e6:.2f} M"
+
+
+def _limit(budget: int) -> str:
+    return _size(budget) if budget < NO_LIMIT else "not said"
 
 
 def _size(size: int) -> str:
