@@ -21,6 +21,8 @@ __all__ = ["SUMMARY_LIMIT", "append_summary", "command", "guarded", "set_output"
 SUMMARY_LIMIT = 1024 * 1024  # bytes; GitHub drops a larger summary whole
 _LONGEST = 2500  # bytes of a message: one write of a whole command stays under a pipe's 4096 bytes, unmixed
 
+_FENCE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})(.*)$", re.MULTILINE)
+
 _resume: list[str] = []  # the words that end `stop-commands`, innermost last
 
 
@@ -68,12 +70,23 @@ def set_output(file: Path, name: str, value: str) -> None:
 
 
 def append_summary(file: Path, markdown: str) -> None:
-    """Append to the step's summary, cut at the end of a line where it would pass GitHub's limit."""
+    """Append to the step's summary; where it would pass GitHub's limit, cut at the end of a line, no block left open."""
     room = SUMMARY_LIMIT - 1024 - (file.stat().st_size if file.exists() else 0)
     data = markdown.encode("utf-8", errors="replace")
     if len(data) > room:
         note = "\n\n*The summary was longer than GitHub shows; hubbot.json and report.html have all of it.*\n"
         kept = data[: max(room - len(note), 0)].rpartition(b"\n")[0]
-        data = kept + note.encode()
+        data = kept + _end_of_block(kept.decode(errors="replace")).encode() + note.encode()
     with file.open("ab") as stream:
         stream.write(data.rstrip(b"\n") + b"\n")
+
+
+def _end_of_block(markdown: str) -> str:
+    """The line that closes a block of code which the text leaves open; nothing where none is open."""
+    fence = ""
+    for match in _FENCE.finditer(markdown):
+        if not fence:
+            fence = match[1]
+        elif match[1].startswith(fence) and not match[2].strip():
+            fence = ""
+    return f"\n{fence}" if fence else ""

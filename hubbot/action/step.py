@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,11 @@ def act(environ: MutableMapping[str, str], work: Work) -> int:
                 environ.pop(name, None)
             outcome, code = _worked(work, inputs)
         except HubbotError as error:
-            _complain(error, token)
-            outcome, code = (
-                Outcome(summary=f"### hubbot stopped\n\n{_quoted(mask(str(error), token))}\n"),
-                error.exit_code,
-            )
-        _report(outcome, environ)
+            outcome, code = _stopped(error, str(error), token), error.exit_code
+        except Exception as error:  # noqa: BLE001 - a step that fails still owes its outputs and a reason
+            log.say(mask("".join(traceback.format_exception(error)), token))
+            outcome, code = _stopped(error, _unexpected(error), token), HubbotError.exit_code
+        _report(outcome, environ, workspace)
     return code
 
 
@@ -100,28 +100,40 @@ def _worked(work: Work, inputs: Inputs) -> tuple[Outcome, int]:
     return outcome, code
 
 
-def _complain(error: HubbotError, token: str | None) -> None:
+def _stopped(error: Exception, message: str, token: str | None) -> Outcome:
+    """Annotate an error; what is left of the step is its reason in the summary."""
     title = f"Input {error.name}" if isinstance(error, BadInput) else "hubbot"
-    log.error(mask(str(error), token), title=title)
+    log.error(mask(message, token), title=title)
+    return Outcome(summary=f"### hubbot stopped\n\n{_quoted(mask(message, token))}\n")
 
 
-def _report(outcome: Outcome, environ: Mapping[str, str]) -> None:
+def _unexpected(error: Exception) -> str:
+    return (
+        f"hubbot did not expect this: {type(error).__name__}: {error}. The step's log has the traceback. "
+        "Mend what it names, such as a full disk, and run the step again; if nothing is amiss there, report it."
+    )
+
+
+def _report(outcome: Outcome, environ: Mapping[str, str], workspace: Path) -> None:
     """Write the outputs and the step's summary to the files that the runner named, if it named any."""
     if file := environ.get("GITHUB_OUTPUT"):
-        for name, value in outputs(outcome).items():
+        for name, value in outputs(outcome, workspace).items():
             github.set_output(Path(file), name, value)
     if outcome.summary and (file := environ.get("GITHUB_STEP_SUMMARY")):
         github.append_summary(Path(file), outcome.summary)
 
 
-def outputs(outcome: Outcome) -> dict[str, str]:
-    """The outputs that action.yml declares, all of them, empty where there is nothing to say."""
+def outputs(outcome: Outcome, workspace: Path) -> dict[str, str]:
+    """The outputs that action.yml declares, all of them, empty where there is nothing to say.
+
+    workspace: what the record's path is told from, for the next step may see it under another name.
+    """
     variants = outcome.record.variants if outcome.record else ()
     passed = [one.name for one in variants if one.status in (Status.PASSED, Status.PUBLISHED)]
     refused = [one.name for one in variants if one.status in (Status.REFUSED, Status.FAILED)]
     counted = f"{len(passed)} passed, {len(refused)} refused, {len(outcome.published)} published"
     return {
-        "record": str(outcome.record_path or ""),
+        "record": _seen_from(workspace, outcome.record_path),
         "matrix": json.dumps(outcome.matrix, separators=(",", ":")) if outcome.matrix is not None else "",
         "published": json.dumps(outcome.published),
         "pull-requests": json.dumps(outcome.pull_requests),
@@ -129,6 +141,11 @@ def outputs(outcome: Outcome) -> dict[str, str]:
         "refused": json.dumps(refused),
         "summary": counted if outcome.record else "",
     }
+
+
+def _seen_from(workspace: Path, path: Path | None) -> str:
+    root = workspace.resolve()
+    return str(path.relative_to(root) if path and path.is_relative_to(root) else path or "")
 
 
 def _quoted(text: str) -> str:

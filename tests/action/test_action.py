@@ -53,8 +53,15 @@ def left(tmp_path):
 
 
 def test_outputs_are_those_that_action_yml_declares(left):
-    assert outputs(left).keys() == ACTION["outputs"].keys()
-    assert outputs(Outcome()).keys() == ACTION["outputs"].keys()
+    assert outputs(left, Path()).keys() == ACTION["outputs"].keys()
+    assert outputs(Outcome(), Path()).keys() == ACTION["outputs"].keys()
+
+
+def test_the_record_is_named_as_the_next_step_sees_it(left, tmp_path):
+    """The container's workspace has another path outside, so below it the path is told from there."""
+    assert outputs(left, tmp_path / "workspace")["record"] == "out/hubbot.json"
+    assert outputs(left, tmp_path / "elsewhere")["record"] == str(tmp_path / "workspace/out/hubbot.json")
+    assert outputs(Outcome(), tmp_path)["record"] == ""
 
 
 def test_a_run_leaves_outputs_a_summary_and_no_error(step, left, capfd):
@@ -65,7 +72,7 @@ def test_a_run_leaves_outputs_a_summary_and_no_error(step, left, capfd):
     assert json.loads(written["pull-requests"]) == ["https://huggingface.co/me/name-GGUF/discussions/1"]
     assert json.loads(written["passed"]) == [variant.name for variant in passed.record.variants]
     assert json.loads(written["refused"]) == []
-    assert written["record"].endswith("out/hubbot.json")
+    assert written["record"] == "out/hubbot.json"
     assert written["summary"] == "2 passed, 0 refused, 1 published"
     assert Path(step["GITHUB_STEP_SUMMARY"]).read_text().startswith("### Results")
     assert read_log(capfd.readouterr().err).commands == []
@@ -102,6 +109,21 @@ def test_an_error_becomes_an_annotation_and_its_exit_code(step, error, code, cap
     assert [data for _, data in read_log(capfd.readouterr().err).named("error")] == [str(error)]
     assert str(error) in Path(step["GITHUB_STEP_SUMMARY"]).read_text()
     assert read_outputs(Path(step["GITHUB_OUTPUT"]))["passed"] == "[]"
+
+
+def test_what_nobody_expected_still_leaves_an_annotation_outputs_and_a_summary(step, capfd):
+    def work(_):
+        raise OSError(28, f"No space left on device for {TOKEN}")
+
+    assert act(step, work) == 1
+    log = capfd.readouterr().err
+    [(_, message)] = read_log(log).named("error")
+    assert "OSError: [Errno 28] No space left" in message
+    assert "Traceback (most recent call last)" in log
+    assert read_outputs(Path(step["GITHUB_OUTPUT"])).keys() == ACTION["outputs"].keys()
+    summary = Path(step["GITHUB_STEP_SUMMARY"]).read_text()
+    assert "No space left" in summary
+    assert TOKEN not in message + summary + log.replace(f"::add-mask::{TOKEN}", "")
 
 
 def test_a_wrong_input_is_an_annotation_with_its_name_and_nothing_is_done(step, capfd):

@@ -108,6 +108,23 @@ def test_a_summary_never_passes_githubs_limit(tmp_path):
     assert file.stat().st_size < github.SUMMARY_LIMIT
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("```mermaid", "```"), ("````text\n```\nstill inside", "````"), ("~~~", "~~~")]
+)
+def test_a_summary_that_is_cut_inside_of_a_block_of_code_ends_the_block(tmp_path, opening, closing):
+    github.append_summary(tmp_path / "summary", f"```\nwhole\n```\n\n{opening}\n" + "row\n" * 400_000)
+    text = (tmp_path / "summary").read_text()
+    assert len(text.encode()) < github.SUMMARY_LIMIT
+    block, _, note = text.rpartition(f"\n{closing}\n")
+    assert block.endswith("row")
+    assert "longer than GitHub shows" in note
+
+
+def test_a_summary_that_is_cut_outside_of_a_block_opens_none(tmp_path):
+    github.append_summary(tmp_path / "summary", "```\nwhole\n```\n" + "text ``` in a line\n" * 100_000)
+    assert (tmp_path / "summary").read_text().count("\n```\n") == 1
+
+
 def test_a_short_summary_is_kept_whole(tmp_path):
     github.append_summary(tmp_path / "summary", "# Title\n\ntext\n")
     assert (tmp_path / "summary").read_text() == "# Title\n\ntext\n"
