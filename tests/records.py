@@ -97,12 +97,12 @@ def files(name: str, bits: float, model: str = "Testling-1B") -> tuple[File, ...
     )
 
 
-def layer_errors(kld: float) -> dict[str, float]:
+def layer_errors(kld: float, layers: int = LAYERS) -> dict[str, float]:
     parts = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj".split()
     base = 0.02 * (kld if kld == kld else 3.0)
     return {
         f"model.layers.{layer}.{part}.weight": base * (1 + 0.8 * math.sin(layer * 1.7 + column)) * (1 + column / 4)
-        for layer in range(LAYERS)
+        for layer in range(layers)
         for column, part in enumerate(parts)
     } | {"model.embed_tokens.weight": base / 3}
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hubbot.cards.escape import line
 from hubbot.domain import VariantRecord
 
-__all__ = ["LEVELS", "HeatMap", "Scale", "heat_map"]
+__all__ = ["LEVELS", "HeatMap", "Scale", "heat_map", "heat_style"]
 
 LEVELS = 10
 _MAX_ROWS, _MAX_BLOCKS = 40, 256
+_NAMES, _CELL = 92, 9  # pixels: the column of names on a phone, the least width of a block's cell with its gap
 _BLOCK = re.compile(r"^(.*?\.)?(\d+)\.(.+)$")
 
 
@@ -70,6 +71,12 @@ def heat_map(variant: VariantRecord) -> HeatMap | None:
         worst=tuple(_worst(errors, 5)),
         outside=tuple(sorted(outside, key=lambda pair: -pair[1])[:12]),
     )
+
+
+def heat_style(maps: Iterable[HeatMap]) -> str:
+    """CSS that keeps the cells of each map wide enough to be seen and met with a finger; the map scrolls instead."""
+    counts = sorted({found.blocks for found in maps if found.blocks})
+    return "".join(f".heat.of{count}{{min-width:{_NAMES + _CELL * count}px}}" for count in counts)
 
 
 def _worst(errors: Mapping[str, float], count: int) -> list[tuple[str, float]]:

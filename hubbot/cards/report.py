@@ -23,7 +23,7 @@ from markupsafe import Markup
 from hubbot.cards import figures
 from hubbot.cards.card import quality_points
 from hubbot.cards.escape import clean, line, repo_id
-from hubbot.cards.heat import LEVELS, heat_map
+from hubbot.cards.heat import LEVELS, heat_map, heat_style
 from hubbot.cards.layout import html_environment
 from hubbot.cards.memory import memory_needed
 from hubbot.cards.picture import CSS, NARROW, WIDE, Point, draw
@@ -58,14 +58,15 @@ def write_report(record: Record, out: Path) -> Path:
 def render_report(record: Record) -> str:
     """The whole page."""
     environment = html_environment()
-    style = _source(environment, "report.css") + CSS
+    view = _view(record)
+    style = _source(environment, "report.css") + CSS + heat_style(view["heat"])
     script = _source(environment, "report.js")
     return environment.get_template("report.html.j2").render(
         style=Markup(style),  # noqa: S704 - our own files
         script=Markup(script),  # noqa: S704
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
-        **_view(record),
+        **view,
     )
 
 

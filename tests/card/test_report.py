@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubbot.cards.figures import nats
 from hubbot.cards.heat import heat_map
 from hubbot.cards.report import FILE_NAME, parts, render_report, write_report
 from hubbot.record import from_json, to_json
 from tests import chromium
+from tests.card.screenshots import deep_record, screenshots
 from tests.card.test_escape import Seen
 from tests.records import hostile_record, record
 
@@ -31,6 +33,11 @@ def page() -> Iterator[chromium.Page]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(record(), tmp_path_factory.mktemp("report")).as_uri()
+
+
+@pytest.fixture(scope="module")
+def deep_address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(deep_record(), tmp_path_factory.mktemp("deep")).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +117,15 @@ def test_experts_count_as_their_worst_and_odd_names_do_not_stop_the_map() -> Non
     assert found is not None
     assert found.rows == {"mlp.experts.*.up_proj": (0.3,)}
     assert len(found.outside) == 2
+
+
+def test_the_numbers_of_a_heat_map_stand_in_a_table_besides() -> None:
+    made = record().variants[4]
+    text = render_report(replace(record(), variants=(made,)))
+    rows = re.findall(r'<tr><th scope="row">(\d+)</th>(.*?)</tr>', text[text.index('class="numbers"') :])
+    assert [int(block) for block, _ in rows] == list(range(16))
+    first = [nats(error) for name, error in made.layer_errors.items() if name.startswith("model.layers.0.")]
+    assert re.findall("<td>(.*?)</td>", rows[0][1]) == first
 
 
 # --- in a browser -----------------------------------------------------------------------------------
@@ -208,6 +224,49 @@ def test_the_page_never_scrolls_sideways(page: chromium.Page, address: str, host
     for target in (address, hostile_address):
         page.open(target, width=width)
         assert page.run("document.documentElement.scrollWidth") <= width
+
+
+@IN_BROWSER
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_cells_of_a_deep_models_heat_map_can_be_seen_and_reached_by_keyboard(
+    page: chromium.Page, deep_address: str, width: int
+) -> None:
+    page.open(deep_address, width=width)
+    shown = "[...document.querySelectorAll('.heat tbody td')].filter((n) => n.getClientRects().length)"
+    assert page.run(f"Math.min(...{shown}.map((n) => n.getBoundingClientRect().width))") >= 7.5
+    assert page.run("document.documentElement.scrollWidth") <= width
+    frame = (
+        "[...document.querySelectorAll('.scroll')].find((n) => n.querySelector('.heat') && n.getClientRects().length)"
+    )
+    assert page.run(f"{frame}.scrollWidth > {frame}.clientWidth") is (width == 390)
+    page.run(f"{frame}.focus()")
+    assert page.run(f"document.activeElement === {frame}")
+    page.run(f"{frame}.scrollLeft = 300")
+    name = f"{frame}.querySelector('tbody th').getBoundingClientRect()"
+    assert page.run(f"{name}.left >= {frame}.getBoundingClientRect().left - 1"), "the names stay while the map scrolls"
+
+
+@IN_BROWSER
+@pytest.mark.slow
+def test_the_numbers_of_a_map_open_by_keyboard(page: chromium.Page, address: str) -> None:
+    page.open(address)
+    opened = "[...document.querySelectorAll('details')].filter((n) => n.open).length"
+    assert page.run(opened) == 0
+    page.run("[...document.querySelectorAll('summary')].find((n) => n.getClientRects().length).focus()")
+    page.key("Enter")
+    assert page.run(opened) == 1
+
+
+@IN_BROWSER
+@pytest.mark.slow
+def test_screenshots_are_taken_of_every_width_and_scheme(tmp_path: Path) -> None:
+    made = screenshots(write_report(record(), tmp_path), tmp_path / "shots")
+    assert [file.name for file in made] == ["1280-dark.png", "1280-light.png", "390-dark.png", "390-light.png"]
+    for file in made:
+        width, height = (int.from_bytes(file.read_bytes()[at : at + 4]) for at in (16, 20))
+        assert width == int(file.name.partition("-")[0])
+        assert height > 2000
 
 
 @IN_BROWSER
