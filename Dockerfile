@@ -54,9 +54,10 @@ RUN HUBBOT_LLAMA_CPP=/opt/llama.cpp .venv/bin/python -m hubbot.formats.gguf.fast
 
 # --- the image ------------------------------------------------------------------------------------------
 FROM ${BASE}
-# gcc and the C library's headers: Triton compiles its launchers when they are first used
+# gcc and the C library's headers: Triton compiles its launchers when they are first used.
+# git: where it is absent, actions/checkout empties the workspace of a job container, `clean: false` or not.
 RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends gcc libc6-dev libgomp1 >/dev/null \
+ && apt-get install -y -qq --no-install-recommends gcc git libc6-dev libgomp1 >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
       /var/log/apt /var/log/dpkg.log /var/log/alternatives.log \
  && install -d -o 1000 -g 1000 /work
