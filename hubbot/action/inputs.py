@@ -31,6 +31,7 @@ _MODEL = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,254}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 _DATASET = re.compile(r"(?!.*\.\.)[\w.][\w./ -]*(:[\w.-]*){0,2}")
+_PARTS = re.compile(r"\d{1,3}-of-\d{1,3}(,\d{1,3}-of-\d{1,3})*")
 _CLASSES = ("1", "2", "3", "4", "5", "6", "8")  # whole bits per weight that the gate has limits for
 
 
@@ -88,6 +89,9 @@ INPUTS: tuple[Input, ...] = (
     Input(name="disk", setting="budget.disk", description="Most disk that the job may use, as 200GB; what is free where absent.", example="200GB"),
     Input(name="ram", setting="budget.ram", description="Most memory that the job may use, as 64GB; what is available where absent.", example="64GB"),
     Input(name="vram", setting="budget.vram", description="Most GPU memory that the job may use, as 24GB; what is free where absent.", example="24GB"),
+    Input(name="elsewhere", kind=Kind.FLAG, description="Plan for another machine (command plan): disk, ram and vram say what it has, not this one; a vram above 0 means a GPU.", default="false"),
+    Input(name="parts", description="With command publish: comma list of the plan's parts, folders below out that become one release. Their weights are removed once they are published.", pattern=_PARTS, example="1-of-2,2-of-2"),
+    Input(name="oidc-resource", description="The one Hub repo, as org/name, that a trusted publisher lets this job write without a token. Empty: HF_OIDC_RESOURCE.", pattern=_MODEL, example="my-org/name-GGUF"),
     Input(name="device", setting="device", description="auto, cpu, cuda or cuda:N.", pattern=re.compile(r"auto|cpu|cuda(:\d{1,3})?"), example="auto"),
     Input(name="benchmark", setting="benchmark", kind=Kind.FLAG, description="Measure speed and peak memory of each variant in its own runtime."),
     Input(name="allow-unlicensed", setting="licence.allow_unlicensed", kind=Kind.FLAG, description="Go on where the source names no licence or one that forbids redistribution."),
@@ -109,6 +113,9 @@ class Inputs:
     settings: Settings
     token: str | None
     fail_on_refused: bool
+    elsewhere: bool = False  # plan for the machine that the budgets describe
+    parts: tuple[str, ...] = ()  # of a plan, to be published as one release; empty: what lies in out
+    oidc_resource: str | None = None  # the Hub repo of a trusted publisher
 
 
 def read_inputs(environ: Mapping[str, str], workspace: Path) -> Inputs:
@@ -126,13 +133,17 @@ def read_inputs(environ: Mapping[str, str], workspace: Path) -> Inputs:
     for one in INPUTS:
         if one.setting in flags:
             _check(one, flags[one.setting])
-    command = _word(_BY_NAME["command"], given.get("command", "run"))
+    parts = _word(_BY_NAME["parts"], given["parts"]).split(",") if "parts" in given else []
+    command = _command(given)
     return Inputs(
         model=_model(given.get("model"), workspace),
-        command="plan" if command == "run" and _flag(_BY_NAME["dry-run"], given.get("dry-run", "false")) else command,
+        command=command,
         settings=load_settings(config, _datasets(flags, workspace)),
         token=given.get("token") or environ.get("HF_TOKEN", "").strip() or None,
-        fail_on_refused=_flag(_BY_NAME["fail-on-refused"], given.get("fail-on-refused", "true")),
+        fail_on_refused=_own_flag(given, "fail-on-refused"),
+        elsewhere=_own_flag(given, "elsewhere"),
+        parts=tuple(parts),
+        oidc_resource=_oidc_resource(given.get("oidc-resource") or environ.get("HF_OIDC_RESOURCE", "").strip()),
     )
 
 
@@ -167,6 +178,34 @@ def _given(environ: Mapping[str, str]) -> dict[str, str]:
             raise BadInput(name, f"{name!r} is no input of this action.{_nearest(name, tuple(_BY_NAME))}")
         given[name] = _one_line(name, text.strip())
     return given
+
+
+def _command(given: Mapping[str, str]) -> str:
+    """run, plan or publish; an input that another command alone understands is refused, not overlooked."""
+    command, dry = _word(_BY_NAME["command"], given.get("command", "run")), _own_flag(given, "dry-run")
+    if dry and command == "publish":
+        raise BadInput("dry-run", "A publication has no rehearsal. Leave dry-run out, or say command: plan.")
+    command = "plan" if dry else command
+    if command != "plan" and _own_flag(given, "elsewhere"):
+        raise BadInput(
+            "elsewhere",
+            f"Only a plan is for another machine; command {command} works on this one. Leave elsewhere out, or say command: plan.",
+        )
+    if command != "publish" and "parts" in given:
+        raise BadInput(
+            "parts",
+            f"Only command publish joins parts; this is command {command}. Leave parts out, or say command: publish.",
+        )
+    return command
+
+
+def _own_flag(given: Mapping[str, str], name: str) -> bool:
+    one = _BY_NAME[name]
+    return _flag(one, given.get(name, one.default))
+
+
+def _oidc_resource(text: str) -> str | None:
+    return _word(_BY_NAME["oidc-resource"], text) if text else None
 
 
 def _one_line(name: str, text: str) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hubbot import log, pipeline
 from hubbot.action.inputs import Inputs
+from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, read_parts, tidy
 from hubbot.action.step import Outcome, SomeRefused
 from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
 from hubbot.domain import Record, Status
-from hubbot.errors import BadRecord
+from hubbot.formats.names import parse_variants
 from hubbot.hub.keyless import keyless_token
 from hubbot.hub.release import Receipt
 from hubbot.pipeline import Run
+from hubbot.planning.plan import NO_LIMIT
 from hubbot.record import FILE_NAME, read_record
 
-__all__ = ["work"]
+__all__ = ["publishing_token", "work"]
 
 
 def work(inputs: Inputs) -> Outcome:
@@ -28,69 +29,74 @@ def work(inputs: Inputs) -> Outcome:
     job = Run(
         model=inputs.model,
         settings=inputs.settings,
-        token=inputs.token or _identity(inputs),
+        token=publishing_token(inputs),
         endpoint=os.environ.get("HF_ENDPOINT") or None,
         command=f"hubbot {inputs.command} {inputs.model}",
     )
     match inputs.command:
         case "plan":
-            return _planned(job)
+            return _planned(job, elsewhere=inputs.elsewhere)
         case "publish":
-            return _published(job)
+            return _published(job, inputs.parts)
         case _:
             return _made(job)
 
 
-def _identity(inputs: Inputs) -> str | None:
-    """A token from a trusted publisher, where one is named and something will be published."""
-    resource = os.environ.get("HF_OIDC_RESOURCE", "").strip()
-    if not resource or inputs.command == "plan" or inputs.settings.publish.mode == "none":
+def publishing_token(inputs: Inputs) -> str | None:
+    """The token given, or one from a trusted publisher where one is named and something will be published."""
+    if inputs.token or not inputs.oidc_resource:
+        return inputs.token
+    if inputs.command == "plan" or inputs.settings.publish.mode == "none":
         return None
-    token = keyless_token(resource, os.environ.get("HF_ENDPOINT") or None)
+    token = keyless_token(inputs.oidc_resource, os.environ.get("HF_ENDPOINT") or None)
     log.mask(token)
     return token
 
 
-def _planned(job: Run) -> Outcome:
-    found = pipeline.plan(job, show="table")
+def _planned(job: Run, *, elsewhere: bool) -> Outcome:
+    found = pipeline.plan(job, show="table", elsewhere=elsewhere)
     pipeline.require(found)
     return Outcome(matrix=found["matrix"], summary=plan_summary(found))
 
 
 def _made(job: Run) -> Outcome:
     record = pipeline.run(job)
-    return _judged([record], job.receipts, job.out / FILE_NAME)
+    return _judged(record, job.receipts, job.out / FILE_NAME)
 
 
-def _published(job: Run) -> Outcome:
-    """Publish what lies in the output folder, or in each of its folders where a matrix made it in parts."""
-    parts = [path.parent for path in sorted([*job.out.glob(FILE_NAME), *job.out.glob(f"*/{FILE_NAME}")])]
-    if not parts:
-        msg = f"{job.out} holds no {FILE_NAME}, and none of its folders does. Run `command: run` with the same `out` first."
-        raise BadRecord(msg)
-    records: list[Record] = []
-    for part in parts:
-        here = replace(job, settings=job.settings.model_copy(update={"out": part}))
-        records.append(pipeline.release_record(here, read_record(part / FILE_NAME)))
-    return _judged(records, job.receipts, parts[0] / FILE_NAME)
+def _published(job: Run, names: Sequence[str]) -> Outcome:
+    """Publish what lies in the output folder: a whole run, or the named parts of a plan as one release."""
+    if not names:
+        record = pipeline.release_record(job, read_record(job.out))
+        return _judged(record, job.receipts, job.out / FILE_NAME)
+    parts = read_parts(job.out, names)
+    record = joined(parts, [variant.name for variant in parse_variants(job.settings.variants)])
+    publish = job.settings.publish
+    if (told := kept_receipts(parts, job.out, record, publish)) is not None:
+        log.say(f"{job.out} was published before; its weights are gone.")
+        return _judged(read_record(job.out), told, job.out / FILE_NAME)
+    lay_out(parts, record, job.out)
+    published = pipeline.release_record(job, record)
+    if publish.mode != "none":
+        keep_receipts(job.out, record, publish, job.receipts)
+        tidy(parts, job.out)
+    return _judged(published, job.receipts, job.out / FILE_NAME)
 
 
-def _judged(records: Sequence[Record], receipts: Iterable[Receipt], path: Path) -> Outcome:
-    whole = replace(records[0], variants=tuple(variant for record in records for variant in record.variants))
-    kept = list(receipts)
-    waiting = {one.repo_id: one.pull_request_url for one in kept if one.pull_request_url}
+def _judged(record: Record, receipts: Sequence[Receipt], path: Path) -> Outcome:
+    waiting = {one.repo_id: one.pull_request_url for one in receipts if one.pull_request_url}
     outcome = Outcome(
-        record=whole,
+        record=record,
         record_path=path,
-        published=tuple(dict.fromkeys(one.url for one in kept if one.status in ("published", "unchanged"))),
-        pull_requests=tuple(dict.fromkeys(waiting.values())),
-        summary=step_summary(whole, pull_requests=waiting),
+        published=tuple(one.url for one in receipts if one.status in ("published", "unchanged")),
+        pull_requests=tuple(waiting.values()),
+        summary=step_summary(record, pull_requests=waiting),
     )
-    bad = [variant.name for variant in whole.variants if variant.status in (Status.REFUSED, Status.FAILED)]
+    bad = [variant.name for variant in record.variants if variant.status in (Status.REFUSED, Status.FAILED)]
     if bad:
-        for line in reasons(whole):
+        for line in reasons(record):
             log.say(line)
-        msg = f"{len(bad)} of {len(whole.variants)} variants did not pass: {', '.join(bad)}. Their reasons stand in hubbot.json and in the step's summary."
+        msg = f"{len(bad)} of {len(record.variants)} variants did not pass: {', '.join(bad)}. Their reasons stand in hubbot.json and in the step's summary."
         raise SomeRefused(msg, outcome)
     return outcome
 
@@ -102,7 +108,7 @@ def plan_summary(found: Mapping[str, Any]) -> str:
         for one in found["variants"]
     ]
     needs = [
-        f"| {name} | {found['need'][key] / 1e9:,.1f} GB | {found['budget'][key] / 1e9:,.1f} GB |"
+        f"| {name} | {found['need'][key] / 1e9:,.1f} GB | {_may_be_used(found['budget'][key])} |"
         for name, key in (("disk", "disk"), ("RAM", "ram"), ("VRAM", "vram"))
         if found["need"][key]
     ]
@@ -124,3 +130,7 @@ def plan_summary(found: Mapping[str, Any]) -> str:
             *notes,
         ]
     )
+
+
+def _may_be_used(budget: int) -> str:
+    return f"{budget / 1e9:,.1f} GB" if budget < NO_LIMIT else "not said"

@@ -39,12 +39,15 @@ RIGHT = {
     "disk": "200GB",
     "ram": "64GB",
     "vram": "24GB",
+    "elsewhere": "no",
+    "parts": "1-of-2,2-of-2",
+    "oidc-resource": "my-org/name-GGUF",
     "device": "cuda:1",
     "benchmark": "true",
     "allow-unlicensed": "true",
     "allow-pickle": "true",
     "force": "TRUE",
-    "dry-run": "true",
+    "dry-run": "no",
     "fail-on-refused": "off",
 }
 
@@ -81,6 +84,10 @@ WRONG = [
     ("ram", "-1GB", "64GB"),
     ("device", "gpu", "auto"),
     ("dry-run", "ture", "true"),
+    ("parts", "../1-of-2", "1-of-2,2-of-2"),
+    ("parts", "1-of-2", "command: publish"),
+    ("elsewhere", "true", "command: plan"),
+    ("oidc-resource", "name-GGUF", "my-org/name-GGUF"),
     ("token", "hf_abc\ndef", "one line"),
 ]
 
@@ -128,6 +135,8 @@ def test_every_input_reaches_its_setting(workspace, style):
     settings = inputs.settings
     assert (inputs.model, inputs.token, inputs.fail_on_refused) == ("org/name", "hf_abcdefgh", False)
     assert inputs.command == "publish"
+    assert (inputs.elsewhere, inputs.parts) == (False, ("1-of-2", "2-of-2"))
+    assert inputs.oidc_resource == "my-org/name-GGUF"
     told = {one.setting: RIGHT[one.name] for one in INPUTS if one.setting}
     for path, text in told.items():
         value = settings
@@ -182,6 +191,26 @@ def test_a_wrong_hubbot_toml_is_refused_by_its_key(workspace):
 def test_a_dry_run_is_a_plan(workspace):
     assert read_inputs(environment({"model": "org/name", "dry-run": "true"}), workspace).command == "plan"
     assert read_inputs(environment({"model": "org/name", "dry-run": "false"}), workspace).command == "run"
+
+
+def test_a_dry_run_of_a_publication_is_refused_and_never_publishes(workspace):
+    with pytest.raises(BadInput, match="command: plan") as caught:
+        read_inputs(environment({"model": "org/name", "command": "publish", "dry-run": "true"}), workspace)
+    assert caught.value.name == "dry-run"
+
+
+def test_a_plan_may_be_for_a_machine_elsewhere(workspace):
+    values = {"model": "org/name", "command": "plan", "elsewhere": "true"}
+    assert read_inputs(environment(values), workspace).elsewhere
+    assert not read_inputs(environment(values | {"elsewhere": ""}), workspace).elsewhere
+
+
+def test_the_repo_of_a_trusted_publisher_falls_back_to_the_environment(workspace):
+    plain = environment({"model": "org/name"})
+    assert read_inputs(plain | {"HF_OIDC_RESOURCE": "me/a"}, workspace).oidc_resource == "me/a"
+    named = environment({"model": "org/name", "oidc-resource": "me/b"})
+    assert read_inputs(named | {"HF_OIDC_RESOURCE": "me/a"}, workspace).oidc_resource == "me/b"
+    assert read_inputs(plain, workspace).oidc_resource is None
 
 
 def test_a_folder_of_the_workspace_is_a_model(workspace):

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from hubbot.action.inputs import read_inputs
+from hubbot.action.work import publishing_token
 from hubbot.errors import HubFailed
 from hubbot.hub.keyless import keyless_token
 
@@ -68,3 +70,16 @@ def test_a_job_without_the_permission_is_told_which_one_it_needs(hub, monkeypatc
     monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
     with pytest.raises(HubFailed, match="id-token: write"):
         keyless_token("me/name-GGUF", hub)
+
+
+def test_the_actions_input_names_the_repo_and_only_a_publication_asks_for_the_token(hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    given = {"INPUT_MODEL": "org/name", "INPUT_OIDC-RESOURCE": "me/name-GGUF", "INPUT_NAMESPACE": "me"}
+
+    def token(**more: str) -> str | None:
+        return publishing_token(read_inputs(given | more, tmp_path))
+
+    assert token(INPUT_COMMAND="publish", INPUT_PUBLISH="main") == "hf_jwt_short"
+    assert token(INPUT_COMMAND="publish", INPUT_PUBLISH="main", INPUT_TOKEN="hf_mine") == "hf_mine"
+    assert token(INPUT_COMMAND="plan", INPUT_PUBLISH="main") is None
+    assert token(INPUT_COMMAND="run") is None

@@ -19,7 +19,7 @@ import pytest
 
 from tests.action.runner import read_log, read_outputs
 from tests.models import texts
-from tests.workflows.test_workflows import contexts, environment, needs_node, one
+from tests.workflows.test_workflows import ATTACKS, environment, needs_node, one, told_by
 
 MODEL = "org/tiny-llama"
 SETTINGS = """
@@ -101,18 +101,29 @@ def prepare(workspace: Path) -> None:
     (workspace / "evaluation.txt").write_text("\n\n".join(lines[40:]))
 
 
-def run_through(runner: Runner, read: str, write: str) -> list[str]:
+def in_two(matrix: dict[str, Any]) -> dict[str, Any]:
+    """The plan as a smaller budget would have made it: its one job as two."""
+    [entry] = matrix["include"]
+    first, *others = entry["variants"].split(",")
+    parts = {"1-of-2": first, "2-of-2": ",".join(others)}
+    return {"include": [{**entry, "part": part, "variants": names} for part, names in parts.items()]}
+
+
+def run_through(
+    runner: Runner, read: str, write: str, *, event: str = "workflow_dispatch", parts: int = 1
+) -> list[str]:
     """Plan, quantize, hand the artifacts over, publish twice. Returns the pull requests' addresses."""
-    inputs = {"model": MODEL, "revision": "main", "variants": "", "publish": "pr", "namespace": ""}
-    seen = contexts({"inputs": inputs}, inputs=inputs, secrets={"HF_READ_TOKEN": read, "HF_WRITE_TOKEN": write})
+    values = {"model": MODEL, "revision": "main", "variants": "", "publish": "pr", "namespace": ""}
+    seen = told_by(event, values) | {"secrets": {"HF_READ_TOKEN": read, "HF_WRITE_TOKEN": write}}
 
     planned = runner.step(environment(one("quantize.yml", seen), "plan"))
     assert planned.code == 0, planned.log
     assert "Q4_K_M" in planned.summary
     matrix = json.loads(planned.outputs["matrix"])
+    matrix = in_two(matrix) if parts == 2 else matrix
     release = matrix["include"][0]["release"]
 
-    seen["needs"]["plan"]["outputs"] = {"matrix": planned.outputs["matrix"]}
+    seen["needs"]["plan"]["outputs"] = {"matrix": json.dumps(matrix)}
     for entry in matrix["include"]:
         workflow = one("quantize.yml", seen | {"matrix": entry})
         made = runner.step(environment(workflow, "quantize"))
@@ -120,6 +131,7 @@ def run_through(runner: Runner, read: str, write: str) -> list[str]:
         assert json.loads(made.outputs["passed"])
         assert json.loads(made.outputs["published"]) == []
         folder = runner.workspace / "out" / release / entry["part"]
+        assert made.outputs["record"] == f"out/{release}/{entry['part']}/hubbot.json"
         assert (folder / "report.html").exists()
         folder.rename(folder.with_name(f"release-{release}-{entry['part']}"))  # as download-artifact lays it out
 
@@ -161,10 +173,36 @@ def shown(hub: Any, addresses: list[str]) -> None:
 
 @needs_node
 @pytest.mark.slow
-def test_a_dispatch_ends_in_one_pull_request_for_each_repo(hub, tiny_model, tmp_path):
+@pytest.mark.parametrize(("event", "parts"), [("workflow_dispatch", 2), ("repository_dispatch", 1)])
+def test_a_dispatch_ends_in_one_pull_request_for_each_repo(hub, tiny_model, tmp_path, event, parts):
     read, write = hub.user("reader", scope="read"), hub.user("me", scope="write")
     hub.user("org")
     hub.model(MODEL, tiny_model("llama"))
     prepare(tmp_path / "workspace")
     runner = Runner(tmp_path / "workspace", tmp_path / "files", hub.endpoint, on_this_machine)
-    shown(hub, run_through(runner, read, write))
+    shown(hub, run_through(runner, read, write, event=event, parts=parts))
+
+
+def plan_under_attack(runner: Runner, attack: str) -> None:
+    """Plans whose inputs hold an attack: where it is no wrong value it stays the text that it is, and no file appears."""
+    before = {path for path in runner.workspace.parent.rglob("*") if ".work" not in path.parts}
+    plan = {"INPUT_COMMAND": "plan", "INPUT_MODEL": MODEL}
+    taken = runner.step({**plan, "INPUT_QUANTIZED-BY": attack, "INPUT_OUT": "out"})
+    assert taken.code == (0 if attack.isprintable() else 2), taken.log
+    refused = runner.step({**plan, "INPUT_MODEL": attack})
+    assert refused.code == 2, refused.log
+    for step in (taken, refused):
+        assert read_log(step.log).named("x") == []
+        assert "owned" not in step.outputs["matrix"]
+    after = {path for path in runner.workspace.parent.rglob("*") if ".work" not in path.parts}
+    assert {path.name for path in after - before} <= {"out", "files", "output", "summary"}
+    assert not [path for path in runner.workspace.parent.rglob("*") if "owned" in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_hostile_input_makes_no_file(hub, tiny_model, tmp_path, attack):
+    hub.user("org")
+    hub.model(MODEL, tiny_model("llama"))
+    prepare(tmp_path / "workspace")
+    plan_under_attack(Runner(tmp_path / "workspace", tmp_path / "files", hub.endpoint, on_this_machine), attack)

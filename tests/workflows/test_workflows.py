@@ -72,8 +72,7 @@ def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
             "plan": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
             "quantize": {"outputs": {}, "result": "success"},
             "watch": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
-            "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000"}},
-            "image": {"outputs": {"reference": "ghcr.io/owner/repo@sha256:" + "0" * 64}},
+            "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000", "image": "ghcr.io/owner/repo"}},
         },
         "matrix": MATRIX["include"][0],
         "steps": {
@@ -82,7 +81,7 @@ def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
             "run": {"outputs": {"record": "out/hubbot.json"}},
             "publish": {"outputs": made},
             "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000"}},
-            "name": {"outputs": {"image": "ghcr.io/owner/repo"}},
+            "there": {"outputs": {"digest": ""}},
             "build": {"outputs": {"digest": "sha256:" + "0" * 64}},
         },
         "jobs": {"publish": {"outputs": made}},
@@ -113,7 +112,7 @@ def _evaluated(name: str, seen: str) -> str:
     written = len([line for line in text.splitlines() if "${{" in line and not line.lstrip().startswith("#")])
     for answer in answers:
         assert answer["problems"] == []
-        assert answer["evaluated"] >= written - 3  # a block of several lines is one expression
+        assert answer["evaluated"] >= written - 4  # a block of several lines is one expression
         assert "${{" not in json.dumps(answer["workflow"]).replace(json.dumps(HOSTILE_EXPRESSION)[1:-1], "")
     return json.dumps([answer["workflow"] for answer in answers])
 
@@ -168,6 +167,8 @@ def test_every_event_reaches_the_plan_as_inputs(event, revision, tmp_path):
     inputs = read_inputs(environment(workflow, "plan"), tmp_path)
     assert (inputs.command, inputs.model, inputs.settings.revision) == ("plan", "org/name", revision)
     assert inputs.token == "hf_read"
+    assert inputs.elsewhere
+    assert inputs.settings.publish.mode == ("main" if event == "call" else "pr"), "so that what it lacks is said early"
     if event == "repository_dispatch":
         assert inputs.settings.variants == "small"
 
@@ -184,6 +185,7 @@ def test_the_plan_becomes_one_job_for_each_sweep_and_one_that_publishes(tmp_path
     assert (made.settings.publish.mode, made.fail_on_refused) == ("none", False)
     published = read_inputs(environment(workflow, "publish"), tmp_path)
     assert (published.command, published.settings.publish.mode) == ("publish", "pr")
+    assert (published.parts, published.settings.variants) == (("1-of-2", "2-of-2"), "Q4_K_M,Q8_0,bnb-nf4")
     assert made.settings.out.parent == published.settings.out
     steps = {step.get("name"): step.get("with") for job in jobs.values() for step in job["steps"]}
     handed, taken = steps["Hand the release on"], steps["Take the release over"]
@@ -241,29 +243,67 @@ def test_the_watch_calls_quantize_with_what_it_declares():
     assert one("watch.yml", EVENTS["schedule"] | {"needs": said_only})["jobs"]["quantize"]["if"] is False
 
 
+def told_by(event: str, values: dict[str, str]) -> dict[str, Any]:
+    """The contexts of a run that somebody starts with these values."""
+    match event:
+        case "repository_dispatch":
+            return contexts({"client_payload": values})
+        case "workflow_dispatch":
+            return contexts({"inputs": values}, inputs=values)
+        case _:
+            return contexts({"schedule": "17 */2 * * *"}, inputs=values)
+
+
+FIXED = ("runs-on", "container", "environment", "permissions", "if", "strategy")
+
+
+def unmoved(job: dict[str, Any]) -> Any:
+    """What a job does, whatever it is told."""
+    told = [(step.get("run"), step.get("uses"), step.get("with"), step.get("if")) for step in job["steps"]]
+    return [job.get(name) for name in FIXED], told
+
+
 @needs_node
-def test_what_a_payload_says_never_becomes_a_script(tmp_path):
+@pytest.mark.parametrize("event", ["repository_dispatch", "workflow_dispatch", "workflow_call"])
+def test_what_a_run_is_told_never_becomes_a_script(event, tmp_path):
     """A hostile value ends as the value of a variable; every script of every job stays as it is written."""
-    told = [
-        (field, attack) for field in ("model", "revision", "variants", "namespace", "publish") for attack in ATTACKS
-    ]
-    payloads = [PAYLOAD, *({**PAYLOAD, field: attack} for field, attack in told)]
-    plain, *hostile = evaluated("quantize.yml", *(contexts({"client_payload": payload}) for payload in payloads))
+    fields = ("model", "revision", "variants", "namespace", "publish")
+    told = [(field, attack) for field in fields for attack in ATTACKS]
+    values = [DISPATCH, *({**DISPATCH, field: attack} for field, attack in told)]
+    plain, *hostile = evaluated("quantize.yml", *(told_by(event, each) for each in values))
     for (field, attack), workflow in zip(told, hostile, strict=True):
         for name, job in workflow["jobs"].items():
-            before = plain["jobs"][name]
-            for fixed in ("runs-on", "container", "environment", "permissions"):
-                assert job.get(fixed) == before.get(fixed)
-            assert [(step.get("run"), step.get("uses"), step.get("with")) for step in job["steps"]] == [
-                (step.get("run"), step.get("uses"), step.get("with")) for step in before["steps"]
-            ]
-        assert (
-            attack
-            in environment(workflow, "plan" if field in ("model", "revision", "variants") else "publish").values()
-        )
+            assert unmoved(job) == unmoved(plain["jobs"][name])
+        assert attack in environment(workflow, "plan").values(), field
         for name in ("plan", "publish"):
             with suppress(BadSettings):
                 assert attack not in read_inputs(environment(workflow, name), tmp_path).model
+
+
+@needs_node
+def test_what_the_watch_is_told_never_becomes_a_script():
+    told = [contexts({"inputs": {}}, inputs={"dry-run": False, "retry": attack}) for attack in ("", *ATTACKS)]
+    plain, *hostile = evaluated("watch.yml", *told)
+    for attack, workflow in zip(ATTACKS, hostile, strict=True):
+        job = workflow["jobs"]["watch"]
+        assert unmoved(job) == unmoved(plain["jobs"]["watch"])
+        assert [step["env"]["RETRY"] for step in job["steps"] if step.get("id") == "watch"] == [attack]
+
+
+def test_jobs_that_compute_nothing_start_from_the_small_image_unless_a_variable_names_another():
+    jobs = {name: yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())["jobs"] for name in ("quantize", "watch")}  # fmt: skip
+    small = [jobs["quantize"]["plan"], jobs["quantize"]["publish"], jobs["watch"]["watch"]]
+    assert all("vars.HUBBOT_CPU_IMAGE || vars.HUBBOT_IMAGE || 'ghcr.io/hubbot/hubbot:1-cpu'" in job["container"]["image"] for job in small)  # fmt: skip
+    assert jobs["quantize"]["quantize"]["container"]["image"] == "${{ vars.HUBBOT_IMAGE || 'ghcr.io/hubbot/hubbot:1' }}"
+
+
+def test_the_image_has_git_so_that_a_checkout_leaves_what_an_earlier_attempt_made():
+    """Without git in a job container actions/checkout empties the workspace, whatever `clean` says."""
+    last = (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert re.search(r"apt-get install .*\bgit\b", last)
+    quantize = yaml.safe_load((ROOT / ".github/workflows/quantize.yml").read_text())["jobs"]["quantize"]
+    [checkout] = [step for step in quantize["steps"] if "checkout" in step.get("uses", "")]
+    assert checkout["with"]["clean"] is False
 
 
 def test_no_script_holds_an_expression():
@@ -285,7 +325,7 @@ def test_every_job_has_a_time_limit_and_its_own_permissions():
     for path in WORKFLOWS:
         workflow = yaml.safe_load(path.read_text())
         assert workflow["permissions"] == {}
-        assert "concurrency" in workflow
+        assert "concurrency" in workflow or any("concurrency" in job for job in workflow["jobs"].values())
         for name, job in workflow["jobs"].items():
             assert "permissions" in job, f"{path.name}: {name}"
             assert "timeout-minutes" in job or "uses" in job, f"{path.name}: {name}"
