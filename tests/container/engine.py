@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -39,10 +40,13 @@ def environment() -> dict[str, str]:
     """buildah's and podman's settings: own storage, host network, no cgroups (they may be read-only)."""
     HOME.mkdir(parents=True, exist_ok=True)
     storage, containers = HOME / "storage.conf", HOME / "containers.conf"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[
+        1
+    ]  # open files; where a limit is set, a container may not pass it
     storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{HOME}/storage"\nrunroot = "{HOME}/run"\n')
     containers.write_text(
         '[containers]\ncgroups = "disabled"\nnetns = "host"\n'
-        'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\n'
+        f'default_ulimits = ["nofile={most}:{most}", "nproc=4096:4096"]\n'
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "crun"\n'
     )
     return {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage), "CONTAINERS_CONF": str(containers)}
@@ -78,13 +82,21 @@ def pip_mounts() -> list[str]:
     if CERTIFICATES.exists():
         lines.append(f"cert = {CERTIFICATES}")
         mounts += ["-v", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
-    wheels = Path(os.environ.get("PIP_FIND_LINKS", ""))
-    if wheels.is_absolute() and wheels.is_dir():
-        lines.append(f"find-links = {wheels}")
-        mounts += ["-v", f"{wheels}:{wheels}:ro"]
+    if wheels := local_wheels():
+        lines.append(f"find-links = {' '.join(map(str, wheels))}")
+        mounts += [part for place in wheels for part in ("-v", f"{place}:{place}:ro")]
     conf = HOME / "pip.conf"
     conf.write_text("\n".join(lines) + "\n")
     return [*mounts, "-v", f"{conf}:/etc/pip.conf:ro"]
+
+
+def local_wheels() -> list[Path]:
+    """Folders of wheels that pip looks into on this machine."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True, check=False
+    )
+    told = f"{os.environ.get('PIP_FIND_LINKS', '')} {asked.stdout}".split()
+    return sorted({Path(word) for word in told if word.startswith("/") and Path(word).is_dir()})
 
 
 def build(

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.container import engine
-from tests.workflows.test_run_through import MODEL, Runner, prepare, run_through, shown
-from tests.workflows.test_workflows import needs_node
+from tests.workflows.test_run_through import MODEL, Runner, plan_under_attack, prepare, run_through, shown
+from tests.workflows.test_workflows import ATTACKS, needs_node
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,6 +101,19 @@ def test_a_dispatch_runs_through_the_container_to_its_pull_requests(hub, tiny_mo
     runner = Runner(tmp_path / "workspace", tmp_path / "files", hub.endpoint, as_an_action)
     shown(hub, run_through(runner, read, write))
     assert {path.stat().st_uid for path in (tmp_path / "workspace").rglob("*")} == {owner}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_hostile_input_makes_no_file(hub, tiny_model, tmp_path, attack):
+    hub.user("org")
+    hub.model(MODEL, tiny_model("llama"))
+    prepare(tmp_path / "workspace")
+    plan_under_attack(Runner(tmp_path / "workspace", tmp_path / "files", hub.endpoint, as_an_action), attack)
+
+
+def test_git_is_there_so_that_a_checkout_can_leave_what_lies_in_the_workspace():
+    done = engine.run_container("--version", options=("--entrypoint", "git"))
+    assert done.stdout.startswith("git version"), done.stderr
 
 
 def test_the_demo_runs_in_the_container(tmp_path):
