@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationCopy, CommitOperationDelete
 from hubbot.hub.access import Patience, speaking_plainly, status_of
 from hubbot.hub.publish import ensure_branch
 from hubbot.hub.pulls import Pull, Pulls
-from hubbot.hub.release import MAIN, Pace, RepoRelease
+from hubbot.hub.release import MAIN, Pace, RepoRelease, kept
 from hubbot.hub.target import Target, Tree
 
 __all__ = ["finish_merged"]
@@ -35,7 +35,7 @@ def finish_merged(
     """
     patience = patience or Patience()
     release = RepoRelease(repo_id=repo_id, branches={}, title="")
-    target = Target(release, token, endpoint, patience, pace or Pace(sleep=patience.sleep))
+    target = Target(release, token, endpoint, patience, pace or kept(patience.sleep))
     with speaking_plainly(repo_id, token=token, endpoint=endpoint):
         main = target.tree(target.refs()[MAIN])
         pull = Pulls(target).latest()

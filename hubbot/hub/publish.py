@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 from hubbot.domain import Record
-from hubbot.errors import BadSettings, HubFailed, SourceRefused, TokenRefused
+from hubbot.errors import BadSettings, HubFailed, PublishConflict, SourceRefused, TokenRefused
 from hubbot.hub.access import Patience, speaking_plainly, status_of
 from hubbot.hub.pulls import Pull, Pulls
-from hubbot.hub.release import LocalFile, Pace, Published, Receipt, RepoRelease, hash_files, need_files
-from hubbot.hub.target import CARD, Target, Tree, compared, land, outdated
+from hubbot.hub.release import LocalFile, Pace, Published, Receipt, RepoRelease, hash_files, kept, need_files
+from hubbot.hub.target import CARD, Target, Tree, compared, land, outdated, same
 from hubbot.record import FILE_NAME, from_json
 
 __all__ = ["ensure_branch", "publish"]
 
+MOST_ROUNDS = 5  # times that another machine may mix its bytes into a release of several branches before we give in
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -39,7 +40,8 @@ def publish(
     mode main: one commit on each revision, the base last. mode pr: one pull request, which holds the base's files at
     its head and the other revisions as commits below; once it is merged, the next call makes the branches.
     The same fingerprint in the repo's hubbot.json means: done, unless `force`.
-    xet: use the client's xet protocol for uploads; None: where the server offers it.
+    pace: the budget of commits; None: the one that is kept here. xet: use the client's xet protocol for
+    uploads; None: where the server offers it.
     Raises TokenRefused, PublishConflict, HubFailed.
     """
     if not _ID.fullmatch(release.repo_id):
@@ -47,8 +49,9 @@ def publish(
     if not token:
         raise TokenRefused("Publishing needs a token. Set HF_TOKEN to one that may write, or leave --publish out.")
     patience = patience or Patience()
-    target = Target(release, token, endpoint, patience, pace or Pace(sleep=patience.sleep), xet)
+    target = Target(release, token, endpoint, patience, pace or kept(patience.sleep), xet)
     with _as_publishing(release.repo_id, token, endpoint):
+        target.pace.allowed()
         job = _Job(target, force=force)
         for revision, files in release.branches.items():
             need_files(files.values())
@@ -96,16 +99,43 @@ class _Job:
         path = self.release.branches[revision].get(FILE_NAME)
         return from_json(path.read_bytes(), origin=str(path)) if path else None
 
-    def held(self, revision: str) -> Tree | None:
-        """A branch that is marked as this very release already."""
-        sha = self.target.refs().get(revision)
+    def held(self, revision: str, refs: Mapping[str, str] | None = None) -> Tree | None:
+        """A branch that is marked as this very release already. refs: as they were read just now."""
+        sha = (refs or self.target.refs()).get(revision)
         tree = self.target.tree(sha) if sha and not self.force else None
         return tree if tree and self.is_ours(tree, revision) else None
+
+    def whole(self) -> dict[str, Tree] | None:
+        """Every branch, where all are marked as this release and hold the files that the base's record lists.
+
+        Two machines do not always make the same bytes: what counts is that they are of one of them.
+        """
+        refs = self.target.refs()
+        base = self.held(self.release.base, refs)
+        if base is None:
+            return None
+        found = {revision: self.held(revision, refs) for revision in self.revisions()}
+        if any(tree is None or not self.describes(base.record, tree, name) for name, tree in found.items()):
+            return None
+        return {name: tree for name, tree in found.items() if tree}
 
     def is_ours(self, tree: Tree, revision: str) -> bool:
         """Whether a tree is marked as this very release."""
         made = self.target.fingerprint(self.record(revision))
         return made is not None and made == self.target.fingerprint(tree.record)
+
+    def is_done(self, tree: Tree, revision: str) -> bool:
+        """Whether a tree is marked as this very release and holds the bytes that were made here."""
+        return self.is_ours(tree, revision) and self.describes(self.record(revision), tree, revision)
+
+    def describes(self, record: Record | None, tree: Tree, revision: str) -> bool:
+        """Whether the files of a revision are those that a record of this release lists, made here or elsewhere."""
+        listed = {file.path: file for variant in record.variants for file in variant.files} if record else {}
+        for path, local in self.release.branches[revision].items():
+            file = next((file for name, file in listed.items() if str(local).endswith(f"/{name}")), None)
+            if file is not None and not (path in tree.files and same(tree.files[path], file)):
+                return False
+        return True
 
     def outdated(self, revision: str) -> Callable[[Tree], list[str]]:
         return partial(outdated, self.release, self.files(revision), self.record(revision))
@@ -117,7 +147,7 @@ class _Job:
             revision,
             self.files(revision),
             title=self.release.title,
-            done=lambda tree: not self.force and self.is_ours(tree, revision),
+            done=lambda tree: not self.force and self.is_done(tree, revision),
             ours=lambda tree: self.is_ours(tree, revision),
             obsolete=self.outdated(revision),
         )
@@ -133,7 +163,7 @@ class _Job:
 
         def done(tree: Tree) -> bool:
             title = self.stacked_title(revision)
-            return not self.force and self.is_ours(tree, revision) and self.target.title(tree.sha) == title
+            return not self.force and self.is_done(tree, revision) and self.target.title(tree.sha) == title
 
         return land(
             self.target,
@@ -186,20 +216,28 @@ def _ensure_repo(target: Target) -> bool:
 
 
 def _to_branches(job: _Job) -> Receipt:
+    if held := job.whole():
+        return job.receipt("unchanged", {revision: tree.sha for revision, tree in held.items()})
+    files: dict[tuple[str, str], Published] = {}
+    for _ in range(MOST_ROUNDS):
+        commits, changed = _land_all(job)
+        files |= {(file.revision, file.path): file for file in changed}
+        if job.force or len(commits) == 1 or job.whole():
+            return job.receipt("published" if files else "unchanged", commits, files=tuple(files.values()))
+    msg = f"Somebody else goes on publishing the same release to {job.release.repo_id}. Run `hubbot publish` again when they have ended."
+    raise PublishConflict(msg)
+
+
+def _land_all(job: _Job) -> tuple[dict[str, str], tuple[Published, ...]]:
+    """Commit every revision that does not hold what was made here. Returns revision -> commit, and the files of those that changed."""
     commits: dict[str, str] = {}
     files: list[Published] = []
-    changed = False
     for revision in job.revisions():
-        if held := job.held(revision):
-            commits[revision] = held.sha
-            continue
         ensure_branch(job.target, revision)
         tree, committed = job.land(revision)
         commits[revision] = tree.sha
-        if committed:
-            changed = True
-            files += compared(job.target, revision, tree, job.files(revision))
-    return job.receipt("published" if changed else "unchanged", commits, files=tuple(files))
+        files += compared(job.target, revision, tree, job.files(revision)) if committed else ()
+    return commits, tuple(files)
 
 
 def ensure_branch(target: Target, revision: str, start: str | None = None) -> None:
@@ -209,6 +247,7 @@ def ensure_branch(target: Target, revision: str, start: str | None = None) -> No
             if revision in target.refs():
                 return
             start = start or target.api.list_repo_commits(target.repo_id)[-1].commit_id
+            target.pace.take()
             target.api.create_branch(target.repo_id, branch=revision, revision=start)
         except Exception as error:
             if status_of(error) != 409 and not target.patience.pause(attempt, error):
@@ -218,8 +257,8 @@ def ensure_branch(target: Target, revision: str, start: str | None = None) -> No
 def _to_pull_request(job: _Job) -> Receipt:
     target = job.target
     pulls = Pulls(target)
-    if job.held(job.release.base):
-        return _finish_merged(job, pulls)
+    if base := job.held(job.release.base):
+        return _finish_merged(job, pulls, base)
     pull = pulls.latest()
     if pull and pull.status == "closed" and not job.force and _is_stacked(job, pull):
         note = f"Pull request {pull.num} with this release was closed without merging; it is not opened again."
@@ -261,8 +300,11 @@ def _is_stacked(job: _Job, pull: Pull) -> bool:
     return found.keys() == job.release.branches.keys() and found[last] == job.target.refs().get(pull.ref)
 
 
-def _finish_merged(job: _Job, pulls: Pulls) -> Receipt:
-    """After the merge: the other revisions become branches, at the commits of the pull request where there are none."""
+def _finish_merged(job: _Job, pulls: Pulls, base: Tree) -> Receipt:
+    """After the merge: the other revisions become branches, at the commits of the pull request where there are none.
+
+    What the base's record does not describe is not committed here: another machine's bytes belong to it.
+    """
     commits: dict[str, str] = {}
     files: list[Published] = []
     changed = False
@@ -272,7 +314,7 @@ def _finish_merged(job: _Job, pulls: Pulls) -> Receipt:
         if revision not in job.target.refs() and revision in stacked:
             ensure_branch(job.target, revision, stacked[revision])
             changed = True
-        if held := job.held(revision):
+        if (held := job.held(revision)) and job.describes(base.record, held, revision):
             commits[revision] = held.sha
             continue
         ensure_branch(job.target, revision)

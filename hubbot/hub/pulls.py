@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from huggingface_hub import CommitOperationAdd
@@ -14,13 +15,14 @@ from hubbot.hub.target import Target
 
 __all__ = ["Pull", "Pulls", "mark"]
 
+_MARK = "<!-- hubbot:release "
 _UPDATING = "[being updated]"  # before the title while it holds something else
 MOST = 40  # pull requests of ours that are looked at, the newest first
 
 
 def mark(base: str) -> str:
     """What ends the description of a request for a branch, and how a retry knows its own."""
-    return f"<!-- hubbot:release {base} -->"
+    return f"{_MARK}{base} -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,15 @@ class Pulls:
     def latest(self) -> Pull | None:
         """The one that counts: the oldest that still waits, else the newest that was merged or closed."""
         found = self._marked()
-        waiting = [pull for pull in found if pull.status in ("draft", "open")]
-        return min(waiting or found[:1], key=lambda pull: pull.num, default=None)
+        return _oldest(_waiting(found) or found[:1]) if found else None
 
-    def _marked(self) -> list[Pull]:
+    def all_waiting(self) -> list[Pull]:
+        """Every marked one that waits, for whatever branch."""
+        return _waiting(self._marked(_MARK))
+
+    def _marked(self, text: str | None = None) -> list[Pull]:
+        """Those whose description holds a text, by default the mark of this release's branch; the newest first."""
+        text = text or mark(self.target.release.base)
         api, repo_id = self.target.api, self.target.repo_id
         listed = self.target.patience.insist(
             lambda: list(api.get_repo_discussions(repo_id, author=self.author, discussion_type="pull_request"))
@@ -57,19 +64,25 @@ class Pulls:
         # The filter is the server's; a stranger's request with our mark must never count.
         own = [item for item in listed if item.is_pull_request and item.author == self.author]
         newest = sorted(own, key=lambda item: item.num, reverse=True)[:MOST]
-        return [pull for item in newest if (pull := self._read(item.num)) is not None]
+        return [pull for item in newest if (pull := self._read(item.num, text)) is not None]
 
-    def _read(self, num: int) -> Pull | None:
+    def _read(self, num: int, text: str) -> Pull | None:
         api, repo_id = self.target.api, self.target.repo_id
         details = self.target.patience.insist(lambda: api.get_discussion_details(repo_id, num))
         comment = _description(details)
-        if comment is None or mark(self.target.release.base) not in comment.content:
+        if comment is None or text not in comment.content:
             return None
         return Pull(num, details.status, details.title, comment.id, comment.content)
 
     def open(self) -> Pull:
-        """Open one, as a draft until its files are there; a lost answer or a rival bot never makes it two."""
-        target, before = self.target, {pull.num for pull in self._marked()}
+        """Open one, as a draft until its files are there; a lost answer or a rival bot never makes it two.
+
+        One that a rival has opened since `latest` looked is taken as it is.
+        """
+        target, known = self.target, self._marked()
+        if waiting := _waiting(known):
+            return _oldest(waiting)
+        before = {pull.num for pull in known}
         for attempt in range(target.patience.tries):
             try:
                 num = self._create()
@@ -86,6 +99,7 @@ class Pulls:
         """An empty draft for main. For another branch only a commit opens one, so it begins with a small file."""
         target, release = self.target, self.target.release
         if release.base == MAIN:
+            target.pace.allowed()
             made = target.api.create_pull_request(target.repo_id, title=release.title, description=self._text())
             return int(made.num)
         path, file = min(release.branches[release.base].items(), key=lambda item: item[1].stat().st_size)
@@ -103,12 +117,12 @@ class Pulls:
 
     def _settle(self, before: set[int], mine: int) -> Pull:
         """Of several that were opened at once the oldest stays; ours is closed if it is another."""
-        waiting = [p for p in self._marked() if p.num not in before and p.status in ("draft", "open")]
+        waiting = [pull for pull in _waiting(self._marked()) if pull.num not in before]
         if not waiting:
             raise HubFailed(
                 f"Pull request {mine} of {self.target.repo_id} was closed as soon as it was opened. Ask its maintainers."
             )
-        oldest = min(waiting, key=lambda pull: pull.num)
+        oldest = _oldest(waiting)
         if oldest.num != mine:
             self.target.patience.insist(
                 lambda: self.target.api.change_discussion_status(
@@ -151,6 +165,14 @@ class Pulls:
 
     def _text(self) -> str:
         return f"{self.target.release.description.strip()}\n\n{mark(self.target.release.base)}".strip()
+
+
+def _waiting(pulls: Sequence[Pull]) -> list[Pull]:
+    return [pull for pull in pulls if pull.status in ("draft", "open")]
+
+
+def _oldest(pulls: Sequence[Pull]) -> Pull:
+    return min(pulls, key=lambda pull: pull.num)
 
 
 def _description(details: DiscussionWithDetails) -> DiscussionComment | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +16,18 @@ from hubbot.domain import Family
 from hubbot.errors import HubFailed
 from hubbot.hub.contents import RemoteFile
 
-__all__ = ["MAIN", "LocalFile", "Pace", "Published", "Receipt", "RepoRelease", "hash_files", "need_files"]
+__all__ = [
+    "MAIN",
+    "LocalFile",
+    "Pace",
+    "Published",
+    "Receipt",
+    "RepoRelease",
+    "hash_files",
+    "keeping",
+    "kept",
+    "need_files",
+]
 
 MAIN = "main"
 _SMALL = 64 * 2**20  # bytes; what is larger is never stored as a plain git blob
@@ -119,7 +132,8 @@ class Pace:
     """A budget of commits per hour; the Hub allows about 128 to one account.
 
     spent: when commits were made, seconds since the epoch, oldest first; a bot fills it from its state
-    and stores what `noted` is called with.
+    and stores what `noted` is called with. allowed: asked before anything is shown to readers; raises where
+    publishing is not wanted any more.
     """
 
     per_hour: int = 100
@@ -128,9 +142,11 @@ class Pace:
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     noted: Callable[[float], None] = field(default=lambda _: None)
+    allowed: Callable[[], None] = field(default=lambda: None)
 
     def take(self) -> None:
-        """Wait until a commit is within the budget. Raises HubFailed where that takes too long."""
+        """Wait until a commit is within the budget. Raises HubFailed where that takes too long, and what `allowed` raises."""
+        self.allowed()
         now = self.clock()
         # a clock that went back must not freeze the bot: times to come do not count
         self.spent = [moment for moment in self.spent if now - 3600 < moment <= now]
@@ -143,3 +159,21 @@ class Pace:
             now = self.clock()
         self.spent.append(now)
         self.noted(now)
+
+
+_kept: ContextVar[Pace | None] = ContextVar("pace", default=None)
+
+
+@contextmanager
+def keeping(pace: Pace) -> Iterator[None]:
+    """Whatever is published within the block keeps to this one budget, however many calls and repos it takes."""
+    before = _kept.set(pace)
+    try:
+        yield
+    finally:
+        _kept.reset(before)
+
+
+def kept(sleep: Callable[[float], None] = time.sleep) -> Pace:
+    """The budget that is kept here, or one of its own for a call outside of any."""
+    return _kept.get() or Pace(sleep=sleep)

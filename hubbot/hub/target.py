@@ -22,7 +22,7 @@ from hubbot.hub.reader import ENDPOINT, Reader
 from hubbot.hub.release import LocalFile, Pace, Published, RepoRelease
 from hubbot.record import FILE_NAME, from_json
 
-__all__ = ["CARD", "Target", "Tree", "compared", "land", "outdated"]
+__all__ = ["CARD", "Target", "Tree", "compared", "land", "outdated", "same"]
 
 CARD = "README.md"
 MOST_REBASES = 10  # times that others may be faster before we give in
@@ -250,7 +250,7 @@ def outdated(release: RepoRelease, wanted: Mapping[str, LocalFile], new: Record 
     for path, remote in tree.files.items():
         if path in wanted or any(_is(path, file) for file in kept):
             continue
-        ours = any(_is(path, file) and _same(remote, file) for file in old)
+        ours = any(_is(path, file) and same(remote, file) for file in old)
         if ours or any(fnmatch.fnmatchcase(path, pattern) for pattern in release.replaces):
             found.append(path)
     return sorted(found)
@@ -265,7 +265,8 @@ def _is(path: str, file: File) -> bool:
     return file.path == path or file.path.endswith(f"/{path}")
 
 
-def _same(remote: RemoteFile, file: File) -> bool:
+def same(remote: RemoteFile, file: File) -> bool:
+    """Whether the Hub's file is the one that a record lists, as far as the Hub tells: of small files the size."""
     return remote.sha256 == file.sha256 if remote.sha256 else remote.size == file.size
 
 

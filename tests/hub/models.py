@@ -114,10 +114,16 @@ def gguf_release(
     )
 
 
-def gptq_release(out: Path, *names: str, repo: str = "ada/tiny-GPTQ", seed: int = 0) -> RepoRelease:
-    """A GPTQ release: the first variant on main, each other on a branch of its name."""
+def gptq_release(out: Path, *names: str, repo: str = "ada/tiny-GPTQ", seed: int = 0, machine: int = 0) -> RepoRelease:
+    """A GPTQ release: the first variant on main, each other on a branch of its name.
+
+    machine: another one makes other bytes of the same release.
+    """
     parts = {
-        name: {"model.safetensors": weights(seed + 10 * i), "config.json": f'{{"v": "{name}"}}'.encode()}
+        name: {
+            "model.safetensors": weights(seed + 10 * i + 1000 * machine),
+            "config.json": f'{{"v": "{name}"}}'.encode(),
+        }
         | ({"extra.json": b"{}"} if i else {})
         for i, name in enumerate(names)
     }
@@ -126,7 +132,7 @@ def gptq_release(out: Path, *names: str, repo: str = "ada/tiny-GPTQ", seed: int 
     write_record(record(seed=seed, variants=full), out)
     branches = {}
     for i, (name, files) in enumerate(parts.items()):
-        paths = write(out / name, {**files, "README.md": CARD + name})
+        paths = write(out / "gptq" / name, {**files, "README.md": CARD + name})
         branches["main" if i == 0 else name] = {**paths, "hubbot.json": out / "hubbot.json"}
     return RepoRelease(
         repo_id=repo, branches=branches, title=f"Quantize ada/tiny ({seed})", description="Text", family=Family.GPTQ

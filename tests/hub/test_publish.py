@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, TokenRefused
 from hubbot.hub.access import Patience
 from hubbot.hub.publish import publish
-from hubbot.hub.release import Pace, Receipt, RepoRelease
+from hubbot.hub.release import Pace, Receipt, RepoRelease, keeping
 from tests.hub import Hub
 from tests.hub.models import CARD, gguf_release, gptq_release
 
@@ -515,3 +517,81 @@ def test_no_token_is_written_anywhere(hub: Hub, ada: Publisher, tmp_path: Path):
     ada(gguf_release(tmp_path, "Q8_0"), "pr")
     assert ada.token.encode() not in hub.blobs.everything()
     assert all(ada.token not in str(event) for event in hub.pulls("ada/tiny-GGUF")[0].events)
+
+
+def test_a_request_that_a_rival_opened_meanwhile_is_taken_and_no_second_one_opened(
+    hub: Hub, ada: Publisher, tmp_path: Path
+):
+    mine, theirs = gguf_release(tmp_path / "a", "Q8_0"), gguf_release(tmp_path / "b", "Q8_0")
+    hub.model("ada/tiny-GGUF")
+    looked = hub.fail("GET .*/refs", skip=1, do=lambda: ada(theirs, "pr"))  # after `latest`, before `open`
+    assert ada(mine, "pr").pull_request == 1
+    assert looked.hit == 1
+    assert [pull.status for pull in hub.pulls("ada/tiny-GGUF")] == ["open"]
+    assert hub.journal.count("POST .*/discussions$") == 1
+
+
+def one_machines(hub: Hub, release: RepoRelease) -> bool:
+    """Whether every branch holds the bytes that main's record lists."""
+    listed = json.loads(hub.read(release.repo_id, "hubbot.json"))["variants"]
+    wanted = {file["path"]: file["sha256"] for variant in listed for file in variant["files"]}
+    return all(
+        hub.files(release.repo_id, branch)[path].sha256 == wanted[f"gptq/{local.parent.name}/{path}"]
+        for branch, files in release.branches.items()
+        for path, local in files.items()
+        if path == "model.safetensors"
+    )
+
+
+NAMES = ("gptq-4bit-128g", "gptq-8bit-128g", "gptq-3bit-128g")
+
+
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("mode", ["main", "pr"])
+def test_two_machines_with_other_bytes_never_mix_them_in_one_release(
+    hub: Hub, ada: Publisher, tmp_path: Path, after: int, mode: str
+):
+    mine, theirs = (gptq_release(tmp_path / str(n), *NAMES, machine=n) for n in range(2))
+    hub.fail("POST .*/commit/", skip=after, times=None, status=403)
+    with contextlib.suppress(TokenRefused):
+        ada(theirs, mode)
+    hub.heal()
+    ada(mine, mode)
+    if mode == "pr":
+        hub.merge_pull(mine.repo_id, 1)
+        ada(mine, mode)
+    assert one_machines(hub, mine)
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_two_machines_with_other_bytes_at_once_never_mix_them(hub: Hub, ada: Publisher, tmp_path: Path, after: int):
+    mine, theirs = (gptq_release(tmp_path / str(n), *NAMES, machine=n) for n in range(2))
+    hub.fail("POST .*/commit/", skip=after, do=lambda: ada(theirs))
+    ada(mine)
+    assert one_machines(hub, mine)
+    commits_before = commits(hub)
+    assert [ada(release).status for release in (mine, theirs)] == ["unchanged", "unchanged"]
+    assert commits(hub) == commits_before
+
+
+def test_every_commit_and_branch_is_taken_from_the_budget_that_is_kept(hub: Hub, ada: Publisher, tmp_path: Path):
+    noted = list[float]()
+    with keeping(Pace(per_hour=100, noted=noted.append)):
+        ada(gptq_release(tmp_path / "a", *NAMES))
+        ada(gguf_release(tmp_path / "b", "Q8_0"), "pr")
+    assert commits(hub) == 4
+    assert len(noted) == 4 + 2, "three commits and two branches of the one, one commit of the other"
+    with keeping(Pace(per_hour=1)), pytest.raises(HubFailed, match="in the last hour"):
+        ada(gptq_release(tmp_path / "c", *NAMES, seed=1))
+
+
+def test_what_is_not_allowed_any_more_is_not_shown(hub: Hub, ada: Publisher, tmp_path: Path):
+    def refuse() -> None:
+        raise HubFailed("it was taken back")
+
+    hub.model("ada/tiny-GGUF")
+    for mode in ("main", "pr"):
+        with keeping(Pace(allowed=refuse)), pytest.raises(HubFailed, match="taken back"):
+            ada(gguf_release(tmp_path, "Q8_0"), mode)
+    assert list(hub.files("ada/tiny-GGUF")) == [".gitattributes"]
+    assert hub.pulls("ada/tiny-GGUF") == []
