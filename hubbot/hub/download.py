@@ -17,11 +17,11 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 
 from hubbot import __version__
-from hubbot.errors import SourceRefused
+from hubbot.errors import HubbotError, SourceRefused
 from hubbot.hub.access import Patience, room_needed, speaking_plainly
 from hubbot.hub.contents import RemoteFile
 
-__all__ = ["Mismatch", "Progress", "Repo", "fetch_file", "git_blob_id", "read_range"]
+__all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "git_blob_id", "read_range"]
 
 PIECE = 1 << 20
 Progress = Callable[[str, int, int], None]  # path, bytes so far, bytes in all
@@ -52,21 +52,34 @@ class Mismatch(SourceRefused):
     """What arrived is not what the Hub describes."""
 
 
-def fetch_file(repo: Repo, file: RemoteFile, into: Path, *, patience: Patience, progress: Progress | None) -> str:
+class Abandoned(HubbotError):
+    """Nobody waits for the file any more."""
+
+
+def fetch_file(
+    repo: Repo,
+    file: RemoteFile,
+    into: Path,
+    *,
+    patience: Patience,
+    progress: Progress | None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> str:
     """Bring one file to into/path and return its sha256.
 
     What an earlier, broken try has left is continued. Content that differs from the Hub's sha256 (or
-    git's id of small files) is thrown away and fetched once more; if it differs again: Mismatch.
+    git's id of small files) or does not end where it should is thrown away and fetched once more; if it differs
+    again: Mismatch. wanted: asked at every piece; once it says no, Abandoned is raised and the piece is kept.
     """
     target = into / file.path
     with room_needed(into), speaking_plainly(f"{repo.id}/{file.path}", token=repo.token, endpoint=repo.endpoint):
-        if target.is_file() and (found := _verified(target, file)):
+        if target.is_file() and (found := _verified(target, file, wanted)):
             return found
         part = into / ".parts" / file.path
         part.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            patience.insist(lambda: _download(repo, file, part, progress))
-            if found := _verified(part, file):
+            patience.insist(lambda: _download(repo, file, part, progress, wanted))
+            if found := _verified(part, file, wanted):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(target)
                 return found
@@ -78,8 +91,8 @@ def fetch_file(repo: Repo, file: RemoteFile, into: Path, *, patience: Patience, 
     raise Mismatch(msg)
 
 
-def _download(repo: Repo, file: RemoteFile, part: Path, progress: Progress | None) -> None:
-    """Append what is missing to `part`, up to the file's size."""
+def _download(repo: Repo, file: RemoteFile, part: Path, progress: Progress | None, wanted: Callable[[], bool]) -> None:
+    """Append what is missing to `part`, up to the file's size; one byte more where the answer goes on past it."""
     done = part.stat().st_size if part.exists() else 0
     if done > file.size:
         part.unlink()
@@ -92,16 +105,21 @@ def _download(repo: Repo, file: RemoteFile, part: Path, progress: Progress | Non
             stream.truncate(0)
             done = 0
         for piece in answer.iter_raw():
-            if done + len(piece) > file.size:
-                msg = f"{file.path} of {repo.id} goes on past its {file.size:,} bytes. The answer is not the file that the Hub describes."
-                raise Mismatch(msg)
-            stream.write(piece)
+            _need(wanted, file)
+            stream.write(piece[: file.size + 1 - done])
             done += len(piece)
+            if done > file.size:
+                return  # the size shows that it is not the file that the Hub describes
             if progress:
                 progress(file.path, done, file.size)
     if done < file.size:
         # A proxy that ends an answer early looks like success: go on from here.
         raise httpx2.ReadError(f"{file.path} ended after {done} of {file.size} bytes")
+
+
+def _need(wanted: Callable[[], bool], file: RemoteFile) -> None:
+    if not wanted():
+        raise Abandoned(f"{file.path} was not fetched to its end. Run the same command again; it goes on from there.")
 
 
 @contextmanager
@@ -135,7 +153,7 @@ def read_range(repo: Repo, path: str, start: int, stop: int, *, patience: Patien
         return patience.insist(read)
 
 
-def _verified(path: Path, file: RemoteFile) -> str | None:
+def _verified(path: Path, file: RemoteFile, wanted: Callable[[], bool]) -> str | None:
     """The sha256 of a file if its size and hash are the Hub's, else None."""
     size = path.stat().st_size
     if size != file.size:
@@ -146,6 +164,7 @@ def _verified(path: Path, file: RemoteFile) -> str | None:
     with path.open("rb") as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while block := stream.read(PIECE):
+            _need(wanted, file)
             sha256.update(block)
             if small:
                 sha1.update(block)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -170,17 +171,50 @@ def fetch(
     _need_room(found, into)
     repo = Repo(id=found.repo, revision=found.revision, token=token, endpoint=endpoint or ENDPOINT)
 
-    def bring(file: RemoteFile) -> tuple[str, str]:
-        return file.path, fetch_file(repo, file, into, patience=patience, progress=progress)
+    def bring(file: RemoteFile, wanted: Callable[[], bool]) -> str:
+        return fetch_file(repo, file, into, patience=patience, progress=progress, wanted=wanted)
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        try:
-            hashes = dict(threads.map(bring, found.files))
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    hashes = _side_by_side(bring, found.files)
     _forget_others(into, hashes)
     return _source(found, into, hashes)
+
+
+def _side_by_side(
+    bring: Callable[[RemoteFile, Callable[[], bool]], str], files: Sequence[RemoteFile]
+) -> dict[str, str]:
+    """Path -> what `bring` made of each file, a few at a time. Raises the first error, or what a signal raises, at once.
+
+    The threads are told to stop and are not waited for, not even by the end of the process: an answer that
+    stalls would hold it for minutes.
+    """
+    waiting: SimpleQueue[RemoteFile] = SimpleQueue()
+    for file in files:
+        waiting.put(file)
+    ended = threading.Event()
+    done: SimpleQueue[tuple[str, str] | BaseException] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                file = waiting.get_nowait()
+                done.put((file.path, bring(file, lambda: not ended.is_set())))
+        except Empty:
+            return
+        except BaseException as error:  # noqa: BLE001 -- it is raised again by whoever waits
+            done.put(error)
+
+    for _ in range(min(_THREADS, len(files))):
+        threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        return dict(_got(done.get()) for _ in files)
+    finally:
+        ended.set()
+
+
+def _got(outcome: tuple[str, str] | BaseException) -> tuple[str, str]:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def _forget_others(into: Path, wanted: Iterable[str]) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
+import os
+import signal
 import struct
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hubbot.bot.stop import Stopped, on_signals
 from hubbot.errors import (
     BudgetExceeded,
     HubbotError,
@@ -20,7 +29,9 @@ from hubbot.errors import (
     TokenRefused,
     UnsafeSource,
 )
+from hubbot.hub import download
 from hubbot.hub.access import Patience
+from hubbot.hub.download import Mismatch
 from hubbot.hub.source import fetch, fetch_headers, resolve
 from hubbot.intake.safetensors import read_header
 from tests.hub import Hub
@@ -148,6 +159,50 @@ def test_a_file_that_stays_corrupt_is_refused_and_not_kept(hub: Hub, tmp_path: P
     assert not any(
         path.name in ("model.safetensors", "config.json") and "storage" in what for path in tmp_path.glob("*.s*")
     )
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_download_that_goes_on_past_its_end_is_fetched_once_more_and_then_refused(
+    hub: Hub, tmp_path: Path, patience: Patience, monkeypatch, times: int
+):
+    hub.model("ada/tiny", sharded())
+    genuine, left = download._stream, [times]
+
+    @contextmanager
+    def stream(repo, path, headers):
+        with genuine(repo, path, headers) as answer:
+            more = [b"more"] if path == "model-00001-of-00002.safetensors" and left[0] else []
+            left[0] -= len(more)
+            pieces = itertools.chain(answer.iter_raw(), more)
+            yield SimpleNamespace(status_code=answer.status_code, iter_raw=lambda: pieces)
+
+    monkeypatch.setattr(download, "_stream", stream)
+    with contextlib.nullcontext() if times == 1 else pytest.raises(Mismatch, match="arrived twice"):
+        fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+    assert hub.journal.count("GET /ada/tiny/resolve/.*/model-00001") == 2
+
+
+def test_a_signal_ends_a_fetch_at_once_and_the_next_goes_on_from_there(hub: Hub, tmp_path: Path, patience: Patience):
+    hub.model("ada/tiny", {**sharded(), "model-00001-of-00002.safetensors": weights(1, rows=16_384)})  # 4 MiB
+    hub.fail("GET /storage", times=None, drip=0.2)  # 13 s if somebody waits for it
+    part = tmp_path / "in" / ".parts" / "model-00001-of-00002.safetensors"
+
+    def ask() -> None:
+        while not part.exists() or part.stat().st_size == 0:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    with on_signals() as stop, pytest.raises(Stopped), stop.breakable():
+        fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+    assert 0 < part.stat().st_size < 2**22, "it waited for the whole download"
+    hub.heal()
+    for thread in threading.enumerate():
+        if thread.name == "fetch":
+            thread.join()
+    hub.journal.clear()
+    fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+    assert any(request.range for request in hub.journal.find("GET /storage"))
 
 
 def test_an_altered_file_on_the_disk_is_fetched_again(hub: Hub, tmp_path: Path, patience: Patience):
