@@ -14,9 +14,14 @@ _TOKEN = re.compile(
     r"|(?<=[Bb]earer )[^\s'\",]+"
 )
 
+# The query of an address: the Hub's storage is reached by signed ones, which are as good as a token for a while.
+_QUERY = re.compile(r"(https?://[^\s'\"<>?]+\?)[^\s'\"<>]+")
+
 
 def mask(text: str, *secrets: str | None) -> str:
-    """The text without anything that looks like a token, and without the given secrets, whatever they look like."""
+    """The text without anything that looks like a token, without the queries of addresses, and without the given
+    secrets, whatever they look like.
+    """
     for secret in sorted((s for s in secrets if s), key=len, reverse=True):
         text = text.replace(secret, MASK)
-    return _TOKEN.sub(MASK, text)
+    return _TOKEN.sub(MASK, _QUERY.sub(rf"\1{MASK}", text))

@@ -204,8 +204,4 @@ def _short(error: BaseException, token: str | None) -> str:
     """The last telling line of the Hub's message, without secrets and signed addresses."""
     text = getattr(error, "server_message", None) or str(error)
     lines = [line.strip() for line in mask(str(text), token).splitlines() if line.strip()]
-    words = [
-        word.split("?", 1)[0] if word.startswith(("http://", "https://")) else word
-        for word in " ".join(lines[-3:]).split()
-    ]
-    return " ".join(words)[:400]
+    return " ".join(" ".join(lines[-3:]).split())[:400]

@@ -74,15 +74,14 @@ class Reader:
     def file(self, repo: str, revision: str, path: str, *, most: int = LARGEST_ANSWER) -> bytes | None:
         """A file of a model repo, or None where there is none. Raises HubFailed for one above `most` bytes."""
         try:
-            response = self._ask(f"/{repo}/resolve/{revision}/{path}", None, {})
+            content: bytes = self._ask(f"/{repo}/resolve/{revision}/{path}", None, {}, most=most).content
         except SourceNotFound:
             return None
-        content: bytes = response.content
-        if len(content) > most:
-            raise HubFailed(f"{repo}/{path} has {len(content)} bytes; at most {most} are read. Look at that repo.")
         return content
 
-    def _ask(self, path: str, params: Params | None, headers: dict[str, str]) -> httpx2.Response:
+    def _ask(
+        self, path: str, params: Params | None, headers: dict[str, str], *, most: int = LARGEST_ANSWER
+    ) -> httpx2.Response:
         url = path if path.startswith(("http://", "https://")) else self.endpoint + path
         if not url.startswith(self.endpoint + "/"):  # a next link must not carry the token elsewhere
             raise HubFailed(
@@ -92,9 +91,15 @@ class Reader:
         for attempt in range(TRIES):
             self._wait_for_window()
             try:
-                response = self._send(url, params, headers)
+                response = self._send(url, params, headers, most)
             except httpx2.TransportError as error:
                 problem, wait = f"no answer ({type(error).__name__})", None
+            except (
+                httpx2.RequestError,
+                httpx2.InvalidURL,
+            ) as error:  # redirects without end, a spoilt encoding or address
+                why = type(error).__name__
+                raise HubFailed(f"The Hub's answer at {path[:200]} is of no use ({why}). Try again later.") from None
             else:
                 if response.status_code not in _PASSING:
                     return self._checked(response, path)
@@ -103,18 +108,13 @@ class Reader:
                 self._pause(attempt, wait, path)
         raise HubFailed(f"The Hub could not be read at {path}: {problem}, {TRIES} times. Run it again later.")
 
-    def _send(self, url: str, params: Params | None, headers: dict[str, str]) -> httpx2.Response:
+    def _send(self, url: str, params: Params | None, headers: dict[str, str], most: int) -> httpx2.Response:
         self.requests += 1
-        response = get_session().get(
-            url,
-            params=params,
-            headers={
-                **build_hf_headers(token=self.token or False, library_name="hubbot", library_version=__version__),
-                **headers,
-            },
-            timeout=TIMEOUT,
-            follow_redirects=True,
-        )
+        own = build_hf_headers(token=self.token or False, library_name="hubbot", library_version=__version__)
+        with get_session().stream(
+            "GET", url, params=params, headers={**own, **headers}, timeout=TIMEOUT, follow_redirects=True
+        ) as answer:
+            response = _whole(answer, most)
         limit = parse_ratelimit_headers(response.headers)
         if limit is not None and limit.remaining == 0:
             self._open_at = time.monotonic() + limit.reset_in_seconds
@@ -147,6 +147,22 @@ class Reader:
         self.sleep(seconds + 1 + 2 * self.chance())
 
 
+def _whole(answer: httpx2.Response, most: int) -> httpx2.Response:
+    """The answer with its body read. Raises HubFailed for one above `most` bytes, without reading on."""
+    body = bytearray()
+    for piece in answer.iter_bytes():
+        body += piece
+        if len(body) > most:
+            msg = f"The Hub's answer at {answer.url.path} has more than {most:,} bytes, which is no honest one. Look at that repo."
+            raise HubFailed(msg)
+    plain = [
+        (name, value)
+        for name, value in answer.headers.multi_items()
+        if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded
+    ]
+    return httpx2.Response(answer.status_code, headers=plain, content=bytes(body), request=answer.request)
+
+
 def _refusal(error: HfHubHTTPError, response: httpx2.Response, path: str, token: str | None) -> HubbotError:
     lines = mask(str(error), token).strip().splitlines()
     text = lines[-1][:300] if lines else ""
@@ -169,11 +185,9 @@ def _asked_to_wait(response: httpx2.Response) -> float | None:
 
 
 def _json(response: httpx2.Response) -> Any:
-    if len(response.content) > LARGEST_ANSWER:
-        raise HubFailed(f"The Hub answered {len(response.content)} bytes where a page of a list was expected.")
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HubFailed(
             f"The Hub answered something that is no JSON at {response.url.path}. Try again later."
         ) from None
