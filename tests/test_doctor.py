@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hubbot import llamacpp
+from hubbot.confine.walls import Walls
 from hubbot.errors import ToolMissing
 from hubbot.machine import Machine, doctor
 from hubbot.machine.doctor import Status
@@ -103,3 +104,16 @@ def test_this_machine_can_do_every_family(tmp_path: Path):
     findings = doctor.examine(tmp_path / "out", token=True)
     assert [finding for finding in findings if finding.status is Status.FAIL] == []
     assert {"Python", "torch", "llama.cpp", "bitsandbytes", "gptqmodel"} <= {finding.name for finding in findings}
+
+
+def test_a_kernel_that_builds_no_walls_is_told_and_one_that_does_is_well():
+    whole = Walls(files="landlock 6", network="seccomp + landlock 6", rights="files only")
+    assert doctor._walls(lambda: whole).status is Status.OK
+    for missing in ("files", "network"):
+        finding = doctor._walls(lambda missing=missing: replace(whole, **{missing: "none"}))
+        assert finding.status is Status.WARN
+        assert "docs/security.md" in finding.remedy
+
+
+def test_the_walls_are_those_that_a_confined_process_really_gets():
+    assert doctor._built().network != ""

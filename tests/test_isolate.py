@@ -227,3 +227,17 @@ def test_torch_and_llama_cpp_work_inside(inside):
     except ToolMissing:
         pytest.skip("llama.cpp is not built here")
     assert inside("load_llama").value == str(llamacpp.find().bin)
+
+
+def test_missing_walls_are_said_once(tmp_path, monkeypatch, capsys):
+    from hubbot.confine import isolate
+    from hubbot.confine.walls import Walls
+
+    built = Walls(files="none", network="seccomp", rights="none")
+    reply = json.dumps({"value": 1, "walls": {"files": "none", "network": "seccomp", "rights": "none"}}).encode()
+    monkeypatch.setattr(isolate, "_exchange", lambda *_: (reply, 0))
+    isolate._warn.cache_clear()
+    for _ in range(3):
+        assert call("inside:echo", None, work=tmp_path).walls == built
+    assert capsys.readouterr().err.count("files: none") == 1
+    isolate._warn.cache_clear()

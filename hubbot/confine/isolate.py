@@ -23,11 +23,12 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hubbot import errors, llamacpp
+from hubbot import errors, llamacpp, log
 from hubbot.confine import walls
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
@@ -87,7 +88,19 @@ def call(
         "writable": [str(path.resolve()) for path in (work, *writable)],
     }
     reply, code = _exchange(json.dumps(request).encode(), environment)
-    return _judge(target, reply, code)
+    answer = _judge(target, reply, code)
+    if not answer.walls.complete:
+        _warn(answer.walls)
+    return answer
+
+
+@cache
+def _warn(built: Walls) -> None:
+    """Once a process: a missing wall must not go unnoticed."""
+    log.warning(
+        f"The kernel builds less than the whole wall around strangers' files (files: {built.files}, network: "
+        f"{built.network}). `hubbot doctor` and docs/security.md say what that means."
+    )
 
 
 def scrubbed(environ: Mapping[str, str], home: Path) -> dict[str, str]:

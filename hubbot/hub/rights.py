@@ -22,6 +22,14 @@ class Rights:
     pull_requests: bool  # publish with mode pr to repos that are there
     why: str  # one sentence, for people
 
+    def missing(self, mode: str) -> tuple[str, ...]:
+        """The scopes that publishing with this mode (none, pr, main) needs and the token has not."""
+        if mode == "main" and not self.create_and_write:
+            return ("repo.write",)
+        if mode == "pr" and not self.pull_requests:
+            return ("discussion.write",)
+        return ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRights:

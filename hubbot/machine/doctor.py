@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hubbot import llamacpp
 from hubbot.bot.runner import REMEDIES, Place, place
-from hubbot.errors import ToolMissing
+from hubbot.confine import isolate
+from hubbot.confine.walls import Walls
+from hubbot.errors import HubbotError, ToolMissing
 from hubbot.machine import Machine, measure_machine
 
 __all__ = ["Finding", "Status", "examine"]
@@ -82,7 +85,7 @@ def examine(work: Path, *, device: str = "auto", token: bool, environ: Mapping[s
     machine = measure_machine(work, device)
     findings = [_python(sys.version_info[:3])]
     findings += [_torch(machine, _ask), *_gpu_road(machine, Path("/"), environ)]
-    findings += [_llama_cpp(), *(_imported(each, _ask) for each in _IMPORTS)]
+    findings += [_llama_cpp(), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
     return [*findings, _disk(machine, work), _ram(machine), _token(token)]
 
 
@@ -171,6 +174,32 @@ def _imported(each: _Import, ask: Ask) -> Finding:
         found = f"{version}, tested with {each.tested}"
         return Finding(name=each.package, status=Status.WARN, found=found, remedy=_SETUP)
     return Finding(name=each.package, status=Status.OK, found=version)
+
+
+def _built() -> Walls:
+    """The walls that a confined process on this machine gets."""
+    with TemporaryDirectory() as work:
+        return isolate.call("hubbot.machine.doctor:stand_behind", None, work=Path(work)).walls
+
+
+def stand_behind(_: object) -> None:
+    """What the confined process does: nothing."""
+
+
+def _walls(build: Callable[[], Walls]) -> Finding:
+    name = "walls around models"
+    try:
+        built = build()
+    except HubbotError as error:
+        return Finding(name=name, status=Status.FAIL, found=str(error), remedy=_SETUP)
+    found = f"files: {built.files}, network: {built.network}, rights: {built.rights}"
+    if built.complete:
+        return Finding(name=name, status=Status.OK, found=found)
+    remedy = (
+        "What reads strangers' files has no token, but the kernel keeps it from less than it could: docs/security.md says "
+        "which kernel and container has what. Run models that you do not trust elsewhere."
+    )
+    return Finding(name=name, status=Status.WARN, found=found, remedy=remedy)
 
 
 def _ask(code: str) -> str:

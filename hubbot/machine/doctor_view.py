@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hubbot.errors import HubbotError
-from hubbot.hub.rights import token_rights
+from hubbot.hub.rights import Rights, token_rights
 from hubbot.machine.doctor import Finding, Status, examine
 from hubbot.settings import Settings
 
-__all__ = ["show"]
+__all__ = ["rights_findings", "show"]
 
 _STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 
@@ -25,12 +25,15 @@ def show(settings: Settings, *, namespaces: Sequence[str], token: str | None, en
     """
     asked = [*namespaces, *([settings.publish.namespace] if settings.publish.namespace else [])]
     findings = [*examine(settings.out, device=settings.device, token=bool(token))]
-    findings += _rights(token, list(dict.fromkeys(asked)), endpoint)
+    findings += rights_findings(token, list(dict.fromkeys(asked)), endpoint, mode=settings.publish.mode)
     Console().print(_table(findings))
     return all(finding.status is not Status.FAIL for finding in findings)
 
 
-def _rights(token: str | None, namespaces: Sequence[str], endpoint: str | None) -> Iterator[Finding]:
+def rights_findings(
+    token: str | None, namespaces: Sequence[str], endpoint: str | None, *, mode: str
+) -> Iterator[Finding]:
+    """What the token may do in each namespace, against what publishing with this mode (none, pr, main) needs there."""
     if not namespaces or not token:
         return
     try:
@@ -39,18 +42,34 @@ def _rights(token: str | None, namespaces: Sequence[str], endpoint: str | None) 
         yield Finding(name="token on the Hub", status=Status.FAIL, found=str(error))
         return
     for name, right in rights.namespaces.items():
-        enough = right.create_and_write or right.pull_requests
-        may = "create and write repos" if right.create_and_write else "open pull requests"
+        status, remedy = _judged(name, right, mode)
         yield Finding(
-            name=f"token in {name}",
-            status=Status.OK if enough else Status.FAIL,
-            found=f"{rights.user} may {may}. {right.why}" if enough else right.why,
-            remedy="" if enough else "Use a token with write access to this namespace.",
+            name=f"token in {name}", status=status, found=f"{rights.user} {_may(right)}. {right.why}", remedy=remedy
         )
     if rights.too_much:
         remedy = "A fine-grained token for the target repos alone is enough."
         found = f"It may more than hubbot needs: {', '.join(rights.too_much)}"
         yield Finding(name="token", status=Status.WARN, found=found, remedy=remedy)
+
+
+def _may(right: Rights) -> str:
+    if right.create_and_write:
+        return "may create and write repos"
+    return "may open pull requests" if right.pull_requests else "may neither write nor open pull requests"
+
+
+def _judged(name: str, right: Rights, mode: str) -> tuple[Status, str]:
+    """The status and what to do."""
+    if missing := right.missing(mode):
+        instead = ", or publish with mode pr" if mode == "main" and right.pull_requests else ""
+        needs = f"publish.mode {mode} needs {', '.join(missing)} on {name}, which the token lacks"
+        return Status.FAIL, f"{needs}. Grant it to a fine-grained token of an account with that right{instead}."
+    if mode == "pr" and not right.create_and_write:
+        return (
+            Status.WARN,
+            f"A repo that is not there yet cannot be made: make it yourself, or grant repo.write on {name}.",
+        )
+    return Status.OK, ""
 
 
 def _table(findings: Sequence[Finding]) -> Table:

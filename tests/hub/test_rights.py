@@ -11,6 +11,8 @@ from hubbot.hub.access import Patience
 from hubbot.hub.publish import publish
 from hubbot.hub.releases import read_existing, read_record, read_text
 from hubbot.hub.rights import token_rights
+from hubbot.machine.doctor import Status
+from hubbot.machine.doctor_view import rights_findings
 from tests.hub import Hub
 from tests.hub.models import gguf_release
 
@@ -52,6 +54,26 @@ def test_what_the_token_may_do_too_much_is_said(hub: Hub):
     listed = {"ada": ("repo.write",), "work": ("repo.write",)}
     fine = token_rights(hub.user("ada", scope="fineGrained", permissions=listed), ["ada"], endpoint=hub.endpoint)
     assert fine.too_much == ("write access to work",)
+
+
+@pytest.mark.parametrize(
+    ("permissions", "mode", "status", "says"),
+    [
+        ({"labs": ("repo.write",)}, "main", Status.OK, ""),
+        ({"labs": ("repo.write",)}, "pr", Status.OK, ""),
+        ({"labs": ("discussion.write",)}, "main", Status.FAIL, "needs repo.write on labs"),
+        ({"labs": ("discussion.write",)}, "pr", Status.WARN, "grant repo.write on labs"),
+        ({"labs": ("repo.content.read",)}, "pr", Status.FAIL, "needs discussion.write on labs"),
+        ({"work": ("repo.write",)}, "main", Status.FAIL, "needs repo.write on labs"),
+        ({"labs": ("repo.content.read",)}, "none", Status.OK, ""),
+    ],
+)
+def test_the_doctor_names_the_scopes_that_the_way_of_publishing_lacks(hub: Hub, permissions, mode, status, says):
+    token = hub.user("ada", orgs={"labs": "write"}, scope="fineGrained", permissions=permissions)
+    found = next(rights_findings(token, ["labs"], hub.endpoint, mode=mode))
+    assert found.status is status
+    assert says in found.remedy
+    assert bool(found.remedy) == bool(says)
 
 
 @pytest.mark.parametrize("token", ["", "hf_wrongwrongwrong"])
