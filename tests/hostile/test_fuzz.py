@@ -1,16 +1,23 @@
 """Whatever bytes the parsers of our own are given, they succeed or raise a HubbotError."""
 
 import json
+import re
 import string
 import struct
+from dataclasses import asdict
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hubbot.bot.sightings import Known
+from hubbot.bot.watch import Policy, judge
+from hubbot.bot.watch_settings import WatchSettings
+from hubbot.bot.webhook import events_of, from_job, read_delivery
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.names import parse_variants
+from hubbot.hub.listing import candidate
 from hubbot.intake import read_facts
 from hubbot.intake.front_matter import parse_front_matter
 from hubbot.intake.gguf import read_gguf_header
@@ -18,8 +25,10 @@ from hubbot.intake.safetensors import DTYPE_BITS, read_header
 from hubbot.intake.snapshot import plain_name
 from hubbot.intake.strict_json import parse_object
 from hubbot.planning.licence import judge_licence
+from hubbot.record import from_json, to_json
 from hubbot.settings import load_settings
 from tests.hostile import model
+from tests.hub.models import record
 
 pytestmark = pytest.mark.slow
 hostile = settings(
@@ -268,3 +277,73 @@ def test_any_value_as_a_size(size):
 def test_an_impossible_size_is_refused(size):
     with pytest.raises(BadSettings):
         load_settings(None, {"budget.ram": size})
+
+
+# --- what the Hub sends ----------------------------------------------------------------------------------
+
+HONEST_DELIVERY = {
+    "event": {"action": "update", "scope": "repo.content"},
+    "repo": {"type": "model", "name": "maker/one", "id": "x"},
+    "updatedRefs": [{"ref": "refs/heads/main", "oldSha": None, "newSha": "2" * 40}],
+}
+HONEST_RECORD = json.loads(to_json(record(variants={"Q8_0": {"gguf/tiny-Q8_0.gguf": b"GGUF"}})))
+POLICY = Policy(watch=WatchSettings(), settings="s", version="1", bits={"Q8_0": 8.5}, targets=lambda _: {}, disk=10**12)
+HONEST_MODEL = {
+    "id": "maker/one",
+    "sha": "1" * 40,
+    "lastModified": "2026-01-01T00:00:00.000Z",
+    "tags": ["safetensors", "license:mit", "base_model:quantized:maker/base"],
+    "config": {"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "fp8"}},
+    "cardData": {"license": "mit", "base_model": ["maker/base"], "base_model_relation": "quantized"},
+    "safetensors": {"parameters": {"F32": 16}, "total": 16},
+}
+
+
+def spoilt(honest):
+    """An honest value of JSON with a part of it replaced by something else."""
+    if isinstance(honest, dict):
+        inner = st.fixed_dictionaries({}, optional={key: spoilt(value) | values for key, value in honest.items()})
+        return inner | st.just(honest)
+    if isinstance(honest, list):
+        return st.lists(st.one_of([spoilt(item) for item in honest] or [values]), max_size=3) | st.just(honest)
+    return st.just(honest) | scalars
+
+
+@hostile
+@given(body=spoilt(HONEST_DELIVERY).map(json.dumps) | st.text(max_size=60) | st.binary(max_size=60))
+def test_any_webhook_delivery(body):
+    delivery = only_hubbot_errors(read_delivery, body)
+    for event in events_of(delivery) if delivery else ():
+        assert re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", event.model)
+        assert re.fullmatch(r"[0-9a-f]{40}", event.sha)
+        assert event.ref == "refs/heads/main" or event.ref.startswith("refs/tags/")
+
+
+@hostile
+@given(payload=spoilt(HONEST_DELIVERY).map(json.dumps) | st.text(max_size=60), repo=st.text(max_size=20))
+def test_any_payload_of_a_job_that_a_webhook_started(payload, repo):
+    secret = "s" * 16
+    environ = {"HUBBOT_WEBHOOK_SECRET": secret, "WEBHOOK_SECRET": secret}
+    environ |= {"WEBHOOK_PAYLOAD": payload, "WEBHOOK_REPO_ID": repo}
+    for event in only_hubbot_errors(from_job, environ) or ():
+        assert event.model == repo or not repo
+
+
+@hostile
+@given(info=spoilt(HONEST_MODEL) | values)
+def test_any_entry_of_a_list_of_models(info):
+    found = candidate(info)
+    if found is not None:
+        assert re.fullmatch(r"[0-9a-f]{40}", found.sha)
+        verdict = judge(found, Known(), POLICY)
+        assert verdict.reason
+        assert json.dumps(asdict(found))
+
+
+@hostile
+@given(text=spoilt(HONEST_RECORD).map(json.dumps) | st.text(max_size=80) | st.binary(max_size=80))
+def test_any_text_as_hubbot_json(text):
+    found = only_hubbot_errors(from_json, text)
+    if found is not None:
+        again = from_json(to_json(found))
+        assert to_json(again) == to_json(found)
