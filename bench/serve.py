@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from hubbot.bot.serve import serve
 from hubbot.bot.watch_settings import ServeSettings
-serve(Path(sys.argv[1]), ServeSettings(port=int(sys.argv[2])), sys.argv[3], deliver=None, secrets=[])
+serve(Path(sys.argv[1]), ServeSettings(port=int(sys.argv[2])), sys.argv[3], route=None)
 """
 
 

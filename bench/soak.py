@@ -89,7 +89,7 @@ def run_bot(folder: Path, endpoint: str, offset: float, mode: str) -> None:
         terms = Terms(
             worker=name, delays=(1.0, 2.0, 4.0, 8.0, 8.0, 8.0), secrets=[token], token_works=bot.reader.token_works
         )
-        keep_watching(bot, 30.0, lambda ledger, stop: work(ledger, run, stop, terms), stop)
+        keep_watching(bot, 30.0, lambda ledger, stop, between: work(ledger, run, stop, terms, between), stop)
 
 
 def bot_settings(folder: Path, mode: str):

@@ -21,7 +21,7 @@ from hubbot.bot.daemon import Bot, Execute, keep_watching
 from hubbot.bot.stop import Stopped, on_signals
 from hubbot.bot.watch_view import status_tables, verdict_table
 from hubbot.errors import BadSettings, HubFailed
-from hubbot.handover import hand_over
+from hubbot.handover import handing_over
 from hubbot.hub.reader import ENDPOINT, Reader
 from hubbot.ledger.alive import worker
 from hubbot.ledger.jobs import retry as retry_job
@@ -73,14 +73,17 @@ def watch(
                     keep_watching(bot, pause, execute, stop)
                     return
                 with stop.breakable():
-                    failures = bot.look().failures
-                _show(bot.judge() if dry_run else bot.queue(), as_json=as_json, everything=everything)
-                tally = execute(ledger, stop) if execute and not dry_run else None
+                    failures = bot.look(finish=not dry_run).failures
+                if as_matrix:
+                    _hand_over(bot)
+                else:
+                    _show(bot.judge() if dry_run else bot.queue(), as_json=as_json, everything=everything)
+                tally = execute(ledger, stop, lambda: True) if execute and not dry_run else None
     except Stopped:
         raise typer.Exit(130) from None
     for name, why in failures.items():
         log.warning(f"{name}: {why}")
-    if failures:
+    if failures and not as_matrix:  # the models of the others are on their way: the matrix is to be used
         raise HubFailed(f"{len(failures)} of the watched sources could not be read; the others were.")
     if tally and tally.failed:
         raise typer.Exit(1)
@@ -97,24 +100,19 @@ def serve(
     github_url: Annotated[str | None, typer.Option(help="root of the GitHub API")] = None,
 ) -> None:
     """Receive the Hub's webhooks. The secret comes from HUBBOT_WEBHOOK_SECRET; without one nothing starts."""
-    from hubbot.bot.serving import delivery_of
+    from hubbot.bot.serving import route_of
     from hubbot.bot.webhook import required_secret
 
     secret = required_secret(os.environ)
     flags = {"host": host, "port": port, "deliver": deliver, "github_repo": github_repo, "github_url": github_url}
+    config = _config(config)
     settings = _settings(config, state, {f"serve.{name}": value for name, value in flags.items()})
     from hubbot.bot.serve import serve as listen
 
-    secrets = [value for value in (secret, _token(), os.environ.get("GITHUB_TOKEN")) if value]
-    listen(
-        settings.watch.state,
-        settings.serve,
-        secret,
-        deliver=delivery_of(
-            settings, token=_token(), github_token=os.environ.get("GITHUB_TOKEN"), endpoint=_endpoint()
-        ),
-        secrets=secrets,
-    )
+    github_token = os.environ.get("GITHUB_TOKEN")
+    secrets = [value for value in (secret, _token(), github_token) if value]
+    route = route_of(settings, _reader(), config=config, github_token=github_token, secrets=secrets)
+    listen(settings.watch.state, settings.serve, secret, route=route)
 
 
 @app.command()
@@ -179,15 +177,24 @@ def submit(
     schedule: Annotated[str | None, typer.Option(help="a cron line, @hourly or @daily: a scheduled Job")] = None,
     config: Config = None,
 ) -> None:
-    """Run a model in the published container as a Hugging Face Job; the token travels as a secret."""
+    """Run a model in the published container as a Hugging Face Job, with this hubbot.toml; the token is a secret."""
+    from hubbot.bot.serving import carrying
     from hubbot.hub.hosted import submit as start
 
     flags = {"flavor": flavor, "image": image, "timeout": timeout, "namespace": owner}
+    config = _config(config)
     settings = _settings(config, None, {f"job.{name}": value for name, value in flags.items()})
     token = _token()
-    command = ["hubbot", "watch" if arguments[:1] == ["watch"] else "run", *arguments[arguments[:1] == ["watch"] :]]
+    watches = arguments[:1] == ["watch"]
+    command, environment = carrying(["hubbot", *(() if watches else ("run",)), *arguments], config)
     job = start(
-        command, settings.job, secrets={"HF_TOKEN": token or ""}, token=token, endpoint=_endpoint(), schedule=schedule
+        command,
+        settings.job,
+        secrets={"HF_TOKEN": token or ""},
+        environment=environment,
+        token=token,
+        endpoint=_endpoint(),
+        schedule=schedule,
     )
     sys.stdout.write(f"{job}\n")
 
@@ -251,8 +258,8 @@ def _executing(settings: Settings, executor: str | None, address: str | None) ->
         return
     if executor not in ("local", "ray"):
         raise BadSettings(f"{executor!r} is no executor; --executor knows local and ray.")
-    from hubbot.bot.local import run_job
-    from hubbot.bot.worker import Terms, work
+    from hubbot.bot.local import run_job, work_here
+    from hubbot.bot.worker import Terms
 
     with worker(settings.watch.state) as name:
         terms = Terms(
@@ -263,19 +270,21 @@ def _executing(settings: Settings, executor: str | None, address: str | None) ->
         )
         if executor == "local":
             run = partial(run_job, settings=settings, token=_token(), endpoint=_endpoint())
-            yield lambda ledger, stop: work(ledger, run, stop, terms)
+            yield partial(work_here, run=run, terms=terms, settings=settings)
             return
         from hubbot.bot.cluster import cluster
 
         with cluster(settings, address=address, endpoint=_endpoint()) as work_on_cluster:
-            yield lambda ledger, stop: work_on_cluster(ledger, stop, terms)
+            yield partial(work_on_cluster, terms=terms)
 
 
-def _hand_over(bot: Bot, settings: Settings) -> None:
+def _hand_over(bot: Bot) -> None:
+    """The matrix as the one line of standard output; the table goes to standard error."""
     table, _ = verdict_table(bot.queue(), everything=False)
     Console(stderr=True).print(table)
-    with worker(settings.watch.state) as name:
-        sys.stdout.write(json.dumps(hand_over(bot.ledger, name)) + "\n")
+    with worker(bot.ledger.path) as name, handing_over(bot.ledger, name) as matrix:
+        sys.stdout.write(json.dumps(matrix) + "\n")
+        sys.stdout.flush()
 
 
 def _show(verdicts: Iterator[Any], *, as_json: bool, everything: bool) -> None:
@@ -287,11 +296,13 @@ def _show(verdicts: Iterator[Any], *, as_json: bool, everything: bool) -> None:
     sys.stdout.write(", ".join(f"{count} {rule}" for rule, count in rules.most_common()) + "\n")
 
 
-def _settings(config: Path | None, state: Path | None, flags: dict[str, Any] | None = None) -> Settings:
+def _config(named: Path | None) -> Path | None:
     default = Path("hubbot.toml")
-    if config is None and default.exists():
-        config = default
-    return load_settings(config, {"watch.state": state, **(flags or {})})
+    return default if named is None and default.exists() else named
+
+
+def _settings(config: Path | None, state: Path | None, flags: dict[str, Any] | None = None) -> Settings:
+    return load_settings(_config(config), {"watch.state": state, **(flags or {})})
 
 
 def _reader() -> Reader:

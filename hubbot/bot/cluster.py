@@ -9,19 +9,23 @@ token travels through Ray, whose task arguments and dashboard are open to the wh
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
 from hubbot import errors
 from hubbot.bot.stop import Stop, Stopped
-from hubbot.bot.worker import Tally, Terms, failed, finished, job_of
+from hubbot.bot.worker import Between, Tally, Terms, Withdrawn, failed, finished, given_back, job_of, withdrawn
 from hubbot.domain import Job, Record
-from hubbot.errors import HubbotError, ToolMissing
-from hubbot.ledger import jobs
+from hubbot.errors import HubbotError, LedgerFailed, TokenRefused, ToolMissing
+from hubbot.hub.download import Mismatch
+from hubbot.hub.reader import ENDPOINT, Reader
+from hubbot.hub.release import Pace, keeping
+from hubbot.ledger import jobs, mirror
 from hubbot.ledger.jobs import Claim
 from hubbot.ledger.store import Ledger
 from hubbot.log import say
@@ -31,6 +35,9 @@ WAKE = 2.0  # seconds between looks at the tasks
 
 Task: TypeAlias = Callable[[Job], Record]
 """What a node runs; pickled once, so a module's function or a partial of one."""
+
+_KNOWN: dict[str, type[Exception]] = {name: getattr(errors, name) for name in errors.__all__}
+_KNOWN |= {Mismatch.__name__: Mismatch}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +50,24 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A job that ended well, as it travels to the head, which keeps the count of commits."""
+
+    commits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """An error of a task, as it travels: classes of errors are known on both sides, tracebacks are not needed."""
 
-    kind: str
+    kinds: tuple[str, ...]  # the error's class and those that it is derived from
     message: str
+    commits: int = 0  # that were made before
+    token_works: bool = True  # the node's own, asked after a refusal
 
     def error(self) -> Exception:
-        known = getattr(errors, self.kind, None) if self.kind in errors.__all__ else None
-        return (known or RuntimeError)(self.message)
+        known = next((_KNOWN[kind] for kind in self.kinds if kind in _KNOWN), RuntimeError)
+        return known(self.message)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,19 +78,25 @@ class Cluster:
     needs: Callable[[Job, int], Needs]  # of a job, in a cluster with so many GPUs
     gpus: int
     parallel: int  # tasks under way at once
+    token_works: Callable[[], bool] = lambda: True  # asked on the node whose token was refused
     _running: dict[Any, tuple[Claim, float]] = field(default_factory=dict)  # reference -> job, start (monotonic)
 
-    def work(self, ledger: Ledger, stop: Stop, terms: Terms) -> Tally:
-        """Run every job that is due, as many at once as the cluster takes. Raises Stopped."""
+    def work(self, ledger: Ledger, stop: Stop, between: Between, *, terms: Terms) -> Tally:
+        """Run every job that is due, as many at once as the cluster takes.
+
+        Raises Stopped, TokenRefused where a node's token is worth nothing, ToolMissing where a node cannot run
+        hubbot; the jobs under way wait again, as if untouched.
+        """
         tally = Tally()
         try:
             while True:
-                self._fill(ledger, stop, terms)
+                if between():
+                    self._fill(ledger, stop, terms)
                 if not self._running:
                     return tally
                 tally += self._collect(ledger, stop, terms)
-        except Stopped:
-            self._abandon(ledger)
+        except BaseException:
+            self._abandon(ledger, terms)
             raise
 
     def _fill(self, ledger: Ledger, stop: Stop, terms: Terms) -> None:
@@ -83,6 +105,7 @@ class Cluster:
         while len(self._running) < self.parallel:
             if stop.asked:
                 raise Stopped
+            terms.endings.catch_up(ledger)
             claim = jobs.claim(ledger, terms.worker, commits_per_hour=terms.commits_per_hour)
             if claim is None:
                 return
@@ -95,7 +118,7 @@ class Cluster:
             remote = ray.remote(_attempt).options(
                 num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_retries=0, name=f"hubbot {job.model}"
             )
-            self._running[remote.remote(self.task, job)] = (claim, time.monotonic())
+            self._running[remote.remote(self.task, self.token_works, job)] = (claim, time.monotonic())
 
     def _collect(self, ledger: Ledger, stop: Stop, terms: Terms) -> Tally:
         """Wait a little for tasks, and write down how those ended that did."""
@@ -105,33 +128,72 @@ class Cluster:
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=WAKE)
         tally = Tally()
         for reference in done:
-            claim, started = self._running.pop(reference)
-            seconds = time.monotonic() - started
+            claim, started = self._running[reference]
             try:
                 outcome = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:  # errors of a job come back as values: the node is at fault
+                last = str(error).strip().splitlines()[-1]
+                raise ToolMissing(_unfit_node(last)) from None
             except ray.exceptions.RayError as error:
+                del self._running[reference]
                 say(f"{claim.row.model}: its worker was lost ({type(error).__name__})")
-                jobs.lose(ledger, claim)
+                terms.endings.write(ledger, partial(jobs.lose, claim=claim))
                 continue
-            if isinstance(outcome, Failure):
-                tally += failed(ledger, claim, outcome.error(), seconds, terms)
-            else:
-                tally += finished(ledger, claim, outcome, seconds)
+            tally += settle(ledger, claim, outcome, time.monotonic() - started, terms)
+            del self._running[reference]
+        self._withdraw_yanked(ledger, terms)
         return tally
 
-    def _abandon(self, ledger: Ledger) -> None:
+    def _withdraw_yanked(self, ledger: Ledger, terms: Terms) -> None:
+        """End the tasks of models that were taken back meanwhile: their nodes cannot see the state file."""
+        import ray
+
+        for reference, (claim, started) in list(self._running.items()):
+            if reason := mirror.yanked(ledger, claim.row.model):
+                ray.cancel(reference, force=True)
+                del self._running[reference]
+                error = Withdrawn(f"{claim.row.model} was taken back while its job ran ({reason}).")
+                withdrawn(ledger, claim, error, time.monotonic() - started, terms)
+
+    def _abandon(self, ledger: Ledger, terms: Terms) -> None:
         """Stop the tasks under way; their jobs wait again, as if untouched."""
         import ray
 
         for reference, (claim, started) in self._running.items():
             ray.cancel(reference, force=True)
-            jobs.give_back(ledger, claim, seconds=time.monotonic() - started)
+            with suppress(LedgerFailed):  # it stays among the endings to be written
+                given_back(ledger, claim, time.monotonic() - started, terms)
         self._running.clear()
+
+
+def settle(ledger: Ledger, claim: Claim, outcome: Done | Failure, seconds: float, terms: Terms) -> Tally:
+    """Write down how a task ended that came back. Raises TokenRefused where its node's token is worth nothing."""
+    if outcome.commits:
+        note = partial(jobs.record_commits, repo=claim.row.model, count=outcome.commits)
+        terms.endings.note(ledger, note)
+    if isinstance(outcome, Done):
+        return finished(ledger, claim, seconds, terms)
+    error = outcome.error()
+    if isinstance(error, TokenRefused) and not outcome.token_works:
+        raise error  # no job is to blame, and every other one would fare the same on that node
+    return failed(ledger, claim, error, seconds, terms)
+
+
+def _unfit_node(last: str) -> str:
+    return (
+        f"A node of the cluster cannot run hubbot: {last[:300]} Every node needs the same version of it "
+        "(`pip install 'hubbot[ray]'`); the job waits again."
+    )
 
 
 @contextmanager
 def connected(
-    address: str | None, task: Task, needs: Callable[[Job, int], Needs], *, parallel: int | None = None
+    address: str | None,
+    task: Task,
+    needs: Callable[[Job, int], Needs],
+    *,
+    parallel: int | None = None,
+    token_works: Callable[[], bool] = lambda: True,
 ) -> Iterator[Cluster]:
     """A cluster at an address (`auto`, `host:port`, `ray://…`), or one of this machine's own.
 
@@ -152,15 +214,14 @@ def connected(
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
-        yield Cluster(task=task, needs=needs, gpus=gpus, parallel=parallel or max(1, gpus or nodes))
+        at_once = parallel or max(1, gpus or nodes)
+        yield Cluster(task=task, needs=needs, gpus=gpus, parallel=at_once, token_works=token_works)
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def cluster(
-    settings: Settings, *, address: str | None, endpoint: str | None
-) -> Iterator[Callable[[Ledger, Stop, Terms], Tally]]:
+def cluster(settings: Settings, *, address: str | None, endpoint: str | None) -> Iterator[Callable[..., Tally]]:
     """The cluster that runs hubbot's pipeline, with the plan's figures as what a task asks for."""
     from hubbot.bot.local import memory_of
 
@@ -170,7 +231,8 @@ def cluster(
         memory = memory_of(job, settings, token=token, endpoint=endpoint)
         return Needs(gpus=1 if gpus and settings.device != "cpu" else 0, memory=memory)
 
-    with connected(address, partial(_pipeline, settings=settings, endpoint=endpoint), needs) as found:
+    task = partial(_pipeline, settings=settings, endpoint=endpoint)
+    with connected(address, task, needs, token_works=partial(_token_works, endpoint)) as found:
         yield found.work
 
 
@@ -181,9 +243,19 @@ def _pipeline(job: Job, settings: Settings, endpoint: str | None) -> Record:
     return run_job(job, settings, token=os.environ.get("HF_TOKEN"), endpoint=endpoint)
 
 
-def _attempt(task: Task, job: Job) -> Record | Failure:
-    """On the node: errors come back as values, so that only lost workers raise at the head."""
+def _attempt(task: Task, token_works: Callable[[], bool], job: Job) -> Done | Failure:
+    """On the node: errors come back as values, so that only lost and unfit nodes raise at the head."""
+    pace = Pace(per_hour=sys.maxsize)  # the head keeps to the budget: it starts no job once that is spent
     try:
-        return task(job)
+        with keeping(pace):
+            task(job)
     except Exception as error:  # noqa: BLE001 -- the boundary: it is raised again at the head
-        return Failure(kind=type(error).__name__, message=str(error))
+        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        works = not isinstance(error, TokenRefused) or token_works()
+        return Failure(kinds=kinds, message=str(error), commits=len(pace.spent), token_works=works)
+    return Done(commits=len(pace.spent))
+
+
+def _token_works(endpoint: str | None) -> bool:
+    """On the node: whether the Hub knows its token."""
+    return Reader(token=os.environ.get("HF_TOKEN"), endpoint=endpoint or ENDPOINT).token_works()

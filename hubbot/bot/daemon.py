@@ -12,7 +12,7 @@ from hubbot.bot import round as bot
 from hubbot.bot.poll import Poll
 from hubbot.bot.sightings import Action, Verdict
 from hubbot.bot.stop import Stop, Stopped
-from hubbot.bot.worker import Tally
+from hubbot.bot.worker import Between, Tally
 from hubbot.errors import HubbotError, TokenRefused
 from hubbot.hub.reader import Reader
 from hubbot.ledger import events
@@ -23,8 +23,8 @@ from hubbot.settings import Settings
 
 WAKE = 5.0  # seconds between looks at the state file while nothing is due
 
-Execute: TypeAlias = Callable[[Ledger, Stop], Tally]
-"""Runs what is due in the queue. Raises Stopped."""
+Execute: TypeAlias = Callable[[Ledger, Stop, Between], Tally]
+"""Runs what is due in the queue, until what is done between two jobs says no. Raises Stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,9 @@ class Bot:
     settings: Settings
     version: str
 
-    def look(self) -> Poll:
-        return bot.look(self.reader, self.ledger, self.settings)
+    def look(self, *, finish: bool = True) -> Poll:
+        """What the Hub shows. finish: make the branches of merged pull requests too."""
+        return bot.look(self.reader, self.ledger, self.settings, finish=finish)
 
     def judge(self) -> Iterator[Verdict]:
         """The verdict on every watched model; changes nothing."""
@@ -49,7 +50,7 @@ class Bot:
 
     def take_events(self) -> None:
         """Read the models that webhooks told of since the last round, and queue what they ask for."""
-        told = frozenset(accepted.event.model for accepted in events.waiting(self.ledger))
+        told = frozenset(events.waiting(self.ledger))
         if not told:
             return
         bot.look_at_releases(self.reader, self.ledger, self.settings)
@@ -60,17 +61,42 @@ class Bot:
 
 
 def keep_watching(it: Bot, every: float, execute: Execute | None, stop: Stop) -> None:
-    """Round after round, `every` seconds apart; events and due jobs in between. Returns when told to stop.
+    """Round after round, `every` seconds apart, also while jobs are due; events in between. Returns when told to stop.
 
     A round that fails is said and tried again at the next one: the Hub or a disk may come back. While the
     token is refused nothing runs, for every job would fail by it.
     """
+    rounds = _Rounds(it, every, stop)
     while not stop.asked:
         try:
-            hands = execute if _look_and_queue(it, stop) else None
-            _work_and_wait(it, every, hands, stop)
+            if rounds.keep_up() and execute:
+                with _survived(it) as trouble:
+                    execute(it.ledger, stop, rounds.keep_up)
+                rounds.token_works = not trouble.token
+            stop.sleep(min(WAKE, rounds.due - time.monotonic()))
         except Stopped:
             return
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """The bot's other duties, taken up whenever a job is over or nothing is due."""
+
+    it: Bot
+    every: float  # seconds
+    stop: Stop
+    due: float = 0.0  # monotonic
+    token_works: bool = True
+
+    def keep_up(self) -> bool:
+        """A round where one is due, else what webhooks told of meanwhile. Returns whether jobs may run."""
+        if time.monotonic() >= self.due:
+            self.token_works = _look_and_queue(self.it, self.stop)
+            self.due = time.monotonic() + self.every
+        else:
+            with _survived(self.it):
+                self.it.take_events()
+        return self.token_works
 
 
 def _look_and_queue(it: Bot, stop: Stop) -> bool:
@@ -83,22 +109,6 @@ def _look_and_queue(it: Bot, stop: Stop) -> bool:
         asked = sum(verdict.action is Action.RUN for verdict in it.queue())
         say(f"{found.sources} sources read with {found.requests} requests; {asked} models to do")
     return not trouble.token
-
-
-def _work_and_wait(it: Bot, every: float, execute: Execute | None, stop: Stop) -> None:
-    end = time.monotonic() + every
-    while True:
-        with _survived(it) as trouble:
-            if execute:
-                execute(it.ledger, stop)
-        if trouble.token:
-            execute = None
-        left = end - time.monotonic()
-        if left <= 0:
-            return
-        stop.sleep(min(WAKE, left))
-        with _survived(it):
-            it.take_events()
 
 
 @dataclass(slots=True)

@@ -1,36 +1,58 @@
-"""Hands accepted events on: to a GitHub repository_dispatch or a Hugging Face Job, at least once each.
+"""Hands models on that webhooks told of: to a GitHub repository_dispatch or a Hugging Face Job, at least once each.
 
+What goes out is the head of main as the Hub shows it then, judged by the policy of [watch]: the order in
+which deliveries arrive says nothing about what is newest, and a README or a quantized repo starts nothing.
 The local queue needs no handing on: `hubbot watch` takes the events from the state file.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hubbot.bot.round import UNREADABLE
+from hubbot.bot.sightings import Action, Verdict
 from hubbot.bot.watch_settings import ServeSettings
-from hubbot.errors import BadSettings, HubbotError, HubFailed
+from hubbot.errors import BadSettings, HubFailed
 from hubbot.ledger import events
-from hubbot.ledger.events import Event
+from hubbot.ledger.events import Accepted
 from hubbot.ledger.store import Ledger, open_ledger
 from hubbot.log import say
 from hubbot.mask import mask
 
 PAUSE = 1.0  # seconds between looks for new events
+LONGEST_PAUSE = 300.0  # after failures in a row
 TIMEOUT = 30.0  # seconds
 
-Deliver: TypeAlias = Callable[[Event], None]
-"""Hands one event on. Raises HubbotError where it did not arrive for sure."""
+Ask: TypeAlias = Callable[[Ledger, str], Verdict | None]
+"""The verdict on a model as it is now; None where it is gone. Raises HubbotError."""
+
+Give: TypeAlias = Callable[[Verdict], None]
+"""Hands one model on. Raises HubbotError where it did not arrive for sure."""
 
 
-def github(serve: ServeSettings, token: str | None) -> Deliver:
-    """Deliver by repository_dispatch: the workflow reads `client_payload` {model, revision, ref, key}.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where models go that webhooks told of."""
+
+    taker: str  # github | job
+    ask: Ask
+    give: Give
+    remember: Callable[[Ledger, Verdict], None]  # that it was handed on
+    tags: bool = False  # whether a tag makes a model new
+    secrets: Sequence[str] = ()
+
+
+def github(serve: ServeSettings, token: str | None) -> Give:
+    """Give by repository_dispatch: the workflow reads `client_payload` {model, revision, cause}.
 
     Raises BadSettings without a repository or a token.
     """
@@ -48,8 +70,8 @@ def github(serve: ServeSettings, token: str | None) -> Deliver:
 
     opener = urllib.request.build_opener(_NoRedirect)
 
-    def deliver(event: Event) -> None:
-        payload = {"model": event.model, "revision": event.sha, "ref": event.ref, "key": event.key}
+    def give(verdict: Verdict) -> None:
+        payload = {"model": verdict.model, "revision": verdict.revision, "cause": verdict.rule}
         body = json.dumps({"event_type": serve.github_event, "client_payload": payload}).encode()
         request = urllib.request.Request(  # noqa: S310 -- the scheme is checked above
             address,
@@ -67,10 +89,11 @@ def github(serve: ServeSettings, token: str | None) -> Deliver:
                 answer.read()
         except urllib.error.HTTPError as error:
             raise HubFailed(f"GitHub answered {error.code} to the dispatch to {serve.github_repo}.") from None
-        except OSError as error:
-            raise HubFailed(f"GitHub could not be reached at {serve.github_url}: {error}.") from None
+        except (OSError, http.client.HTTPException) as error:
+            why = str(error) or type(error).__name__
+            raise HubFailed(f"GitHub could not be reached at {serve.github_url}: {why}.") from None
 
-    return deliver
+    return give
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -80,52 +103,68 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def hosted_job(command: Callable[[Event], Sequence[str]], start: Callable[[Sequence[str]], object]) -> Deliver:
-    """Deliver by starting a Hugging Face Job. command: of an event; start: starts it, or raises HubbotError."""
+def hosted_job(command: Callable[[Verdict], Sequence[str]], start: Callable[[Sequence[str]], object]) -> Give:
+    """Give by starting a Hugging Face Job. command: of a verdict; start: starts it, or raises HubbotError."""
 
-    def deliver(event: Event) -> None:
-        start(command(event))
+    def give(verdict: Verdict) -> None:
+        start(command(verdict))
 
-    return deliver
+    return give
 
 
-def deliver_waiting(ledger: Ledger, deliver: Deliver, *, secrets: Sequence[str] = ()) -> int:
-    """Hand on what is due. Of several events of one model only the newest goes. Returns how many went."""
-    due = events.waiting(ledger)
-    newest = {accepted.event.model: accepted for accepted in due}
+def deliver_waiting(ledger: Ledger, route: Route) -> int:
+    """Hand on what is due, one model at a time. Returns how many went."""
     went = 0
-    for accepted in due:
-        last = newest[accepted.event.model]
-        if accepted is not last:
-            continue
+    for model, group in events.waiting(ledger, taker=route.taker).items():
         try:
-            deliver(accepted.event)
-        except HubbotError as error:
-            events.undelivered(ledger, accepted, error, secrets=secrets)
-            say(mask(f"{accepted.event.model}: {error}", *secrets))
-            continue
-        events.delivered(ledger, [other.id for other in due if other.event.model == accepted.event.model])
-        went += 1
+            went += _hand_on(ledger, model, group, route)
+        except Exception as error:  # noqa: BLE001 -- one model's defect must not keep the others back
+            events.undelivered(ledger, group, error, secrets=route.secrets)
+            say(mask(f"{model}: {error or type(error).__name__}", *route.secrets))
+        else:
+            events.delivered(ledger, group)
     return went
 
 
+def _hand_on(ledger: Ledger, model: str, group: Sequence[Accepted], route: Route) -> bool:
+    """Whether the model went out; where it did not, nothing is left to do about its events."""
+    if not route.tags and all(accepted.event.ref.startswith("refs/tags/") for accepted in group):
+        return False
+    verdict = route.ask(ledger, model)
+    if verdict is None:
+        return False
+    if verdict.rule == UNREADABLE:
+        raise HubFailed(verdict.reason)
+    if verdict.action is not Action.RUN:
+        say(f"{model}: {verdict.rule}: {verdict.reason}")
+        return False
+    route.give(verdict)
+    route.remember(ledger, verdict)
+    return True
+
+
 @contextmanager
-def delivering(path: Path, deliver: Deliver, *, secrets: Sequence[str] = ()) -> Iterator[None]:
+def delivering(path: Path, route: Route) -> Iterator[threading.Thread]:
     """A thread that hands events on as they come; what is left stays in the state file for the next start."""
     ended = threading.Event()
-
-    def run() -> None:
-        with open_ledger(path) as ledger:
-            while not ended.wait(PAUSE):
-                try:
-                    deliver_waiting(ledger, deliver, secrets=secrets)
-                except HubbotError as error:
-                    say(mask(str(error), *secrets))
-
-    thread = threading.Thread(target=run, name="deliver")
+    thread = threading.Thread(target=_deliver_until, args=(ended, path, route), name="deliver", daemon=True)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         ended.set()
-        thread.join()
+        thread.join(TIMEOUT)  # at most one request: what it leaves undone is done by the next start
+
+
+def _deliver_until(ended: threading.Event, path: Path, route: Route) -> None:
+    """Whatever fails is said and tried again, less and less often."""
+    pause = PAUSE
+    while not ended.wait(pause):
+        try:
+            with open_ledger(path) as ledger:
+                while not ended.wait(pause):
+                    deliver_waiting(ledger, route)
+                    pause = PAUSE
+        except Exception as error:  # noqa: BLE001 -- the thread must outlive whatever it meets
+            pause = min(LONGEST_PAUSE, 2 * pause)
+            say(mask(f"Nothing could be handed on: {error or type(error).__name__}", *route.secrets))

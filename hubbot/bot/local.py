@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from hubbot.bot.stop import Stop
+from hubbot.bot.worker import Between, Run, Tally, Terms, work
 from hubbot.domain import Job, Record, Status
 from hubbot.errors import VariantsRefused
+from hubbot.ledger import jobs
+from hubbot.ledger.store import Ledger
 from hubbot.settings import PublishSettings, Settings
 
 _LARGE = ("gguf", "gptq", "bnb", ".work")  # what of an output folder takes gigabytes
@@ -35,12 +40,39 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
     command = f"hubbot run {job.model} --revision {job.revision}"
     record = pipeline.run(pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint, command=command))
     if settings.publish.mode != "none":
-        for name in _LARGE:
-            shutil.rmtree(out / name, ignore_errors=True)
+        _clear(out)
     if not any(variant.status in (Status.PASSED, Status.PUBLISHED) for variant in record.variants):
         reasons = "; ".join(f"{variant.name}: {variant.reason}" for variant in record.variants[:3])
         raise VariantsRefused(f"No variant of {job.model} passed ({reasons}). See {out}/hubbot.json.")
     return record
+
+
+def work_here(ledger: Ledger, stop: Stop, between: Between, *, run: Run, terms: Terms, settings: Settings) -> Tally:
+    """Run what is due on this machine, and give back the disk that failed and dropped jobs hold. Raises as `work` does."""
+    tally = work(ledger, run, stop, terms, between)
+    if tally != Tally():
+        clear_settled(ledger, settings)
+    return tally
+
+
+def clear_settled(ledger: Ledger, settings: Settings) -> None:
+    """Remove the large files of jobs that are not tried again by themselves; records and cards stay.
+
+    Where nothing is published, what was made is what was wanted: only the work folder goes.
+    """
+    names = _LARGE if settings.publish.mode != "none" else _LARGE[-1:]
+    for model in jobs.settled(ledger):
+        out = folder_of(settings, model)
+        if not any((out / name).exists() for name in names):
+            continue
+        with ledger.transaction():  # nobody takes the model up again while its files go
+            if model in jobs.settled(ledger):
+                _clear(out, names)
+
+
+def _clear(out: Path, names: Sequence[str] = _LARGE) -> None:
+    for name in names:
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def memory_of(job: Job, settings: Settings, *, token: str | None, endpoint: str | None) -> int:

@@ -152,14 +152,25 @@ def _poll_collection(reader: Reader, ledger: Ledger, slug: str) -> None:
         mirror.store_page(ledger, replace(state, polled=ledger.now(), error=None), ())
         return
     state = replace(state, sweep=state.sweep + 1)
+    failures: list[str] = []
     for name, modified in models.items():
         known = mirror.candidate(ledger, name)
         if known is None or known.modified != modified:
-            known, _ = listing.read_model(reader, name)
+            try:
+                known = listing.read_model(reader, name)[0] or known
+            except TokenRefused:
+                raise
+            except SourceNotFound:  # a collection may name what was deleted or is hidden from us
+                continue
+            except HubFailed as error:
+                failures.append(f"{name}: {error}")
         if known:
             mirror.store_page(ledger, state, [known])
     now = ledger.now()
-    mirror.store_page(ledger, replace(state, etag=etag, polled=now, whole=now, error=None), (), whole_ends=True)
+    state = replace(state, etag=None if failures else etag, polled=now, whole=now, error=None)
+    mirror.store_page(ledger, state, (), whole_ends=True)
+    if failures:
+        raise HubFailed(f"{len(failures)} of {len(models)} models could not be read, the others were. {failures[0]}")
 
 
 def author_source(author: str, *, name: str | None = None) -> Listed:

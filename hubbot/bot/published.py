@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 
 from hubbot.bot.poll import HOUR, author_source, poll_list
 from hubbot.bot.sightings import Candidate, Release
@@ -22,9 +24,18 @@ def source_name(namespace: str) -> str:
     return f"published:{namespace}"
 
 
-def poll_releases(reader: Reader, ledger: Ledger, namespace: str, *, refresh_hours: int) -> None:
+def poll_releases(
+    reader: Reader,
+    ledger: Ledger,
+    namespace: str,
+    *,
+    refresh_hours: int,
+    finish: Callable[[str], bool] = lambda _: True,
+) -> None:
     """Bring the releases in the state file up to date: one request where nothing changed, one more for each repo that did.
 
+    finish: called for a repo whose main changed and whose release has further branches; where it returns False the
+    repo is read again the next time.
     Raises HubFailed: who does not know what is published must not publish.
     """
     source = author_source(namespace, name=source_name(namespace))
@@ -35,7 +46,14 @@ def poll_releases(reader: Reader, ledger: Ledger, namespace: str, *, refresh_hou
         mirror.forget_release(ledger, repo)
     for repo, found in shown.items():
         if read.get(repo) != found.sha:
-            mirror.store_release(ledger, read_release(reader, found))
+            release = read_release(reader, found)
+            unfinished = has_branches(release) and not finish(repo)
+            mirror.store_release(ledger, replace(release, sha="") if unfinished else release)
+
+
+def has_branches(release: Release) -> bool:
+    """Whether variants of it stand on branches beside main: all checkpoints but the first of a repo do."""
+    return sum(name.startswith(("gptq-", "bnb-")) for name in release.variants) > 1
 
 
 def may_be_ours(found: Candidate) -> bool:

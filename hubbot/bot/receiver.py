@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from hubbot.errors import LedgerFailed
 from hubbot.ledger import events
 from hubbot.ledger.events import Event
 from hubbot.ledger.store import Ledger, open_ledger
+
+PATIENCE = 45.0  # seconds that a request waits for the disk; longer than another writer is waited for
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class Receiver:
     """One thread that owns a connection to the state file."""
 
     path: Path
+    taker: str = events.QUEUE  # who hands the events on
     problem: str | None = None  # why the last transaction failed
     transactions: int = 0
     _waiting: list[_Waiting] = field(default_factory=list)
@@ -44,7 +47,11 @@ class Receiver:
         with self._some:
             self._waiting.append(_Waiting(found, loop, answer))
             self._some.notify()
-        return await answer
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await answer
+        except TimeoutError:
+            raise LedgerFailed(f"{self.path} took longer than {PATIENCE:.0f} s; see what holds it.") from None
 
     def run(self) -> None:
         """Until the end: a state file that cannot be opened is tried again for every batch."""
@@ -55,16 +62,19 @@ class Receiver:
                         self._write(ledger, batch)
                         batch = self._next()
                     return
-            except LedgerFailed as error:
-                self.problem = str(error)
-                _answer_all(batch, error)
+            except Exception as error:  # noqa: BLE001 -- the thread must outlive whatever it meets
+                self._refuse(batch, error)
+
+    def _refuse(self, batch: list[_Waiting], error: Exception) -> None:
+        known = error if isinstance(error, LedgerFailed) else LedgerFailed(f"{type(error).__name__}: {error}")
+        self.problem = str(known)
+        _answer_all(batch, known)
 
     def _write(self, ledger: Ledger, batch: list[_Waiting]) -> None:
         try:
-            fresh = events.accept(ledger, [event for entry in batch for event in entry.events])
-        except LedgerFailed as error:
-            self.problem = str(error)
-            _answer_all(batch, error)
+            fresh = events.accept(ledger, [event for entry in batch for event in entry.events], taker=self.taker)
+        except Exception as error:  # noqa: BLE001 -- the next batch may fare better
+            self._refuse(batch, error)
             return
         self.problem = None
         self.transactions += 1
@@ -85,15 +95,18 @@ class Receiver:
 
 
 @contextmanager
-def receiving(path: Path) -> Iterator[Receiver]:
-    """A receiver at work; what it has taken is on disk when the block ends."""
-    with open_ledger(path):  # a state file that cannot be used is said before anything listens
-        pass
-    receiver = Receiver(path)
+def receiving(path: Path, *, taker: str = events.QUEUE) -> Iterator[tuple[Receiver, threading.Thread]]:
+    """A receiver at work and its thread; what it has taken is on disk when the block ends.
+
+    taker: who hands the events on from now on, also those that an earlier start has left.
+    """
+    with open_ledger(path) as ledger:  # a state file that cannot be used is said before anything listens
+        events.adopt(ledger, taker)
+    receiver = Receiver(path, taker)
     thread = threading.Thread(target=receiver.run, name="receiver")
     thread.start()
     try:
-        yield receiver
+        yield receiver, thread
     finally:
         receiver.end()
         thread.join()
@@ -109,7 +122,7 @@ def _answer_all(batch: list[_Waiting], outcome: list[bool] | LedgerFailed) -> No
         answers.setdefault(entry.loop, []).append((entry.answer, own))
         start = end
     for loop, those in answers.items():
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended, and its requests with it
             loop.call_soon_threadsafe(_set, those)
 
 

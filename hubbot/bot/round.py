@@ -17,54 +17,86 @@ from hubbot.fingerprint import shaping
 from hubbot.formats.names import parse_variants
 from hubbot.gate import nominal_bits
 from hubbot.hub import listing
+from hubbot.hub.access import Patience
+from hubbot.hub.merged import finish_merged
 from hubbot.hub.reader import Reader
+from hubbot.hub.release import Pace
 from hubbot.ledger import events, jobs, mirror
 from hubbot.ledger.mirror import SourceState
 from hubbot.ledger.store import Ledger
+from hubbot.log import say
+from hubbot.mask import mask
 from hubbot.planning import architectures
 from hubbot.settings import Settings
 
 _AT_ONCE = 500  # verdicts a transaction
+UNREADABLE = "unreadable"  # the rule where a look at the files failed
 WEBHOOK = "webhook"  # the source of models that somebody told us about
 
 
-def look(reader: Reader, ledger: Ledger, settings: Settings) -> Poll:
+def look(reader: Reader, ledger: Ledger, settings: Settings, *, finish: bool = True) -> Poll:
     """Read everything that is watched into the state file; what is published first.
 
-    Raises HubFailed where that is unknown, for nobody may publish then; TokenRefused.
+    finish: make the branches of merged pull requests too. Raises HubFailed where it is unknown what is published, for
+    nobody may publish then; TokenRefused.
     """
     before = reader.requests
-    look_at_releases(reader, ledger, settings)
+    look_at_releases(reader, ledger, settings, finish=finish)
     found = poll(reader, ledger, settings.watch)
     failures = found.failures | take_events(reader, ledger)
     events.prune(ledger)
     return replace(found, requests=reader.requests - before, failures=failures)
 
 
-def look_at_releases(reader: Reader, ledger: Ledger, settings: Settings) -> None:
+def look_at_releases(reader: Reader, ledger: Ledger, settings: Settings, *, finish: bool = True) -> None:
     """Bring what we have published up to date. Raises HubFailed."""
-    if settings.publish.namespace:
-        poll_releases(reader, ledger, settings.publish.namespace, refresh_hours=settings.watch.refresh_hours)
+    if not settings.publish.namespace:
+        return
+    merges = settings.publish.mode != "main"  # on GitHub the workflow says pr, and hubbot.toml nothing
+    poll_releases(
+        reader,
+        ledger,
+        settings.publish.namespace,
+        refresh_hours=settings.watch.refresh_hours,
+        finish=lambda repo: not merges or (finish and _finish(reader, ledger, settings, repo)),
+    )
+
+
+def _finish(reader: Reader, ledger: Ledger, settings: Settings, repo: str) -> bool:
+    """Make the branches of a pull request that a maintainer has merged. Returns whether nothing is left to do."""
+    if not reader.token:
+        return True
+    pace = Pace(
+        per_hour=settings.watch.commits_per_hour,
+        spent=jobs.commit_times(ledger),
+        clock=ledger.clock,
+        sleep=reader.sleep,
+        noted=lambda _: jobs.record_commits(ledger, repo, 1),
+    )
+    patience = Patience(sleep=reader.sleep, chance=reader.chance)
+    try:
+        made = finish_merged(repo, token=reader.token, endpoint=reader.endpoint, patience=patience, pace=pace)
+    except HubbotError as error:
+        say(mask(f"{repo}: the branches of its merged pull request could not be made: {error}", reader.token))
+        return False
+    if made:
+        say(f"{repo}: merged; its branches {', '.join(made)} are made")
+    return True
 
 
 def take_events(reader: Reader, ledger: Ledger) -> dict[str, str]:
     """Read the models that webhooks told of; each once, however many events it has."""
     failures: dict[str, str] = {}
-    done: dict[str, bool] = {}
-    for accepted in events.waiting(ledger):
-        model = accepted.event.model
-        if model in failures:
-            continue
+    for model, group in events.waiting(ledger).items():
         try:
-            if model not in done:
-                _read_told(reader, ledger, model)
-                done[model] = True
-            events.delivered(ledger, [accepted.id])
+            _read_told(reader, ledger, model)
         except TokenRefused:
             raise
         except HubFailed as error:
             failures[model] = str(error)
-            events.undelivered(ledger, accepted, error, secrets=[reader.token or ""])
+            events.undelivered(ledger, group, error, secrets=[reader.token or ""])
+        else:
+            events.delivered(ledger, group)
     return failures
 
 
@@ -100,8 +132,22 @@ def decide(reader: Reader, ledger: Ledger, seen: Candidate, known: Known, policy
         now = _contents(reader, ledger, seen.id, seen.sha, tags=tags)
         before = _contents(reader, ledger, seen.id, old, tags=False)
     except HubbotError as error:
-        return replace(verdict, action=Action.WAIT, rule="unreadable", reason=str(error))
+        return replace(verdict, action=Action.WAIT, rule=UNREADABLE, reason=str(error))
+    if not now.files:
+        gone = "the Hub does not show its files now"
+        return replace(verdict, action=Action.WAIT, rule=UNREADABLE, reason=gone)
     return judge(seen, replace(known, contents=now, before=before), policy)
+
+
+def judge_now(reader: Reader, ledger: Ledger, settings: Settings, model: str, *, version: str) -> Verdict | None:
+    """The verdict on one model as the Hub shows it now; None where it is gone. Raises HubFailed."""
+    try:
+        seen, _ = listing.read_model(reader, model)
+    except SourceNotFound:
+        return None
+    look_at_releases(reader, ledger, settings)
+    policy = policy_of(settings, ours=mirror.our_repos(ledger), version=version)
+    return decide(reader, ledger, seen, know(ledger, seen), policy) if seen else None
 
 
 def know(ledger: Ledger, seen: Candidate) -> Known:
@@ -114,9 +160,10 @@ def know(ledger: Ledger, seen: Candidate) -> Known:
 
 def _contents(reader: Reader, ledger: Ledger, model: str, sha: str, *, tags: bool) -> Contents:
     known = mirror.contents(ledger, model, sha)
-    if known is None or (tags and not known.tagged):  # a tag may be set later
+    if known is None or not known.files or (tags and not known.tagged):  # a tag may be set later
         known = listing.read_contents(reader, model, sha, tags=tags)
-        mirror.store_contents(ledger, known)
+        if known.files:  # what is gone, or hidden for a moment, may be there again
+            mirror.store_contents(ledger, known)
     return known
 
 
@@ -143,6 +190,9 @@ def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Poli
         transformers=architectures.known_to_transformers,
         converter=architectures.known_to_llama_cpp if gguf else lambda _: True,
         disk=settings.budget.disk,
+        ram=settings.budget.ram,
+        vram=settings.budget.vram if settings.device != "cpu" else None,
+        folders=max((_bits(variant) for variant in variants if not isinstance(variant, Gguf)), default=0.0),
         allow_unlicensed=settings.licence.allow_unlicensed,
     )
 

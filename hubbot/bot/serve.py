@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,13 +15,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from hubbot import __version__
-from hubbot.bot.deliver import Deliver, delivering
+from hubbot.bot.deliver import Route, delivering
 from hubbot.bot.metrics import exposition
 from hubbot.bot.receiver import Receiver, receiving
 from hubbot.bot.stop import on_signals
 from hubbot.bot.watch_settings import ServeSettings
 from hubbot.bot.webhook import BadDelivery, Delivery, events_of, knows_secret, read_delivery
 from hubbot.errors import LedgerFailed
+from hubbot.ledger.events import QUEUE
 from hubbot.ledger.store import open_ledger
 from hubbot.log import say
 
@@ -36,18 +38,17 @@ _ANSWERS = {
 BODY_SECONDS = 10.0  # a sender that takes longer is hung up on
 
 
-def serve(
-    state: Path, settings: ServeSettings, secret: str, *, deliver: Deliver | None, secrets: Sequence[str]
-) -> None:
+def serve(state: Path, settings: ServeSettings, secret: str, *, route: Route | None) -> None:
     """Listen until SIGTERM or SIGINT; requests under way are answered first.
 
-    deliver: hands events on, None: they wait for `hubbot watch` on the same state file.
+    route: where events are handed on to, None: they wait for `hubbot watch` on the same state file.
     """
     with ExitStack() as stack:
-        receiver = stack.enter_context(receiving(state))
-        if deliver is not None:
-            stack.enter_context(delivering(state, deliver, secrets=secrets))
-        app = make_app(receiver, secret=secret, max_body=settings.max_body, state=state)
+        receiver, receives = stack.enter_context(receiving(state, taker=route.taker if route else QUEUE))
+        threads = [receives]
+        if route is not None:
+            threads.append(stack.enter_context(delivering(state, route)))
+        app = make_app(receiver, threads, secret=secret, max_body=settings.max_body, state=state)
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -66,8 +67,10 @@ def serve(
             uvicorn.Server(config).run(sockets=[socket])
 
 
-def make_app(receiver: Receiver, *, secret: str, max_body: int, state: Path) -> FastAPI:
-    """The application. secret: what deliveries must know; max_body: bytes."""
+def make_app(
+    receiver: Receiver, threads: Sequence[threading.Thread], *, secret: str, max_body: int, state: Path
+) -> FastAPI:
+    """The application. threads: without which it is not well; secret: what deliveries must know; max_body: bytes."""
     answers: Counter[str] = Counter()
 
     def answer(outcome: str, code: int, **content: object) -> Response:
@@ -96,16 +99,19 @@ def make_app(receiver: Receiver, *, secret: str, max_body: int, state: Path) -> 
     # A plain route: FastAPI's reading of parameters would take longer than everything else together.
     app.add_route("/webhook", webhook, methods=["POST"])
     _describe_webhook(app)
-    _watching_routes(app, receiver, answers, state)
+    _watching_routes(app, receiver, threads, answers, state)
     return app
 
 
-def _watching_routes(app: FastAPI, receiver: Receiver, answers: Counter[str], state: Path) -> None:
+def _watching_routes(
+    app: FastAPI, receiver: Receiver, threads: Sequence[threading.Thread], answers: Counter[str], state: Path
+) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
-        """Whether deliveries can be stored."""
-        ok = receiver.problem is None
-        return JSONResponse({"ok": ok, "problem": None if ok else "the state file"}, status_code=200 if ok else 503)
+        """Whether deliveries can be stored and are handed on."""
+        dead = next((f"the thread {thread.name} has ended" for thread in threads if not thread.is_alive()), None)
+        problem = dead or (None if receiver.problem is None else "the state file")
+        return JSONResponse({"ok": problem is None, "problem": problem}, status_code=503 if problem else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:

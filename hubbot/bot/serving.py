@@ -1,30 +1,89 @@
-"""What `hubbot serve` and `hubbot webhook` are set up with."""
+"""What `hubbot serve`, `hubbot submit` and `hubbot webhook` are set up with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from hubbot.bot.deliver import Deliver, github, hosted_job
+from hubbot import __version__, log
+from hubbot.bot import round as bot
+from hubbot.bot.deliver import Give, Route, github, hosted_job
+from hubbot.bot.sightings import Verdict
 from hubbot.bot.watch_settings import WatchSettings
 from hubbot.errors import BadSettings
 from hubbot.hub import listing
-from hubbot.hub.hosted import submit
+from hubbot.hub.hosted import image_of, submit
 from hubbot.hub.reader import Reader
+from hubbot.ledger import jobs
+from hubbot.ledger.store import Ledger
 from hubbot.settings import Settings
 
+_CARRIED = "/tmp/hubbot.toml"  # noqa: S108 -- in the Job's own container
+_UNPACK = f'printf %s "$HUBBOT_TOML" > {_CARRIED} && exec "$@"'
 
-def delivery_of(
-    settings: Settings, *, token: str | None, github_token: str | None, endpoint: str | None
-) -> Deliver | None:
-    """How events are handed on; None: they wait in the state file. Raises BadSettings for what is missing."""
+
+def route_of(
+    settings: Settings, reader: Reader, *, config: Path | None, github_token: str | None, secrets: Sequence[str]
+) -> Route | None:
+    """Where events are handed on to; None: they wait in the state file. Raises BadSettings for what is missing."""
     match settings.serve.deliver:
         case "queue":
             return None
         case "github":
-            return github(settings.serve, github_token)
+            give = github(settings.serve, github_token)
+            if not settings.publish.namespace:
+                log.warning(
+                    "publish.namespace is not set, so that nobody knows what is published: "
+                    "every commit of a model is handed on, also of its README alone."
+                )
         case "job":
-            start = partial(submit, job=settings.job, secrets={"HF_TOKEN": token or ""}, token=token, endpoint=endpoint)
-            return hosted_job(lambda event: ["hubbot", "run", event.model, "--revision", event.sha], start)
+            give = _jobs(settings, reader, config)
+    return Route(
+        taker=settings.serve.deliver,
+        ask=lambda ledger, model: bot.judge_now(reader, ledger, settings, model, version=__version__),
+        give=give,
+        remember=partial(_remember, settings=settings),
+        tags=settings.watch.updates == "tags",
+        secrets=secrets,
+    )
+
+
+def _jobs(settings: Settings, reader: Reader, config: Path | None) -> Give:
+    if settings.publish.mode == "none" or not settings.publish.namespace:
+        msg = (
+            "A Job's files are gone when it ends, and hubbot.toml publishes nothing. Set publish.mode to pr or main and "
+            "publish.namespace to the owner of the repos, or leave out --deliver job."
+        )
+        raise BadSettings(msg)
+    image_of(settings.job, reader.token)  # said now and not when the first event comes
+
+    def start(command: Sequence[str]) -> str:
+        carried, environment = carrying(command, config)
+        return submit(
+            carried,
+            settings.job,
+            secrets={"HF_TOKEN": reader.token or ""},
+            environment=environment,
+            token=reader.token,
+            endpoint=reader.endpoint,
+        )
+
+    return hosted_job(lambda verdict: ["hubbot", "run", verdict.model, "--revision", verdict.revision], start)
+
+
+def carrying(command: Sequence[str], config: Path | None) -> tuple[list[str], dict[str, str]]:
+    """A Job's command that finds this machine's hubbot.toml, and the environment that brings it there.
+
+    The file holds no secret, and the Job's environment can be seen by whoever sees the Job.
+    """
+    if config is None or "--config" in command:
+        return list(command), {}
+    return ["sh", "-c", _UNPACK, "sh", *command, "--config", _CARRIED], {"HUBBOT_TOML": config.read_text("utf-8")}
+
+
+def _remember(ledger: Ledger, verdict: Verdict, *, settings: Settings) -> None:
+    jobs.handed_on(ledger, verdict, settings=bot.settings_digest(settings), version=__version__)
 
 
 def watched_items(reader: Reader, watch: WatchSettings) -> list[tuple[str, str]]:

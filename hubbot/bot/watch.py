@@ -7,7 +7,8 @@ find out is asked for with Action.LOOK and answered in `Known` the next time.
     own-release derivative quantized        quantized already, by us or by others
     adapter no-safetensors no-architecture unsupported
     licence-filter no-licence licence-forbids
-    gated parameters unpopular too-large    the filters and budgets
+    gated size-unknown parameters           the filters and budgets
+    unpopular too-large
     yanked
     running queued backoff parked           the queue has it
     published readme-only                   nothing to do
@@ -36,6 +37,10 @@ _QUANTIZED_TAGS = frozenset(
 _QUANTIZED_BASE = "base_model:quantized:"
 OUR_TAG = "hubbot"
 
+# Bytes a weight of the model that its largest block takes at the least: hardly a model has more than 128 blocks, and a
+# block lies there twice, as it is and decoded, in float32. `hubbot plan` knows better, once the headers are there.
+_BLOCK = 2 * 4 / 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -47,7 +52,10 @@ class Policy:
     ours: frozenset[str] = frozenset()  # repos that we published
     transformers: Callable[[str], bool] = lambda _: True  # whether it knows an architecture
     converter: Callable[[str], bool] = lambda _: True  # whether llama.cpp's does, where GGUF is wanted
-    disk: int | None = None  # bytes
+    disk: int | None = None  # bytes; the budgets, None: none is set
+    ram: int | None = None
+    vram: int | None = None
+    folders: float = 0.0  # bits per weight of the largest variant that its load check takes into memory whole
     allow_unlicensed: bool = False
 
 
@@ -209,10 +217,26 @@ def _unpopular(seen: Candidate, known: Known, policy: Policy) -> Says | None:  #
     return None
 
 
+def _size_unknown(seen: Candidate, known: Known, policy: Policy) -> Says | None:  # noqa: ARG001
+    filters = policy.watch.filters
+    limits = (policy.disk, policy.ram, policy.vram, filters.min_parameters, filters.max_parameters)
+    if seen.parameters is None and any(limit is not None for limit in limits):
+        return _skip("the Hub does not tell its size, and a budget or filter asks for it")
+    return None
+
+
 def _too_large(seen: Candidate, known: Known, policy: Policy) -> Says | None:  # noqa: ARG001
-    needed = cost(seen, policy)
-    if policy.disk is not None and needed is not None and needed > policy.disk:
-        return _skip(f"needs about {needed / 1e9:.1f} GB of disk, budget.disk is {policy.disk / 1e9:.1f} GB")
+    if seen.parameters is None:
+        return None
+    block = seen.parameters * _BLOCK
+    needs = {
+        "disk": (cost(seen, policy), policy.disk),
+        "ram": (int(max(block, seen.parameters * policy.folders / 8)), policy.ram),
+        "vram": (int(block), policy.vram),
+    }
+    for name, (needed, budget) in needs.items():
+        if needed is not None and budget is not None and needed > budget:
+            return _skip(f"needs at least {needed / 1e9:.1f} GB of {name}, budget.{name} is {budget / 1e9:.1f} GB")
     return None
 
 
@@ -304,6 +328,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("architecture", _architecture),
     ("licence", _licence),
     ("gated", _gated),
+    ("size-unknown", _size_unknown),
     ("parameters", _parameters),
     ("unpopular", _unpopular),
     ("too-large", _too_large),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypeAlias
 
 from hubbot.bot.stop import Stop, Stopped
-from hubbot.domain import Family, Job, Record, Status
+from hubbot.domain import Job, Record
 from hubbot.errors import (
     BadRecord,
     BadSettings,
     HubbotError,
+    LedgerFailed,
     SourceNotFound,
     SourceRefused,
     TokenRefused,
@@ -21,7 +25,8 @@ from hubbot.errors import (
     VariantsRefused,
 )
 from hubbot.hub.download import Mismatch
-from hubbot.ledger import jobs
+from hubbot.hub.release import Pace, keeping
+from hubbot.ledger import jobs, mirror
 from hubbot.ledger.jobs import DELAYS, Claim
 from hubbot.ledger.store import Ledger
 from hubbot.log import say
@@ -30,9 +35,16 @@ from hubbot.mask import mask
 Run: TypeAlias = Callable[[Job], Record]
 """Does a job from fetch to publish, idempotently. Raises HubbotError."""
 
+Between: TypeAlias = Callable[[], bool]
+"""What is to be done between two jobs. Returns whether the next may begin."""
+
 # The same source, settings and hubbot give the same refusal: no use in trying again.
 _LASTING = (SourceRefused, Unsupported, VariantsRefused, BadSettings, BadRecord)
 _MAY_PASS = (SourceNotFound, Mismatch)  # hidden for an hour, spoilt on the way
+
+
+class Withdrawn(HubbotError):
+    """The model was taken back (`hubbot yank`) while its job ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,18 +58,42 @@ class Tally:
         return Tally(done=self.done + other.done, failed=self.failed + other.failed)
 
 
+@dataclass(slots=True)
+class Endings:
+    """How jobs ended, where the state file could not be told at once: a full disk, another process that held it too long."""
+
+    unwritten: list[Callable[[Ledger], object]] = field(default_factory=list)
+
+    def write(self, ledger: Ledger, ending: Callable[[Ledger], object]) -> None:
+        """Write an ending down; one that cannot be written stays for the next time. Raises LedgerFailed."""
+        self.unwritten.append(ending)
+        self.catch_up(ledger)
+
+    def note(self, ledger: Ledger, what: Callable[[Ledger], object]) -> None:
+        """The same for what is no reason to stop a job in its middle."""
+        with suppress(LedgerFailed):
+            self.write(ledger, what)
+
+    def catch_up(self, ledger: Ledger) -> None:
+        """Write what is left, the oldest first. Raises LedgerFailed."""
+        while self.unwritten:
+            self.unwritten[0](ledger)
+            del self.unwritten[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What a worker keeps to."""
 
     worker: str  # the name that `ledger.alive.worker` gave
+    endings: Endings = field(default_factory=Endings)
     commits_per_hour: int | None = None
     delays: Sequence[float] = DELAYS  # seconds after each failure
     secrets: Sequence[str] = ()  # never to be written down, whatever they look like
     token_works: Callable[[], bool] = lambda: True  # asked after a refusal: is it the token, or this one repo?
 
 
-def work(ledger: Ledger, run: Run, stop: Stop, terms: Terms) -> Tally:
+def work(ledger: Ledger, run: Run, stop: Stop, terms: Terms, between: Between = lambda: True) -> Tally:
     """Run every job that is due, one after the other.
 
     Raises Stopped when a signal asks for it, TokenRefused when the token is worth nothing any more; the job
@@ -67,29 +103,34 @@ def work(ledger: Ledger, run: Run, stop: Stop, terms: Terms) -> Tally:
     while True:
         if stop.asked:
             raise Stopped
-        claim = jobs.claim(ledger, terms.worker, commits_per_hour=terms.commits_per_hour)
+        terms.endings.catch_up(ledger)
+        claim = jobs.claim(ledger, terms.worker, commits_per_hour=terms.commits_per_hour, one_by_one=True)
         if claim is None:
             return tally
         tally += work_on(ledger, claim, run, stop, terms)
+        if not between():
+            return tally
 
 
 def work_on(ledger: Ledger, claim: Claim, run: Run, stop: Stop, terms: Terms) -> Tally:
     """Run one claimed job and write down how it ended."""
     started = time.monotonic()
     try:
-        with stop.breakable():
-            record = run(job_of(claim))
+        with stop.breakable(), keeping(pace_of(ledger, claim, terms)):
+            run(job_of(claim))
     except Stopped:
-        jobs.give_back(ledger, claim, seconds=time.monotonic() - started)
+        given_back(ledger, claim, time.monotonic() - started, terms)
         raise
+    except Withdrawn as error:
+        return withdrawn(ledger, claim, error, time.monotonic() - started, terms)
     except TokenRefused as error:
         if terms.token_works():
             return failed(ledger, claim, error, time.monotonic() - started, terms)
-        jobs.give_back(ledger, claim, seconds=time.monotonic() - started)
+        given_back(ledger, claim, time.monotonic() - started, terms)
         raise  # no job is to blame, and every other one would fare the same
     except Exception as error:  # noqa: BLE001 -- one job's defect must not end the daemon
         return failed(ledger, claim, error, time.monotonic() - started, terms)
-    return finished(ledger, claim, record, time.monotonic() - started)
+    return finished(ledger, claim, time.monotonic() - started, terms)
 
 
 def job_of(claim: Claim) -> Job:
@@ -97,10 +138,24 @@ def job_of(claim: Claim) -> Job:
     return Job(model=claim.row.model, revision=claim.row.revision, update=update)
 
 
-def finished(ledger: Ledger, claim: Claim, record: Record, seconds: float) -> Tally:
-    jobs.finish(ledger, claim, seconds=seconds)
-    if count := commits_of(record):
-        jobs.record_commits(ledger, claim.row.model, count)
+def pace_of(ledger: Ledger, claim: Claim, terms: Terms) -> Pace:
+    """The budget of commits as the state file knows it, for one job: every commit is noted, none made of a yanked model."""
+    model = claim.row.model
+
+    def note(_: float) -> None:
+        terms.endings.note(ledger, partial(jobs.record_commits, repo=model, count=1))
+
+    def allowed() -> None:
+        if reason := mirror.yanked(ledger, model):
+            raise Withdrawn(f"{model} was taken back while its job ran ({reason}); nothing more of it is published.")
+
+    per_hour = sys.maxsize if terms.commits_per_hour is None else terms.commits_per_hour
+    spent = jobs.commit_times(ledger)
+    return Pace(per_hour=per_hour, longest=jobs.HOUR, spent=spent, clock=ledger.clock, noted=note, allowed=allowed)
+
+
+def finished(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> Tally:
+    terms.endings.write(ledger, partial(jobs.finish, claim=claim, seconds=seconds))
     say(f"{claim.row.model}: done in {seconds:.0f} s")
     return Tally(done=1)
 
@@ -109,13 +164,19 @@ def failed(ledger: Ledger, claim: Claim, error: Exception, seconds: float, terms
     if not isinstance(error, HubbotError):
         say(mask("".join(traceback.format_exception(error)), *terms.secrets))
     lasting = isinstance(error, _LASTING) and not isinstance(error, _MAY_PASS)
-    jobs.fail(ledger, claim, error, seconds=seconds, park=lasting, delays=terms.delays, secrets=terms.secrets)
+    ending = partial(
+        jobs.fail, claim=claim, error=error, seconds=seconds, park=lasting, delays=terms.delays, secrets=terms.secrets
+    )
     say(f"{claim.row.model}: {mask(str(error), *terms.secrets)}")
+    terms.endings.write(ledger, ending)
     return Tally(failed=1)
 
 
-def commits_of(record: Record) -> int:
-    """Commits that a published record took: one for all GGUF files, one for each other variant, one for a new repo."""
-    published = [variant for variant in record.variants if variant.status is Status.PUBLISHED]
-    gguf = any(variant.family is Family.GGUF for variant in published)
-    return gguf + sum(variant.family is not Family.GGUF for variant in published) + len({v.family for v in published})
+def given_back(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> None:
+    terms.endings.write(ledger, partial(jobs.give_back, claim=claim, seconds=seconds))
+
+
+def withdrawn(ledger: Ledger, claim: Claim, error: Withdrawn, seconds: float, terms: Terms) -> Tally:
+    terms.endings.write(ledger, partial(jobs.drop, claim=claim, seconds=seconds))
+    say(str(error))
+    return Tally()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from hubbot.bot.published import YANKED_TAG, poll_releases
 from hubbot.cards.escape import inline, repo_id
 from hubbot.cards.frontmatter import dump, split
+from hubbot.cards.repos import target_repos
 from hubbot.errors import BadSettings, HubFailed
+from hubbot.formats.names import parse_variants
 from hubbot.hub.reader import Reader
-from hubbot.hub.takeback import take_back
-from hubbot.ledger import mirror
+from hubbot.hub.release import Pace, keeping
+from hubbot.hub.takeback import take_back, withdraw
+from hubbot.ledger import jobs, mirror
 from hubbot.ledger.store import Ledger
 from hubbot.settings import Settings
 
@@ -20,19 +24,20 @@ _BANNER = re.compile(r"<!-- hubbot:yanked -->.*?<!-- /hubbot:yanked -->\n*", re.
 def yank(
     reader: Reader, ledger: Ledger, settings: Settings, model: str, *, reason: str, new_version: str, delete: bool
 ) -> dict[str, str]:
-    """Take back every release of a model. Returns repo -> the commit that says so on main.
+    """Take back every release of a model and close what waits of it. Returns repo -> what was done there.
 
-    The state file is told first, so that no other bot publishes the model meanwhile. Raises BadSettings
-    where nothing of the model is published, HubFailed, TokenRefused.
+    The state file is told first, so that no job of the model begins any more, and one that runs stops before it
+    publishes. Raises BadSettings where nothing of the model is published or offered, HubFailed, TokenRefused.
     """
     namespace = settings.publish.namespace
     if not namespace:
         raise BadSettings("Whose releases are to be taken back? Name the owner with --namespace or publish.namespace.")
     if not reason.strip():
         raise BadSettings("A reader of the card wants to know why. Give a --reason.")
-    poll_releases(reader, ledger, namespace, refresh_hours=settings.watch.refresh_hours)
-    releases = mirror.releases(ledger, model)
-    if not releases:
+    poll_releases(reader, ledger, namespace, refresh_hours=settings.watch.refresh_hours, finish=lambda _: False)
+    published = {release.repo for release in mirror.releases(ledger, model)}
+    wanted = {*published, *target_repos(model, parse_variants(settings.variants), settings.publish)}
+    if not published and jobs.last_job(ledger, model) is None:
         msg = (
             f"{namespace} has published nothing from {model}. Name the source model as its releases' hubbot.json does."
         )
@@ -40,16 +45,38 @@ def yank(
     if not reader.token:
         raise HubFailed("Taking back needs a token. Set HF_TOKEN to one that may write to the published repos.")
     mirror.store_yank(ledger, model, reason)
-    return {
-        release.repo: take_back(
-            release.repo,
-            lambda card: yanked_card(card, reason, new_version),
-            delete=delete,
-            token=reader.token,
-            endpoint=reader.endpoint,
+    done: dict[str, str] = {}
+    with keeping(_pace(ledger, model)):
+        for repo in sorted(wanted):
+            told = _take_back_from(
+                repo, reader, reason=reason, new_version=new_version, delete=delete, card=repo in published
+            )
+            done |= {repo: told} if told else {}
+    return done
+
+
+def _take_back_from(repo: str, reader: Reader, *, reason: str, new_version: str, delete: bool, card: bool) -> str:
+    """One repo: its waiting pull requests closed and, where it holds a release, the card marked. Returns what was done."""
+    why = f"Taken back: {inline(reason)}"
+    told = [
+        f"pull request {num} closed" for num in withdraw(repo, why=why, token=reader.token, endpoint=reader.endpoint)
+    ]
+    if card:
+        told.append(
+            take_back(
+                repo,
+                lambda text: yanked_card(text, reason, new_version),
+                delete=delete,
+                token=reader.token,
+                endpoint=reader.endpoint,
+            )
         )
-        for release in releases
-    }
+    return ", ".join(told)
+
+
+def _pace(ledger: Ledger, model: str) -> Pace:
+    """Commits of a person at the keyboard wait for nothing, but the bot has to know of them."""
+    return Pace(per_hour=sys.maxsize, noted=lambda _: jobs.record_commits(ledger, model, 1))
 
 
 def yanked_card(card: str, reason: str, new_version: str) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from hubbot.hub.access import Patience, hub_api, speaking_plainly, status_of
+from hubbot.hub.pulls import Pulls
+from hubbot.hub.release import Pace, RepoRelease, kept
+from hubbot.hub.target import Target
 
 _KEPT = frozenset({"README.md", "hubbot.json", ".gitattributes"})
 _CARD = "README.md"
@@ -36,10 +40,30 @@ def take_back(
     return commit
 
 
+def withdraw(
+    repo: str, *, why: str, token: str | None, endpoint: str | None, patience: Patience | None = None
+) -> list[int]:
+    """Close what waits of our pull requests in a repo, so that nobody merges them. Returns their numbers.
+
+    A repo that does not exist has none. Raises HubFailed, TokenRefused.
+    """
+    patience = patience or Patience()
+    api = hub_api(token, endpoint)
+    with speaking_plainly(repo, token=token, endpoint=endpoint):
+        if not patience.insist(lambda: api.repo_exists(repo)):
+            return []
+        target = Target(RepoRelease(repo_id=repo, branches={}, title=""), token, endpoint, patience, kept())
+        waiting = [pull.num for pull in Pulls(target).all_waiting()]
+        for num in waiting:
+            patience.insist(partial(api.change_discussion_status, repo, num, "closed", comment=why))
+    return waiting
+
+
 def _edit(api: HfApi, repo: str, branch: str, edited: Callable[[str], str], *, delete: bool, patience: Patience) -> str:
+    pace = kept(patience.sleep)
     for attempt in range(patience.tries):
         try:
-            return _edit_once(api, repo, branch, edited, delete=delete)
+            return _edit_once(api, repo, branch, edited, pace, delete=delete)
         except Exception as error:
             # Somebody else committed meanwhile (412), or an answer was lost: look again, then edit what is there.
             if status_of(error) != 412 and not patience.pause(attempt, error):
@@ -47,7 +71,7 @@ def _edit(api: HfApi, repo: str, branch: str, edited: Callable[[str], str], *, d
     raise AssertionError  # the last try returned or raised
 
 
-def _edit_once(api: HfApi, repo: str, branch: str, edited: Callable[[str], str], *, delete: bool) -> str:
+def _edit_once(api: HfApi, repo: str, branch: str, edited: Callable[[str], str], pace: Pace, *, delete: bool) -> str:
     head = str(api.model_info(repo, revision=branch).sha)
     files = api.list_repo_files(repo, revision=head)
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
@@ -59,5 +83,6 @@ def _edit_once(api: HfApi, repo: str, branch: str, edited: Callable[[str], str],
         operations.append(CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=wanted.encode()))
     if not operations:
         return head
+    pace.take()
     made = api.create_commit(repo, operations, commit_message="Taken back", revision=branch, parent_commit=head)
     return str(made.oid)

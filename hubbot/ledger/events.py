@@ -11,6 +11,7 @@ from hubbot.ledger.store import Ledger
 from hubbot.mask import mask
 
 DAY = 86_400.0
+QUEUE = "queue"  # the taker of events that `hubbot watch` takes up itself
 _DELAYS = (10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, DAY)  # seconds between tries to deliver; then given up
 
 
@@ -36,66 +37,82 @@ class Accepted:
     failures: int
 
 
-def accept(ledger: Ledger, events: Sequence[Event]) -> list[bool]:
+def accept(ledger: Ledger, events: Sequence[Event], *, taker: str = QUEUE) -> list[bool]:
     """Store the events in one durable transaction. Returns for each whether it is new.
 
     A repetition within a day is only counted. A later one is news: a branch may go back and forth.
+    taker: who hands them on; nobody else touches them.
     """
     now = ledger.now()
     with ledger.transaction() as db:
-        return [_accept(db, event, now) for event in events]
+        return [_accept(db, event, taker, now) for event in events]
 
 
-def _accept(db: sqlite3.Connection, event: Event, now: float) -> bool:
+def _accept(db: sqlite3.Connection, event: Event, taker: str, now: float) -> bool:
     deliveries = db.execute(
-        "INSERT INTO events (key, model, ref, sha, received, state, due) VALUES (?, ?, ?, ?, ?, 'accepted', ?) "
+        "INSERT INTO events (key, model, ref, sha, received, state, due, taker) "
+        "VALUES (?, ?, ?, ?, ?, 'accepted', ?, ?) "
         "ON CONFLICT (key) DO UPDATE SET deliveries = deliveries + 1 RETURNING deliveries",
-        (event.key, event.model, event.ref, event.sha, now, now),
+        (event.key, event.model, event.ref, event.sha, now, now, taker),
     ).fetchone()[0]
     if deliveries == 1:
         return True
     again = db.execute(
-        "UPDATE events SET state = 'accepted', received = ?1, due = ?1, failures = 0 WHERE key = ?2 AND received < ?3",
-        (now, event.key, now - DAY),
+        "UPDATE events SET state = 'accepted', received = ?1, due = ?1, failures = 0, taker = ?4 "
+        "WHERE key = ?2 AND received < ?3",
+        (now, event.key, now - DAY, taker),
     )
     return again.rowcount == 1
 
 
-def waiting(ledger: Ledger, *, limit: int = 1000) -> list[Accepted]:
-    """Accepted events that are due, the oldest first."""
+def adopt(ledger: Ledger, taker: str) -> None:
+    """Have one taker hand on whatever is not delivered yet."""
+    with ledger.transaction() as db:
+        db.execute("UPDATE events SET taker = ? WHERE state = 'accepted'", (taker,))
+
+
+def waiting(ledger: Ledger, *, taker: str = QUEUE, limit: int = 1000) -> dict[str, list[Accepted]]:
+    """Model -> every event of it that is not delivered, the oldest first, for models that have one that is due.
+
+    In which order the Hub's deliveries arrive says nothing about what is newest: they go together.
+    """
     now = ledger.now()
     longest = max(_DELAYS)  # after a clock was set back, nobody waits longer than the longest delay
-    return [
-        Accepted(
-            id=row["id"],
-            event=Event(model=row["model"], ref=row["ref"], old=None, sha=row["sha"]),
-            failures=row["failures"],
-        )
-        for row in ledger.read(
-            "SELECT id, model, ref, sha, failures FROM events "
-            "WHERE state = 'accepted' AND (due <= ? OR due > ?) ORDER BY id LIMIT ?",
-            now,
-            now + longest,
-            limit,
-        )
-    ]
+    found: dict[str, list[Accepted]] = {}
+    for row in ledger.read(
+        "SELECT id, model, ref, sha, failures FROM events WHERE state = 'accepted' AND taker = ?1 AND model IN "
+        "(SELECT model FROM events WHERE state = 'accepted' AND taker = ?1 AND (due <= ?2 OR due > ?3)) "
+        "ORDER BY id LIMIT ?4",
+        taker,
+        now,
+        now + longest,
+        limit,
+    ):
+        event = Event(model=row["model"], ref=row["ref"], old=None, sha=row["sha"])
+        found.setdefault(row["model"], []).append(Accepted(id=row["id"], event=event, failures=row["failures"]))
+    return found
 
 
-def delivered(ledger: Ledger, ids: Sequence[int]) -> None:
+def delivered(ledger: Ledger, group: Sequence[Accepted]) -> None:
     with ledger.transaction() as db:
-        db.executemany("UPDATE events SET state = 'delivered', error = NULL WHERE id = ?", ((i,) for i in ids))
+        settle = "UPDATE events SET state = 'delivered', error = NULL WHERE id = ?"
+        db.executemany(settle, ((accepted.id,) for accepted in group))
 
 
-def undelivered(ledger: Ledger, accepted: Accepted, error: BaseException, *, secrets: Sequence[str] = ()) -> None:
-    """A try to deliver failed: try later, or give up after the longest delay."""
-    spent = accepted.failures >= len(_DELAYS)
-    state = "given up" if spent else "accepted"
-    due = ledger.now() + (0.0 if spent else _DELAYS[accepted.failures])
+def undelivered(
+    ledger: Ledger, group: Sequence[Accepted], error: BaseException, *, secrets: Sequence[str] = ()
+) -> None:
+    """A try to deliver a model's events failed: all wait for the next try; those that waited longest are given up."""
+    now, text = ledger.now(), mask(str(error), *secrets)[:1000]
+    fewest = min(accepted.failures for accepted in group)
+    due = now + _DELAYS[min(fewest, len(_DELAYS) - 1)]
     with ledger.transaction() as db:
-        db.execute(
-            "UPDATE events SET state = ?, failures = failures + 1, due = ?, error = ? WHERE id = ?",
-            (state, due, mask(str(error), *secrets)[:1000], accepted.id),
-        )
+        for accepted in group:
+            state = "given up" if accepted.failures >= len(_DELAYS) else "accepted"
+            db.execute(
+                "UPDATE events SET state = ?, failures = failures + 1, due = ?, error = ? WHERE id = ?",
+                (state, due, text, accepted.id),
+            )
 
 
 def prune(ledger: Ledger, *, days: int = 30) -> None:

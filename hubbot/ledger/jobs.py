@@ -65,18 +65,35 @@ def _enqueue(db: sqlite3.Connection, verdict: Verdict, settings: str, version: s
     ).lastrowid
 
 
-def claim(ledger: Ledger, worker: str, *, commits_per_hour: int | None = None) -> Claim | None:
-    """The next job that is due, now this worker's; None where there is none or the hour's commits are spent."""
+def handed_on(ledger: Ledger, verdict: Verdict, *, settings: str, version: str) -> None:
+    """Remember a job that others do: done as far as this state file goes, until the source or hubbot changes."""
+    now = ledger.now()
+    with ledger.transaction() as db:
+        db.execute(
+            "INSERT INTO jobs (model, revision, update_mode, settings, version, cause, state, due, created, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?, 'done', ?, ?, ?)",
+            (verdict.model, verdict.revision, verdict.update, settings, version, verdict.rule, now, now, now),
+        )
+
+
+def claim(
+    ledger: Ledger, worker: str, *, commits_per_hour: int | None = None, one_by_one: bool = False
+) -> Claim | None:
+    """The next job that is due, now this worker's; None where there is none or the hour's commits are spent.
+
+    one_by_one: the worker has ended every job that it took, so one that runs under its name was left over.
+    """
     with ledger.transaction() as db:
         now = ledger.now()
-        _take_back(ledger, db, now)
+        _take_back(ledger, db, now, dead=worker if one_by_one else None)
         if commits_per_hour is not None and commits_within_hour(ledger) >= commits_per_hour:
             return None
         # A wait never lasts longer than it was meant to, even if the clock was set back meanwhile.
         db.execute("UPDATE jobs SET due = ? + delay WHERE state = 'queued' AND due > ? + delay", (now, now))
         row = db.execute(
             f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' AND due <= ? "  # noqa: S608
-            "AND model NOT IN (SELECT model FROM jobs WHERE state = 'running') ORDER BY failures, id LIMIT 1",
+            "AND model NOT IN (SELECT model FROM jobs WHERE state = 'running') "
+            "AND model NOT IN (SELECT model FROM yanks) ORDER BY failures, id LIMIT 1",
             (now,),
         ).fetchone()
         if row is None:
@@ -121,6 +138,13 @@ def give_back(ledger: Ledger, claim: Claim, *, seconds: float) -> bool:
         return _requeue(db, claim, now)
 
 
+def drop(ledger: Ledger, claim: Claim, *, seconds: float) -> bool:
+    """Nobody wants the job any more."""
+    with ledger.transaction() as db:
+        _end(db, claim, "stopped", seconds)
+        return _leave(db, claim, "state = 'dropped'", (), ledger.now())
+
+
 def lose(ledger: Ledger, claim: Claim) -> None:
     """What ran the job for this worker is gone: it waits for another try, at once unless that happens again and again."""
     with ledger.transaction() as db:
@@ -157,16 +181,30 @@ def jobs(ledger: Ledger, *states: JobState, limit: int = 1000) -> Iterator[JobRo
         yield _job(row)
 
 
+def settled(ledger: Ledger) -> frozenset[str]:
+    """Models of which nothing waits or runs, and whose last job came to nothing: parked or dropped."""
+    rows = ledger.read(
+        "SELECT model FROM jobs AS last WHERE id = (SELECT max(id) FROM jobs WHERE model = last.model) "
+        "AND state IN ('parked', 'dropped') "
+        "AND NOT EXISTS (SELECT 1 FROM jobs WHERE model = last.model AND state IN ('queued', 'running'))"
+    )
+    return frozenset(row["model"] for row in rows)
+
+
 def record_commits(ledger: Ledger, repo: str, count: int) -> None:
     with ledger.transaction() as db:
         db.execute("INSERT INTO commits (at, repo, count) VALUES (?, ?, ?)", (ledger.now(), repo, count))
 
 
-def commits_within_hour(ledger: Ledger) -> int:
-    """Commits within an hour of now; on either side, so that a clock set back does not hide them."""
+def commit_times(ledger: Ledger) -> list[float]:
+    """When commits were made within an hour of now, the oldest first; on either side, so that a clock set back hides none."""
     now = ledger.now()
-    query = "SELECT coalesce(sum(count), 0) FROM commits WHERE at BETWEEN ? AND ?"
-    return int(next(iter(ledger.read(query, now - HOUR, now + HOUR)))[0])
+    rows = ledger.read("SELECT at, count FROM commits WHERE at BETWEEN ? AND ? ORDER BY at", now - HOUR, now + HOUR)
+    return [row["at"] for row in rows for _ in range(row["count"])]
+
+
+def commits_within_hour(ledger: Ledger) -> int:
+    return len(commit_times(ledger))
 
 
 def take_back(ledger: Ledger) -> int:
@@ -175,12 +213,14 @@ def take_back(ledger: Ledger) -> int:
         return _take_back(ledger, db, ledger.now())
 
 
-def _take_back(ledger: Ledger, db: sqlite3.Connection, now: float) -> int:
+def _take_back(ledger: Ledger, db: sqlite3.Connection, now: float, *, dead: str | None = None) -> int:
     lost = 0
-    alive: dict[str, bool] = {}
+    alive = {dead: False} if dead else {}
     for row in db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE state = 'running'").fetchall():  # noqa: S608
         name = row["worker"]
-        if alive.setdefault(name, lives(ledger.path, name)):
+        if name not in alive:
+            alive[name] = lives(ledger.path, name)
+        if alive[name]:
             continue
         lost += 1
         attempt = db.execute(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 from hubbot.bot.sightings import Candidate, Contents, Release
 from hubbot.ledger.store import Ledger
+
+PAGE = 500  # models read at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +73,16 @@ def store_failure(ledger: Ledger, name: str, error: str) -> None:
 
 
 def candidates(ledger: Ledger, names: Iterable[str]) -> Iterator[Candidate]:
-    """Every model that one of the sources shows, each once, by name; read as they are asked for."""
-    query = (
-        "SELECT candidate FROM models WHERE id IN "
-        "(SELECT model FROM listings WHERE source IN (SELECT value FROM json_each(?))) ORDER BY id"
-    )
-    for row in ledger.read(query, json.dumps(list(names))):
-        yield _candidate(row["candidate"])
+    """Every model that one of the sources shows, each once, by name; read a few hundred at a time as they are asked for.
+
+    Between two readings nothing is open, so whoever asks may write meanwhile, and so may other processes.
+    """
+    shown = "SELECT DISTINCT model FROM listings WHERE source IN (SELECT value FROM json_each(?)) ORDER BY model"
+    ids = iter([row["model"] for row in ledger.read(shown, json.dumps(list(names)))])
+    some = "SELECT candidate FROM models WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+    while page := list(islice(ids, PAGE)):
+        for row in ledger.read(some, json.dumps(page)):
+            yield _candidate(row["candidate"])
 
 
 def chosen(ledger: Ledger, models: Iterable[str]) -> Iterator[Candidate]:

@@ -109,4 +109,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX commits_by_time ON commits (at);
     """,
+    """
+    ALTER TABLE events ADD COLUMN taker TEXT NOT NULL DEFAULT 'queue'; -- who hands it on: queue | github | job
+    """,
 )

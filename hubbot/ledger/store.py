@@ -39,9 +39,10 @@ class Ledger:
                 raise
             self.connection.execute("COMMIT")
 
-    def read(self, query: str, *values: object) -> Iterator[sqlite3.Row]:
+    def read(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """Every row of an answer. None is left open: a transaction could not begin beside it once another process wrote."""
         with spoken(self.path):
-            yield from self.connection.execute(query, values)
+            return self.connection.execute(query, values).fetchall()
 
     def close(self) -> None:
         self.connection.close()

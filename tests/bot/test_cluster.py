@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.bot.cluster import Cluster, Needs, connected
+from hubbot.bot.cluster import Cluster, Failure, Needs, _attempt, connected, settle
 from hubbot.bot.sightings import JobState
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms
 from hubbot.domain import SCHEMA_VERSION, Job, Peak, Record, Source
-from hubbot.errors import ToolMissing, Unsupported
+from hubbot.errors import HubFailed, TokenRefused, ToolMissing, UnsafeSource, Unsupported
+from hubbot.hub.download import Mismatch
+from hubbot.hub.release import kept
 from hubbot.ledger import jobs
 from hubbot.ledger.alive import worker
 from hubbot.ledger.store import open_ledger
@@ -27,6 +30,10 @@ except ImportError:
     ray = None
 
 needs_ray = pytest.mark.skipif(ray is None, reason="ray is not installed: pip install 'hubbot[ray]'")
+
+
+class Defined(HubFailed):
+    """An error that the head does not know by name."""
 
 
 def task(job: Job, folder: Path) -> Record:
@@ -69,7 +76,7 @@ def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
         for name in ("plain", "lost", "unsupported"):
             jobs.enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
-        assert found.work(ledger, Stop(), Terms(worker=me)) == Tally(done=2, failed=1)
+        assert found.work(ledger, Stop(), lambda: True, terms=Terms(worker=me)) == Tally(done=2, failed=1)
         outcomes = [
             (row["model"], row["outcome"])
             for row in ledger.read("SELECT model, outcome FROM attempts a JOIN jobs j ON j.id = a.job ORDER BY a.id")
@@ -89,3 +96,59 @@ def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_
 def test_without_ray_the_error_says_what_to_install():
     with pytest.raises(ToolMissing, match=r"hubbot\[ray\]"), connected(None, task, lambda job, gpus: Needs()):
         pass
+
+
+# --- what travels, without a cluster ------------------------------------------------------------------------
+
+
+def _claimed(ledger, me: str):
+    jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+    return jobs.claim(ledger, me)
+
+
+def _outcome(error: Exception, *, token_works: bool = True) -> Failure:
+    def broken(job: Job) -> Record:
+        kept().take()
+        raise error
+
+    return _attempt(broken, lambda: token_works, Job(model="a/m", revision="1" * 40))
+
+
+@pytest.mark.parametrize("error", [Mismatch("spoilt"), UnsafeSource("hostile"), TokenRefused("no"), Defined("ours")])
+def test_an_error_keeps_its_meaning_on_the_way_from_a_node(error):
+    kind = HubFailed if isinstance(error, Defined) else type(error)
+    found = pickle.loads(pickle.dumps(_outcome(error))).error()
+    assert (type(found), str(found)) == (kind, str(error))
+
+
+def test_a_nodes_worthless_token_blames_no_job_and_a_missing_right_does(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        claim = _claimed(ledger, me)
+        with pytest.raises(TokenRefused):
+            settle(ledger, claim, _outcome(TokenRefused("revoked"), token_works=False), 1.0, Terms(worker=me))
+        assert jobs.last_job(ledger, "a/m").state is JobState.RUNNING, "it is given back with the others"
+        settle(ledger, claim, _outcome(TokenRefused("may not write there")), 1.0, Terms(worker=me))
+        assert jobs.last_job(ledger, "a/m").failures == 1
+
+
+def test_the_head_counts_the_commits_of_its_nodes(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        settle(ledger, _claimed(ledger, me), _outcome(HubFailed("away")), 1.0, Terms(worker=me))
+        assert jobs.commits_within_hour(ledger) == 1
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_node_without_hubbot_is_said_and_its_job_waits_untouched(tmp_path, cluster, monkeypatch):
+    found, _ = cluster
+
+    def unfit(*_):
+        raise ModuleNotFoundError("No module named 'hubbot'")
+
+    monkeypatch.setattr("hubbot.bot.cluster._attempt", unfit)
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        with pytest.raises(ToolMissing, match="No module named"):
+            found.work(ledger, Stop(), lambda: True, terms=Terms(worker=me))
+        job = jobs.last_job(ledger, "a/m")
+        assert (job.state, job.failures) == (JobState.QUEUED, 0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi
@@ -86,6 +91,31 @@ def test_a_source_that_cannot_be_read_is_an_exit_code_after_the_others_are_done(
         assert jobs.last_job(ledger, "maker/one") is not None
 
 
+def test_the_matrix_is_one_line_of_json_although_a_source_cannot_be_read(place, hub):
+    sha = hub.model("maker/one", files_of_a_model(1))
+    text = (place / "hubbot.toml").read_text().replace("[watch]", '[watch]\nmodels = ["maker/none"]')
+    (place / "hubbot.toml").write_text(text)
+    said = call("watch", "--matrix")
+    assert said.exit_code == 0, said.exception
+    assert said.stdout == json.dumps({"include": [{"model": "maker/one", "revision": sha}]}) + "\n"
+    assert "model:maker/none" in said.stderr
+    assert call("watch", "--matrix").stdout == '{"include": []}\n'
+
+
+def test_a_matrix_that_nobody_could_read_is_given_out_again(place, hub, monkeypatch):
+    hub.model("maker/one", files_of_a_model(1))
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        out = SimpleNamespace(write=len, flush=full)
+        patch.setattr("hubbot.bot.cli.sys", SimpleNamespace(stdout=out, stderr=sys.stderr))
+        assert isinstance(call("watch", "--matrix").exception, OSError)
+    with open_ledger(place / "state.sqlite") as ledger:
+        assert jobs.last_job(ledger, "maker/one").state == "queued"
+
+
 def test_status_shows_what_failed_and_why_and_retry_makes_it_due(place):
     with open_ledger(place / "state.sqlite") as ledger, worker(ledger.path) as me:
         jobs.enqueue(ledger, run_verdict("maker/one"), settings="s", version="1")
@@ -151,7 +181,8 @@ def test_submit_starts_a_job_with_the_token_as_a_secret_and_nowhere_else(place, 
     assert said.exit_code == 0, said.exception
     (job,) = hub.jobs.values()
     sent = job["sent"]
-    assert sent["command"] == ["hubbot", "run", "maker/one"]
+    assert sent["command"][4:] == ["hubbot", "run", "maker/one", "--config", "/tmp/hubbot.toml"]
+    assert sent["environment"] == {"HUBBOT_TOML": (place / "hubbot.toml").read_text()}
     assert sent["dockerImage"] == "ghcr.io/example/hubbot:1"
     assert sent["flavor"] == "l4x1"
     token = os.environ["HF_TOKEN"]
@@ -160,14 +191,23 @@ def test_submit_starts_a_job_with_the_token_as_a_secret_and_nowhere_else(place, 
     assert token not in said.output
 
 
-def test_submit_with_a_schedule_makes_a_scheduled_job(place, hub):
-    said = call("submit", "watch", "--schedule", "@hourly", "--", "--run")
+def test_the_documented_line_makes_a_scheduled_watch_that_has_this_config(place, hub):
+    [line] = re.findall(r"`hubbot (submit watch .*?)`", (Path(__file__).parents[2] / "docs" / "bot.md").read_text())
+    said = call(*shlex.split(line))
     assert said.exit_code == 0, said.exception
     (job,) = hub.jobs.values()
     assert job["what"] == "scheduled-jobs"
     assert job["sent"]["schedule"] == "@hourly"
-    assert job["sent"]["jobSpec"]["command"] == ["hubbot", "watch", "--run"]
     assert job["sent"]["concurrency"] is False
+    spec = job["sent"]["jobSpec"]
+    assert spec["command"][4:] == ["hubbot", "watch", "--run", "--config", "/tmp/hubbot.toml"]
+    assert spec["environment"] == {"HUBBOT_TOML": (place / "hubbot.toml").read_text()}
+
+
+def test_a_config_that_is_named_for_the_job_is_left_as_it_is(place, hub):
+    assert call("submit", "maker/one", "--", "--config", "/in/the/image.toml").exit_code == 0
+    (job,) = hub.jobs.values()
+    assert job["sent"]["command"] == ["hubbot", "run", "maker/one", "--config", "/in/the/image.toml"]
 
 
 def test_submit_without_an_image_or_a_token_says_so(place, monkeypatch):
@@ -207,7 +247,7 @@ def run(job):
 with open_ledger(settings.watch.state) as ledger, worker(ledger.path) as me, on_signals() as stop:
     bot = Bot(reader=Reader(token=os.environ["HF_TOKEN"], endpoint=os.environ["HF_ENDPOINT"]), ledger=ledger, settings=settings, version=__version__)
     print("watches", flush=True)
-    keep_watching(bot, 600, (lambda l, s: work(l, run, s, Terms(worker=me))) if busy else None, stop)
+    keep_watching(bot, 600, (lambda l, s, b: work(l, run, s, Terms(worker=me), b)) if busy else None, stop)
 print("ended", flush=True)
 """
 
@@ -253,3 +293,47 @@ def test_the_hubs_own_webhook_reaches_serve_and_becomes_a_job(place, hub):
     with open_ledger(place / "state.sqlite") as ledger:
         assert jobs.last_job(ledger, "maker/one").revision == sha
         assert next(iter(ledger.read("SELECT state FROM events")))["state"] == "delivered"
+
+
+def _command_lines(root: int) -> bytes:
+    """The command lines and titles of a process and everything below it, and what the latter have in their environment."""
+    found, parents = [], {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    family = {root}
+    for _ in range(10):
+        family |= {process for process, parent in parents.items() if parent in family}
+    for process in family:
+        for name in ("cmdline", "comm", *(("environ",) if process != root else ())):
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{process}/{name}").read_bytes())
+    return b"\n".join(found)
+
+
+@pytest.mark.slow
+def test_no_token_is_shown_by_a_real_watch_that_runs_a_job(place, hub):
+    hub.model("maker/one", files_of_a_model(1))
+    hub.model("maker/two", files_of_a_model(2))
+    hub.fail("GET .*/maker/two/resolve/", status=403, times=None)
+    command = "import sys; from hubbot.cli import main; main(sys.argv[1:])"
+    child = subprocess.Popen(
+        [sys.executable, "-c", command, "watch", "--run", "--state", str(place / "state.sqlite")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "GITHUB_TOKEN": "ghp_0123456789abcdefghij"},
+    )
+    seen, children = b"", 0
+    while child.poll() is None:
+        lines = _command_lines(child.pid)
+        children += b"hubbot.confine.isolate" in lines
+        seen += lines
+        time.sleep(0.05)
+    said = child.stdout.read()
+    assert children, "the confined process was not seen"
+    assert b"maker/one: " in said
+    assert b"maker/two: " in said
+    written = b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file())
+    assert len(written) > 10_000
+    for token in (os.environ["HF_TOKEN"], "ghp_0123456789abcdefghij", SECRET):
+        assert token.encode() not in said + seen + written

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hubbot.bot.sightings import JobState
-from hubbot.handover import hand_over
+from hubbot.handover import handing_over
 from hubbot.ledger import jobs
 from hubbot.ledger.alive import worker
-from hubbot.ledger.store import open_ledger
+from hubbot.ledger.store import Ledger, open_ledger
 from tests.bot.parts import run_verdict
+
+
+def hand_over(ledger: Ledger, me: str, **options) -> dict[str, list[dict[str, str]]]:
+    with handing_over(ledger, me, **options) as matrix:
+        return matrix
 
 
 def test_every_due_job_is_handed_over_once(tmp_path):
@@ -18,6 +25,15 @@ def test_every_due_job_is_handed_over_once(tmp_path):
         assert hand_over(ledger, me) == {"include": expected}
         assert hand_over(ledger, me) == {"include": []}
         assert [row.model for row in jobs.jobs(ledger, JobState.DONE)]
+
+
+def test_a_matrix_that_could_not_be_written_leaves_its_jobs_in_the_queue(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        jobs.enqueue(ledger, run_verdict("a/one", "1" * 40), settings="s", version="1")
+        with pytest.raises(BrokenPipeError), handing_over(ledger, me):
+            raise BrokenPipeError
+        assert [row.failures for row in jobs.jobs(ledger, JobState.QUEUED)] == [0]
+        assert len(hand_over(ledger, me)["include"]) == 1
 
 
 def test_a_retry_or_a_new_commit_is_handed_over_anew(tmp_path):

@@ -19,7 +19,7 @@ from hubbot.ledger.alive import lives, worker
 from hubbot.ledger.events import Event
 from hubbot.ledger.schema import MIGRATIONS
 from hubbot.ledger.store import open_ledger
-from tests.bot.parts import Clock, run_verdict
+from tests.bot.parts import Clock, run_verdict, seen
 
 
 def test_a_fresh_state_file_has_all_migrations_and_a_second_opening_changes_nothing(tmp_path):
@@ -223,9 +223,9 @@ def test_a_repeated_delivery_is_counted_and_not_news(tmp_path):
         clock.advance(60)
         assert events.accept(ledger, [event]) == [False]
         assert len(events.waiting(ledger)) == 1
-        events.delivered(ledger, [1])
+        events.delivered(ledger, events.waiting(ledger)["a/m"])
         assert events.accept(ledger, [event]) == [False]
-        assert events.waiting(ledger) == []
+        assert events.waiting(ledger) == {}
         clock.advance(2 * 86400)
         assert events.accept(ledger, [event]) == [True], "a branch that came back after a day is news"
         assert len(events.waiting(ledger)) == 1
@@ -237,9 +237,9 @@ def test_an_event_that_cannot_be_delivered_waits_longer_each_time_and_is_given_u
         events.accept(ledger, [Event(model="a/m", ref="refs/heads/main", old=None, sha="2" * 40)])
         tries = 0
         for _ in range(20):
-            for accepted in events.waiting(ledger):
+            for group in events.waiting(ledger).values():
                 tries += 1
-                events.undelivered(ledger, accepted, HubFailed("down"))
+                events.undelivered(ledger, group, HubFailed("down"))
             clock.advance(86400)
         assert tries == 7
         assert dict(events.counts(ledger)) == {"given up": 1}
@@ -249,7 +249,7 @@ def test_settled_events_are_forgotten_after_a_month_and_open_ones_never(tmp_path
     clock = Clock()
     with open_ledger(tmp_path / "s", clock=clock) as ledger:
         events.accept(ledger, [Event(model=f"a/m{n}", ref="refs/heads/main", old=None, sha="2" * 40) for n in range(2)])
-        events.delivered(ledger, [1])
+        events.delivered(ledger, events.waiting(ledger)["a/m0"])
         clock.advance(31 * 86400)
         events.prune(ledger)
         assert dict(events.counts(ledger)) == {"accepted": 1}
@@ -306,3 +306,85 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_try_goes_on(tmp_path):
             assert sum(1 for _ in jobs.jobs(ledger, JobState.QUEUED, limit=20_000)) == stored + 1
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def _event(model: str, sha: str, ref: str = "refs/heads/main") -> Event:
+    return Event(model=model, ref=ref, old=None, sha=sha * 40)
+
+
+def test_an_older_event_does_not_go_out_while_a_newer_one_of_its_model_waits_for_another_try(tmp_path):
+    clock = Clock()
+    with open_ledger(tmp_path / "s", clock=clock) as ledger:
+        events.accept(ledger, [_event("a/m", "2"), _event("a/m", "1"), _event("a/other", "3")])
+        events.undelivered(ledger, events.waiting(ledger)["a/m"], HubFailed("down"))
+        assert list(events.waiting(ledger)) == ["a/other"]
+        clock.advance(11)
+        assert [accepted.event.sha for accepted in events.waiting(ledger)["a/m"]] == ["2" * 40, "1" * 40]
+
+
+def test_events_belong_to_who_hands_them_on(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger:
+        events.accept(ledger, [_event("a/m", "1")], taker="github")
+        assert events.waiting(ledger) == {}
+        assert list(events.waiting(ledger, taker="github")) == ["a/m"]
+        events.adopt(ledger, "queue")
+        assert list(events.waiting(ledger)) == ["a/m"]
+
+
+def test_who_reads_many_models_may_write_meanwhile_although_another_process_does(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, open_ledger(tmp_path / "s") as other:
+        state = mirror.SourceState(name="author:a")
+        mirror.store_page(ledger, state, [seen(f"a/m{number:04}") for number in range(1200)])
+        read = []
+        for number, found in enumerate(mirror.candidates(ledger, ["author:a"])):
+            if number % 300 == 0:
+                events.accept(other, [_event("a/m", f"{number:04}"[0])])
+                jobs.enqueue(ledger, run_verdict(found.id), settings="s", version="1")
+            read.append(found.id)
+        assert read == [f"a/m{number:04}" for number in range(1200)]
+
+
+def test_a_yanked_model_is_not_taken_up_whoever_queued_it(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        mirror.store_yank(ledger, "a/m", "wrong")
+        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")  # judged before it was yanked
+        assert jobs.claim(ledger, me) is None
+        mirror.forget_yank(ledger, "a/m")
+        assert jobs.claim(ledger, me) is not None
+
+
+def test_a_worker_that_does_one_job_at_a_time_takes_back_what_was_left_running_under_its_name(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        assert jobs.claim(ledger, me)
+        assert jobs.claim(ledger, me) is None
+        again = jobs.claim(ledger, me, one_by_one=True)
+        assert again.row.model == "a/m"
+        outcomes = [row["outcome"] for row in ledger.read("SELECT outcome FROM attempts ORDER BY id")]
+        assert outcomes == ["lost", None]
+
+
+def test_a_state_file_of_the_first_version_is_brought_up_to_date_and_keeps_its_events(tmp_path):
+    path = tmp_path / "s"
+    with sqlite3.connect(path) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("PRAGMA user_version = 1")
+        db.execute(
+            "INSERT INTO events (key, model, ref, sha, received, state, due) VALUES ('k', 'a/m', 'r', 's', 0, 'accepted', 0)"
+        )
+    with open_ledger(path) as ledger:
+        assert list(events.waiting(ledger)) == ["a/m"]
+
+
+def test_only_jobs_that_are_over_for_good_are_settled(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        for name in ("parked", "waits", "done"):
+            jobs.enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
+        jobs.fail(ledger, jobs.claim(ledger, me), HubFailed("down"), seconds=1, park=True)
+        jobs.fail(ledger, jobs.claim(ledger, me), HubFailed("down"), seconds=1)
+        jobs.finish(ledger, jobs.claim(ledger, me), seconds=1)
+        assert jobs.settled(ledger) == {"a/parked"}
+        mirror.store_yank(ledger, "a/waits", "wrong")
+        assert jobs.settled(ledger) == {"a/parked", "a/waits"}
+        jobs.retry(ledger, "a/parked")
+        assert jobs.settled(ledger) == {"a/waits"}

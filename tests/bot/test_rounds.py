@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hubbot import __version__
-from hubbot.bot.daemon import Bot
+from hubbot.bot.daemon import Bot, keep_watching
+from hubbot.bot.local import folder_of, work_here
 from hubbot.bot.sightings import JobState
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms, work
 from hubbot.bot.yank import yank
-from hubbot.errors import HubFailed, TokenRefused
+from hubbot.errors import HubFailed, LedgerFailed, TokenRefused, Unsupported
+from hubbot.hub.publish import publish
 from hubbot.hub.reader import Reader
+from hubbot.hub.release import kept
 from hubbot.ledger import events, jobs
 from hubbot.ledger.alive import worker
 from hubbot.ledger.events import Event
@@ -25,6 +28,7 @@ from hubbot.ledger.store import open_ledger
 from hubbot.settings import Settings
 from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
 from tests.bot.parts import Clock
+from tests.hub.models import gptq_release
 from tests.hub.server import Hub
 
 
@@ -297,7 +301,7 @@ def test_repeated_and_out_of_order_events_do_one_job(bench):
 def test_an_event_about_a_model_that_is_gone_is_settled(bench):
     events.accept(bench.bot.ledger, [Event(model="maker/gone", ref="refs/heads/main", old=None, sha="1" * 40)])
     bench.bot.take_events()
-    assert events.waiting(bench.bot.ledger) == []
+    assert events.waiting(bench.bot.ledger) == {}
 
 
 def test_a_failed_model_shows_its_backoff_and_runs_again_after_it(bench):
@@ -390,6 +394,220 @@ def test_a_variant_that_the_gate_refused_is_not_made_again_by_a_fresh_bot(bench,
         other = Bot(reader=bench.bot.reader, ledger=fresh, settings=bench.settings, version=__version__)
         other.look()
         assert [verdict.rule for verdict in other.judge()] == ["published"]
+
+
+def test_an_ending_that_could_not_be_written_is_written_before_the_next_job(bench, monkeypatch):
+    for number in range(2):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.rules()
+    terms = Terms(worker=bench.worker)
+    run = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+
+    def full(*_, **__):
+        raise LedgerFailed("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hubbot.bot.worker.jobs.finish", full)
+        for _ in range(2):
+            with pytest.raises(LedgerFailed):
+                work(bench.bot.ledger, run, Stop(), terms)
+    assert [job.model for job in jobs.jobs(bench.bot.ledger, JobState.RUNNING)] == ["maker/m0"], "no other was begun"
+    terms.endings.unwritten[:] = [
+        partial(jobs.finish, **terms.endings.unwritten[0].keywords)
+    ]  # the disk has room again
+    assert work(bench.bot.ledger, run, Stop(), terms) == Tally(done=1)
+    assert [job.state for job in jobs.jobs(bench.bot.ledger, *JobState)] == [JobState.DONE, JobState.DONE]
+    attempts = [row["outcome"] for row in bench.bot.ledger.read("SELECT outcome FROM attempts")]
+    assert attempts == ["done", "done"]
+
+
+@pytest.mark.parametrize("mode", ["main", "pr"])
+def test_every_commit_that_is_made_counts_in_the_hours_budget(bench, mode):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": mode})})
+    bench.rules()
+    run = partial(cheap_run, settings=settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    assert bench.work(run=run) == Tally(done=1)
+    made = bench.hub.journal.count("POST .*/commit/")
+    assert made == 2
+    assert jobs.commits_within_hour(bench.bot.ledger) == made
+    jobs.retry(bench.bot.ledger, "maker/one")
+    assert bench.work(run=run) == Tally(done=1)
+    assert jobs.commits_within_hour(bench.bot.ledger) == made, "nothing was committed the second time"
+    if mode == "main":
+        bench.bot.look()
+        taken_back(bench)
+        assert jobs.commits_within_hour(bench.bot.ledger) == made + 2
+
+
+def test_a_budget_that_is_spent_in_the_middle_of_a_job_is_waited_for(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    jobs.record_commits(bench.bot.ledger, "before", 98)
+    slept = []
+
+    def run(job):
+        kept().sleep = slept.append
+        return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+
+    terms = Terms(worker=bench.worker, commits_per_hour=99)
+    assert work(bench.bot.ledger, run, Stop(), terms) == Tally(done=1)
+    assert slept == [3600.0]
+    assert work(bench.bot.ledger, run, Stop(), terms) == Tally()
+
+
+def taken_back(bench: Bench) -> dict[str, str]:
+    return yank(
+        bench.bot.reader,
+        bench.bot.ledger,
+        bench.settings,
+        "maker/one",
+        reason="Wrong weights",
+        new_version="maker/two",
+        delete=False,
+    )
+
+
+def test_a_model_that_is_taken_back_while_its_job_runs_is_not_published(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+
+    def run(job):
+        taken_back(bench)
+        return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+
+    assert bench.work(run=run) == Tally()
+    assert {name for _, name in bench.hub.store.repos} == {"maker/one"}
+    assert [job.state for job in jobs.jobs(bench.bot.ledger, *JobState)] == [JobState.DROPPED]
+    assert bench.rules() == {"maker/one": "yanked"}
+    assert bench.work() == Tally()
+
+
+def test_pull_requests_of_a_model_that_is_taken_back_are_closed(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": "pr"})})
+    bench.rules()
+    run = partial(cheap_run, settings=settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    assert bench.work(run=run) == Tally(done=1)
+    assert taken_back(bench) == dict.fromkeys(("ours/one-GGUF", "ours/one-GPTQ"), "pull request 1 closed")
+    assert [bench.hub.pulls(repo)[0].status for repo in ("ours/one-GGUF", "ours/one-GPTQ")] == ["closed", "closed"]
+
+
+def test_the_disk_of_a_job_that_is_parked_is_given_back(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.model("maker/two", files_of_a_model(2))
+    bench.rules()
+
+    def run(job):
+        for name in ("gguf", ".work"):
+            (folder_of(bench.settings, job.model) / name).mkdir(parents=True)
+        (folder_of(bench.settings, job.model) / "hubbot.json").touch()
+        raise Unsupported("no step knows it") if job.model == "maker/one" else HubFailed("the Hub was away")
+
+    terms = Terms(worker=bench.worker)
+    work_here(bench.bot.ledger, Stop(), lambda: True, run=run, terms=terms, settings=bench.settings)
+    left = {path.name for path in folder_of(bench.settings, "maker/one").iterdir()}
+    assert left == {"hubbot.json"}
+    assert (folder_of(bench.settings, "maker/two") / ".work").exists(), "it is tried again and goes on from there"
+
+
+@pytest.mark.parametrize("mode", ["pr", "none"])
+def test_branches_of_a_pull_request_are_made_once_it_is_merged(bench, mode):
+    release = gptq_release(bench.settings.out, "gptq-4bit-128g", "gptq-8bit-128g", repo="ours/tiny-GPTQ")
+    card = release.branches["main"]["README.md"]
+    card.write_text(card.read_text().replace("tags: [tiny]", "tags: [hubbot]\nbase_model_relation: quantized"))
+    publish(release, mode="pr", token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": mode})})
+    bot = replace(bench.bot, settings=settings)
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bot.look()
+    assert "refs/heads/gptq-8bit-128g" not in bench.hub.repo(release.repo_id).refs
+    bench.hub.merge_pull(release.repo_id, 1)
+    bot.look(finish=False)
+    assert "refs/heads/gptq-8bit-128g" not in bench.hub.repo(release.repo_id).refs, "a dry run changes nothing"
+    fault = bench.hub.fail("POST .*/branch/", status=403)
+    bot.look()
+    assert fault.hit == 1
+    bot.look()
+    assert "refs/heads/gptq-8bit-128g" in bench.hub.repo(release.repo_id).refs
+    before = bot.reader.requests
+    bot.look()
+    assert bot.reader.requests - before == 2
+
+
+def test_a_source_that_vanishes_for_a_moment_is_not_taken_for_changed(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    bench.hub.commit("maker/one", {"README.md": b"---\nlicense: mit\n---\nNew words.\n"})
+    for hidden in (1, 2):  # the new commit's files, then both commits'
+        bench.hub.fail("GET /api/models/maker/one/tree/", status=404, times=hidden)
+        assert bench.rules() == {"maker/one": "unreadable"}
+        bench.hub.heal()
+    bench.hub.fail("GET /api/models/maker/one/tree/", skip=1, status=404)
+    bench.rules()
+    bench.hub.heal()
+    assert bench.rules() == {"maker/one": "readme-only"}
+
+
+@pytest.mark.parametrize("bench", [{"collections": ["maker/best-1"]}], indirect=True)
+def test_one_model_of_a_collection_that_cannot_be_read_keeps_no_other_back(bench):
+    for name in ("one", "two", "three"):
+        bench.hub.model(f"maker/{name}", files_of_a_model(1))
+    bench.hub.collection("maker/best-1", ["maker/one", "maker/gone", "maker/two", "maker/three"])
+    bench.hub.fail("GET /api/models/maker/one", status=400, times=None)
+    with pytest.raises(HubFailed, match="1 of 4"):  # the only source
+        bench.bot.look()
+    assert {verdict.model for verdict in bench.bot.judge()} == {"maker/two", "maker/three"}
+    bench.hub.heal()
+    bench.bot.look()
+    assert {verdict.model for verdict in bench.bot.judge()} == {"maker/one", "maker/two", "maker/three"}
+
+
+def test_events_and_polls_are_taken_between_two_jobs(bench, monkeypatch):
+    monkeypatch.setattr("hubbot.bot.daemon.WAKE", 0.0)
+    for number in range(2):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    ran, stop = [], Stop()
+
+    def run(job):
+        ran.append(job.model)
+        if job.model == "maker/m0":
+            bench.hub.model("elsewhere/told", files_of_a_model(5))
+            told = Event(model="elsewhere/told", ref="refs/heads/main", old=None, sha="1" * 40)
+            events.accept(bench.bot.ledger, [told])
+        elif job.model == "maker/m1":
+            queued = [row.model for row in jobs.jobs(bench.bot.ledger, JobState.QUEUED)]
+            assert queued == ["elsewhere/told"], "the event waited until the queue was empty"
+        else:
+            stop.asked = True
+
+    def execute(ledger, stop, between):
+        return work(ledger, run, stop, Terms(worker=bench.worker), between)
+
+    keep_watching(bench.bot, 600, execute, stop)
+    assert ran == ["maker/m0", "maker/m1", "elsewhere/told"]
+
+
+def test_a_round_that_is_due_is_not_kept_up_by_a_long_queue(bench, monkeypatch):
+    for number in range(3):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    ran, stop = [], Stop()
+
+    def run(job):
+        ran.append(job.model)
+        if len(ran) == 1:
+            bench.hub.model("maker/a-late-one", files_of_a_model(9))
+        if job.model == "maker/a-late-one":
+            stop.asked = True
+        assert len(ran) < 10
+
+    def execute(ledger, stop, between):
+        return work(ledger, run, stop, Terms(worker=bench.worker), between)
+
+    keep_watching(bench.bot, 0.0, execute, stop)
+    assert "maker/a-late-one" in ran
+    assert bench.hub.journal.count("author=maker") >= 3
 
 
 def test_no_token_is_in_the_state_file_or_in_anything_published(bench, tmp_path):

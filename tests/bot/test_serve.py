@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -13,16 +14,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from hubbot.bot.deliver import Route, deliver_waiting, delivering
+from hubbot.bot.receiver import Receiver, receiving
+from hubbot.bot.serve import make_app
+from hubbot.bot.serving import route_of
+from hubbot.bot.sightings import Verdict
+from hubbot.bot.watch_settings import JobSettings, ServeSettings
 from hubbot.bot.webhook import from_job, knows_secret, required_secret
-from hubbot.errors import BadSettings
-from hubbot.ledger import events
-from hubbot.ledger.store import open_ledger
+from hubbot.errors import BadSettings, HubFailed, LedgerFailed
+from hubbot.hub.reader import Reader
+from hubbot.ledger import events, jobs
+from hubbot.ledger.events import Event
+from hubbot.ledger.store import Ledger, open_ledger
+from hubbot.settings import PublishSettings
+from tests.bot.cheap import files_of_a_model, settings_for
+from tests.bot.parts import Clock
+from tests.hub.server import Hub
 
 SECRET = "s3cret-of-the-tests-0123456789"
 GITHUB_TOKEN = "ghp_0123456789abcdefghij"
@@ -271,12 +284,6 @@ def test_on_a_full_disk_deliveries_are_sent_back_for_later_and_taken_again_after
 
 
 def test_a_state_file_that_goes_bad_is_said_and_used_again_once_it_is_well(tmp_path):
-    import asyncio
-
-    from hubbot.bot.receiver import Receiver
-    from hubbot.errors import LedgerFailed
-    from hubbot.ledger.events import Event
-
     receiver = Receiver(tmp_path / "state.sqlite")
     receiver.path.write_bytes(b"no database at all" * 100)
     thread = threading.Thread(target=receiver.run, daemon=True)
@@ -322,10 +329,14 @@ def github() -> Iterator[HTTPServer]:
     server.server_close()
 
 
-def _github_server(github: HTTPServer, tmp_path: Path) -> Server:
+def _github_server(github: HTTPServer, hub: Hub, folder: Path, *, config: str = "") -> Server:
     url = f"http://127.0.0.1:{github.server_port}"
-    arguments = ("--deliver", "github", "--github-repo", "me/fleet", "--github-url", url)
-    return start(tmp_path / "state.sqlite", environ={"GITHUB_TOKEN": GITHUB_TOKEN}, arguments=arguments)
+    toml = folder / "hubbot.toml"
+    toml.write_text('variants = "gptq-4bit-128g"\n[publish]\nnamespace = "ours"\n' + config)
+    arguments = ("--deliver", "github", "--github-repo", "me/fleet", "--github-url", url, "--config", str(toml))
+    token = hub.user("bot", orgs={"ours": "write"})
+    environ = {"GITHUB_TOKEN": GITHUB_TOKEN, "HF_TOKEN": token, "HF_ENDPOINT": hub.endpoint}
+    return start(folder / "state.sqlite", environ=environ, arguments=arguments)
 
 
 def _until(done, seconds: float = 15) -> None:
@@ -335,28 +346,34 @@ def _until(done, seconds: float = 15) -> None:
     assert done()
 
 
+def _settled(server: Server) -> bool:
+    with sqlite3.connect(server.state) as db:
+        return db.execute("SELECT count(*) FROM events WHERE state = 'accepted'").fetchone()[0] == 0
+
+
 @pytest.mark.slow
-def test_an_event_becomes_one_repository_dispatch(github, tmp_path):
-    server = _github_server(github, tmp_path)
+def test_an_event_becomes_one_repository_dispatch(github, hub, tmp_path):
+    sha = hub.model("maker/one", files_of_a_model(1))
+    server = _github_server(github, hub, tmp_path)
     for _ in range(3):
-        server.post(delivery("maker/one"))
-    _until(lambda: github.seen)
-    time.sleep(1.5)
+        server.post(delivery("maker/one", sha=sha))
+    _until(lambda: _settled(server))
     assert len(github.seen) == 1
     path, token, body = github.seen[0]
     assert path == "/repos/me/fleet/dispatches"
     assert token == f"Bearer {GITHUB_TOKEN}"
     assert body["event_type"] == "hubbot"
-    assert (body["client_payload"]["model"], body["client_payload"]["revision"]) == ("maker/one", "2" * 40)
+    assert body["client_payload"] == {"model": "maker/one", "revision": sha, "cause": "new"}
     server.process.terminate()
     assert server.process.wait(20) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [500, 401, 302, 307])
-def test_a_dispatch_that_fails_waits_in_the_state_file_and_no_redirect_is_followed(github, tmp_path, answer):
+def test_a_dispatch_that_fails_waits_in_the_state_file_and_no_redirect_is_followed(github, hub, tmp_path, answer):
+    hub.model("maker/one", files_of_a_model(1))
     github.answers = [answer]
-    server = _github_server(github, tmp_path)
+    server = _github_server(github, hub, tmp_path)
     server.post(delivery("maker/one"))
     _until(lambda: github.seen)
     server.process.terminate()
@@ -364,12 +381,173 @@ def test_a_dispatch_that_fails_waits_in_the_state_file_and_no_redirect_is_follow
     assert GITHUB_TOKEN not in text
     assert str(answer) in text
     with open_ledger(server.state, clock=lambda: time.time() + 3600) as ledger:
-        assert [accepted.failures for accepted in events.waiting(ledger)] == [1]
+        [group] = events.waiting(ledger, taker="github").values()
+        assert [accepted.failures for accepted in group] == [1]
+
+
+@dataclass
+class Handing:
+    """A state file with a route to a list, judged by the real policy against a Hub."""
+
+    hub: Hub
+    ledger: Ledger
+    route: Route
+    sent: list[tuple[str, str]]
+    errors: list[Exception]  # raised by the next deliveries
+    clock: Clock
+
+    def tell(self, model: str, *shas: str, ref: str = "refs/heads/main") -> None:
+        for sha in shas:
+            events.accept(self.ledger, [Event(model=model, ref=ref, old=None, sha=sha)], taker="github")
+
+    def deliver(self) -> list[tuple[str, str]]:
+        """What goes out now."""
+        before = len(self.sent)
+        deliver_waiting(self.ledger, self.route)
+        return self.sent[before:]
+
+
+@pytest.fixture
+def handing(hub: Hub, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Handing]:
+    reader = Reader(token=hub.user("bot", orgs={"ours": "write"}), endpoint=hub.endpoint, sleep=lambda _: None)
+    settings = settings_for(tmp_path, **getattr(request, "param", {}))
+    settings = settings.model_copy(update={"serve": ServeSettings(deliver="github", github_repo="me/fleet")})
+    sent, errors, clock = [], [], Clock()
+
+    def give(verdict: Verdict) -> None:
+        if errors:
+            raise errors.pop(0)
+        sent.append((verdict.model, verdict.revision))
+
+    made = route_of(settings, reader, config=None, github_token=GITHUB_TOKEN, secrets=[GITHUB_TOKEN])
+    with open_ledger(tmp_path / "state.sqlite", clock=clock) as ledger:
+        yield Handing(hub, ledger, replace(made, give=give), sent, errors, clock)
+
+
+def test_late_and_out_of_order_events_hand_on_mains_head_once(handing):
+    old = handing.hub.model("maker/one", files_of_a_model(1))
+    new = handing.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    handing.tell("maker/one", new, old)
+    assert handing.deliver() == [("maker/one", new)]
+    handing.tell("maker/one", "7" * 40)
+    assert handing.deliver() == []
+    assert handing.hub.journal.count("GET /api/models/maker/one") == 2
+    assert jobs.last_job(handing.ledger, "maker/one").state == "done"
+
+
+@pytest.mark.parametrize("error", [HubFailed("GitHub answered 500"), http.client.IncompleteRead(b""), ValueError("?")])
+def test_after_a_failed_delivery_the_newest_goes_out_and_never_an_older_one(handing, error):
+    old = handing.hub.model("maker/one", files_of_a_model(1))
+    new = handing.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    handing.errors.append(error)
+    handing.tell("maker/one", old, new)
+    assert handing.deliver() == []
+    assert handing.deliver() == [], "not before its time"
+    handing.clock.advance(11)
+    assert handing.deliver() == [("maker/one", new)]
+
+
+def test_a_tag_on_an_old_commit_hands_nothing_on(handing):
+    old = handing.hub.model("maker/one", files_of_a_model(1))
+    handing.tell("maker/one", old, ref="refs/tags/v1")
+    assert handing.deliver() == []
+    assert events.waiting(handing.ledger, taker="github") == {}
+
+
+@pytest.mark.parametrize("handing", [{"updates": "tags"}], indirect=True)
+def test_a_tag_hands_on_where_tags_are_what_counts(handing):
+    sha = handing.hub.model("maker/one", files_of_a_model(1))
+    handing.tell("maker/one", sha, ref="refs/tags/v1")
+    assert handing.deliver() == [("maker/one", sha)]
+
+
+def test_what_the_policy_leaves_alone_starts_nothing(handing):
+    hub = handing.hub
+    card = b"---\nlicense: mit\nbase_model: maker/one\nbase_model_relation: quantized\n---\n"
+    hub.model("maker/quantized", {**files_of_a_model(3), "README.md": card})
+    hub.model("maker/unlicensed", {**files_of_a_model(4), "README.md": b"# None\n"})
+    for model in ("maker/quantized", "maker/unlicensed", "maker/gone"):
+        handing.tell(model, "1" * 40)
+    assert handing.deliver() == []
+    assert events.waiting(handing.ledger, taker="github") == {}
+
+
+def test_a_job_is_started_with_what_publishes_it_or_not_at_all(hub, tmp_path):
+    token = hub.user("bot", orgs={"ours": "write"})
+    reader = Reader(token=token, endpoint=hub.endpoint)
+    settings = settings_for(tmp_path).model_copy(
+        update={"serve": ServeSettings(deliver="job"), "job": JobSettings(image="ghcr.io/example/hubbot:1")}
+    )
+    toml = tmp_path / "hubbot.toml"
+    toml.write_text('[publish]\nmode = "pr"\nnamespace = "ours"\n')
+    options = {"config": toml, "github_token": None, "secrets": [token]}
+    sha = hub.model("maker/one", files_of_a_model(1))
+    with open_ledger(tmp_path / "state.sqlite") as ledger:
+        events.accept(ledger, [Event(model="maker/one", ref="refs/heads/main", old=None, sha=sha)], taker="job")
+        assert deliver_waiting(ledger, route_of(settings, reader, **options)) == 1
+    [job] = hub.jobs.values()
+    assert job["sent"]["environment"] == {"HUBBOT_TOML": toml.read_text()}
+    ran = subprocess.run(
+        ["sh", "-c", job["sent"]["command"][2].replace("/tmp/", f"{tmp_path}/job-"), "sh", "echo", *job["sent"]["command"][4:]],
+        env={**os.environ, "HUBBOT_TOML": toml.read_text()}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout == f"hubbot run maker/one --revision {sha} --config /tmp/hubbot.toml\n"
+    assert (tmp_path / "job-hubbot.toml").read_text() == toml.read_text()
+    unpublished = settings.model_copy(update={"publish": PublishSettings()})
+    with pytest.raises(BadSettings, match=r"publish\.mode"):
+        route_of(unpublished, reader, **options)
+    with pytest.raises(BadSettings, match="image"):
+        route_of(settings.model_copy(update={"job": JobSettings()}), reader, **options)
+
+
+def test_a_thread_that_hands_on_outlives_what_it_meets_and_a_dead_one_is_seen(handing, monkeypatch, tmp_path):
+    monkeypatch.setattr("hubbot.bot.deliver.PAUSE", 0.01)
+    handing.tell("maker/one", "1" * 40)
+    tries = []
+
+    def broken(ledger, route):
+        tries.append(1)
+        if len(tries) < 3:
+            raise RuntimeError("a defect")
+
+    monkeypatch.setattr("hubbot.bot.deliver.deliver_waiting", broken)
+    with delivering(tmp_path / "state.sqlite", handing.route) as thread:
+        _until(lambda: len(tries) > 3)
+        assert thread.is_alive()
+    app = make_app(Receiver(tmp_path / "s"), [thread], secret=SECRET, max_body=1000, state=tmp_path / "s")
+    [healthz] = [route.endpoint for route in app.routes if route.path == "/healthz"]
+    answer = asyncio.run(healthz())
+    assert (answer.status_code, json.loads(answer.body)["problem"]) == (503, "the thread deliver has ended")
+
+
+def test_a_receiver_outlives_a_defect_and_answers_who_waits(tmp_path, monkeypatch):
+    found = []
+
+    def broken(ledger, events, *, taker):
+        found.append(taker)
+        if len(found) == 1:
+            raise MemoryError
+        return [True] * len(events)
+
+    monkeypatch.setattr("hubbot.bot.receiver.events.accept", broken)
+    event = Event(model="maker/one", ref="refs/heads/main", old=None, sha="2" * 40)
+    with receiving(tmp_path / "state.sqlite", taker="job") as (receiver, thread):
+        with pytest.raises(LedgerFailed, match="MemoryError"):
+            asyncio.run(receiver.store([event]))
+        assert asyncio.run(receiver.store([event])) == [True]
+        assert thread.is_alive()
+    assert found == ["job", "job"]
+
+
+def test_a_request_does_not_wait_for_ever_for_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("hubbot.bot.receiver.PATIENCE", 0.05)
+    event = Event(model="maker/one", ref="refs/heads/main", old=None, sha="2" * 40)
+    with pytest.raises(LedgerFailed, match="longer than"):
+        asyncio.run(Receiver(tmp_path / "s").store([event]))  # nobody takes it
 
 
 def test_github_wants_a_token_a_repository_and_https(tmp_path):
     from hubbot.bot.deliver import github as deliver_to_github
-    from hubbot.bot.watch_settings import ServeSettings
 
     with pytest.raises(BadSettings, match="github_repo"):
         deliver_to_github(ServeSettings(), "token")

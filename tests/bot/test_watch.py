@@ -155,6 +155,23 @@ def test_the_cost_is_the_download_and_what_is_made():
     assert judge(seen(), Known(), policy(disk=2_000_000 + made - 1)).rule == "too-large"
 
 
+def test_a_model_whose_block_or_largest_folder_exceeds_the_memory_is_too_large():
+    large = seen(parameters=70_000_000_000, weight_bytes=140_000_000_000)
+    assert judge(large, Known(), policy(ram=5 * 10**9, vram=5 * 10**9)).rule == "new"
+    assert judge(large, Known(), policy(ram=4 * 10**9)).rule == "too-large"
+    assert judge(large, Known(), policy(ram=39 * 10**9, folders=4.5)).rule == "too-large"
+    assert judge(large, Known(), policy(ram=40 * 10**9, folders=4.5)).rule == "new"
+    said = judge(large, Known(), policy(vram=4 * 10**9))
+    assert (said.rule, "budget.vram" in said.reason) == ("too-large", True)
+
+
+@pytest.mark.parametrize("limit", [{"disk": 1}, {"ram": 1}, {"vram": 1}, {"watch": filters(max_parameters="1B")}])
+def test_a_size_that_the_hub_does_not_tell_passes_no_budget_and_no_filter(limit):
+    unknown = seen(parameters=None, weight_bytes=None)
+    assert judge(unknown, Known(), policy(**limit)).rule == "size-unknown"
+    assert judge(unknown, Known(), policy()).rule == "new", "the plan tells, where nothing asks for it before"
+
+
 def test_a_model_that_is_wholly_published_is_done():
     verdict = judge(seen(), Known(releases=releases()), policy())
     assert (verdict.action, verdict.rule) == (Action.SKIP, "published")
