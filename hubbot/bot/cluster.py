@@ -223,17 +223,21 @@ def connected(
 @contextmanager
 def cluster(settings: Settings, *, address: str | None, endpoint: str | None) -> Iterator[Callable[..., Tally]]:
     """The cluster that runs hubbot's pipeline, with the plan's figures as what a task asks for."""
-    from hubbot.bot.local import memory_of
-
-    token = os.environ.get("HF_TOKEN")
-
-    def needs(job: Job, gpus: int) -> Needs:
-        memory = memory_of(job, settings, token=token, endpoint=endpoint)
-        return Needs(gpus=1 if gpus and settings.device != "cpu" else 0, memory=memory)
-
+    needs = partial(needs_of, settings=settings, token=os.environ.get("HF_TOKEN"), endpoint=endpoint)
     task = partial(_pipeline, settings=settings, endpoint=endpoint)
     with connected(address, task, needs, token_works=partial(_token_works, endpoint)) as found:
         yield found.work
+
+
+def needs_of(job: Job, gpus: int, *, settings: Settings, token: str | None, endpoint: str | None) -> Needs:
+    """What to ask of a cluster with so many GPUs: memory as planned, and a GPU where the plan needs GPU memory.
+
+    A job computes on one device at a time, so it never needs a second one.
+    """
+    from hubbot.bot.local import need_of
+
+    need = need_of(job, settings, gpu=gpus > 0, token=token, endpoint=endpoint)
+    return Needs(gpus=1 if need["vram"] else 0, memory=need["ram"])
 
 
 def _pipeline(job: Job, settings: Settings, endpoint: str | None) -> Record:

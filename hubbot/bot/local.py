@@ -75,10 +75,15 @@ def _clear(out: Path, names: Sequence[str] = _LARGE) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def memory_of(job: Job, settings: Settings, *, token: str | None, endpoint: str | None) -> int:
-    """Bytes of RAM that a job takes by its plan. Raises HubbotError where it cannot be made."""
+def need_of(job: Job, settings: Settings, *, gpu: bool, token: str | None, endpoint: str | None) -> dict[str, int]:
+    """What a job takes by its plan on a machine that only the budgets describe: bytes of disk, ram and vram.
+
+    gpu: whether that machine has one, where `device` leaves it open. Raises HubbotError where no plan can be made.
+    """
     from hubbot import pipeline
 
-    own = settings.model_copy(update={"revision": job.revision, "out": folder_of(settings, job.model)})
-    found = pipeline.plan(pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint))
-    return int(found["need"]["ram"])
+    device = settings.device if settings.device != "auto" else "cuda" if gpu else "cpu"
+    out = folder_of(settings, job.model)
+    own = settings.model_copy(update={"revision": job.revision, "out": out, "device": device})
+    run = pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint)
+    return {name: int(amount) for name, amount in pipeline.plan(run, elsewhere=True)["need"].items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.bot.cluster import Cluster, Failure, Needs, _attempt, connected, settle
+from hubbot.bot.cluster import Cluster, Failure, Needs, _attempt, connected, needs_of, settle
 from hubbot.bot.sightings import JobState
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms
@@ -22,6 +22,7 @@ from hubbot.hub.release import kept
 from hubbot.ledger import jobs
 from hubbot.ledger.alive import worker
 from hubbot.ledger.store import open_ledger
+from hubbot.settings import Settings
 from tests.bot.parts import run_verdict
 
 try:
@@ -152,3 +153,18 @@ def test_a_node_without_hubbot_is_said_and_its_job_waits_untouched(tmp_path, clu
             found.work(ledger, Stop(), lambda: True, terms=Terms(worker=me))
         job = jobs.last_job(ledger, "a/m")
         assert (job.state, job.failures) == (JobState.QUEUED, 0)
+
+
+@pytest.mark.slow
+def test_a_job_asks_for_what_its_plan_needs_whatever_the_head_has(hub, tiny_model, tmp_path):
+    hub.model("maker/tiny", tiny_model("llama"))
+    settings = Settings(variants="Q8_0", out=tmp_path / "out")
+    job = Job(model="maker/tiny", revision=hub.history("maker/tiny")[0].id)
+
+    def ask(gpus: int, device: str = "auto") -> Needs:
+        own = settings.model_copy(update={"device": device})
+        return needs_of(job, gpus, settings=own, token=None, endpoint=hub.endpoint)
+
+    with_gpu, without = ask(2), ask(0)
+    assert (with_gpu.gpus, without.gpus, ask(2, "cpu").gpus) == (1, 0, 0)
+    assert without.memory > with_gpu.memory > 10**8
