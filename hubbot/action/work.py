@@ -16,6 +16,7 @@ from hubbot.cards.summary import reasons, step_summary
 from hubbot.domain import Record, Status
 from hubbot.formats.names import parse_variants
 from hubbot.hub.keyless import keyless_token
+from hubbot.hub.merged import finish_merged
 from hubbot.hub.release import Receipt
 from hubbot.pipeline import Run
 from hubbot.planning.plan import NO_LIMIT
@@ -74,6 +75,7 @@ def _published(job: Run, names: Sequence[str]) -> Outcome:
     publish = job.settings.publish
     if (told := kept_receipts(parts, job.out, record, publish)) is not None:
         log.say(f"{job.out} was published before; its weights are gone.")
+        _finish(job, told)
         return _judged(read_record(job.out), told, job.out / FILE_NAME)
     lay_out(parts, record, job.out)
     published = pipeline.release_record(job, record)
@@ -81,6 +83,14 @@ def _published(job: Run, names: Sequence[str]) -> Outcome:
         keep_receipts(job.out, record, publish, job.receipts)
         tidy(parts, job.out)
     return _judged(published, job.receipts, job.out / FILE_NAME)
+
+
+def _finish(job: Run, receipts: Sequence[Receipt]) -> None:
+    """Make the branches of pull requests that were merged since, from what lies on the Hub."""
+    for one in receipts:
+        if one.pull_request is not None:
+            made = finish_merged(one.repo_id, token=job.token or "", endpoint=job.endpoint)
+            log.say(f"{one.repo_id}: {len(made)} branches made after its merge")
 
 
 def _judged(record: Record, receipts: Sequence[Receipt], path: Path) -> Outcome:

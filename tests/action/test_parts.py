@@ -46,7 +46,7 @@ def small(name: str, folder: Path, imatrix: str) -> VariantRecord:
 
 def make_part(folder: Path, names: tuple[str, ...], imatrix: str = "importance", **changes: object) -> Record:
     """What a quantize job leaves."""
-    (folder / ".work" / "source").mkdir(parents=True)
+    (folder / ".work" / "source").mkdir(parents=True, exist_ok=True)
     made = replace(record(), variants=tuple(small(name, folder, imatrix) for name in names), **changes)
     write_record(made, folder)
     return made
@@ -111,6 +111,19 @@ def test_a_rerun_that_finds_the_weights_made_again_adds_no_commit(hub, release, 
             small(name, release / part, "importance")
     assert [one.status for one in publish("main").record.variants] == [Status.PUBLISHED] * 4
     assert commits(hub) == before
+
+
+def test_a_rerun_after_the_merge_makes_the_branches_although_the_weights_are_gone(hub, release, publish):
+    names = ("gptq-4bit-128g", "gptq-8bit-128g")
+    for part, name in zip(PLAN, names, strict=True):
+        make_part(release / part, (name,))
+    publish(variants=names)
+    hub.merge_pull(REPOS[1], 1)
+    before = set(hub.repo(REPOS[1]).refs)
+    publish(variants=names)
+    [made] = {ref.removeprefix("refs/heads/") for ref in set(hub.repo(REPOS[1]).refs) - before}
+    assert made in names
+    assert "model.safetensors" in hub.files(REPOS[1], made)
 
 
 def test_weights_and_work_are_removed_once_they_are_published_and_records_stay(release, publish):
