@@ -161,8 +161,9 @@ def yank_model(
     settings = _settings(config, state, {"publish.namespace": namespace})
     with open_ledger(settings.watch.state) as ledger:
         done = yank(_reader(), ledger, settings, model, reason=reason, new_version=new_version or model, delete=delete)
-    for repo, commit in done.items():
-        sys.stdout.write(f"{repo}: {commit}\n")
+    for repo, told in done.items():
+        sys.stdout.write(f"{repo}: {told}\n")
+    sys.stdout.write(f"{model}: not made any more, until `hubbot retry {model}`\n")
 
 
 @app.command()

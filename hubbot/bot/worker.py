@@ -139,19 +139,23 @@ def job_of(claim: Claim) -> Job:
 
 
 def pace_of(ledger: Ledger, claim: Claim, terms: Terms) -> Pace:
-    """The budget of commits as the state file knows it, for one job: every commit is noted, none made of a yanked model."""
+    """The budget of commits for one job: the state file's, which counts those of every bot. A yanked model gets none."""
     model = claim.row.model
-
-    def note(_: float) -> None:
-        terms.endings.note(ledger, partial(jobs.record_commits, repo=model, count=1))
 
     def allowed() -> None:
         if reason := mirror.yanked(ledger, model):
             raise Withdrawn(f"{model} was taken back while its job ran ({reason}); nothing more of it is published.")
+        if not terms.endings.unwritten:  # else the state file does not know of all
+            pace.spent = jobs.commit_times(ledger)
 
-    per_hour = sys.maxsize if terms.commits_per_hour is None else terms.commits_per_hour
-    spent = jobs.commit_times(ledger)
-    return Pace(per_hour=per_hour, longest=jobs.HOUR, spent=spent, clock=ledger.clock, noted=note, allowed=allowed)
+    pace = Pace(
+        per_hour=sys.maxsize if terms.commits_per_hour is None else terms.commits_per_hour,
+        longest=jobs.HOUR,
+        clock=ledger.clock,
+        noted=lambda _: terms.endings.note(ledger, partial(jobs.record_commits, repo=model, count=1)),
+        allowed=allowed,
+    )
+    return pace
 
 
 def finished(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> Tally:

@@ -146,19 +146,22 @@ class Pace:
 
     def take(self) -> None:
         """Wait until a commit is within the budget. Raises HubFailed where that takes too long, and what `allowed` raises."""
-        self.allowed()
-        now = self.clock()
-        # a clock that went back must not freeze the bot: times to come do not count
-        self.spent = [moment for moment in self.spent if now - 3600 < moment <= now]
-        if len(self.spent) >= self.per_hour:
-            wait = self.spent[-self.per_hour] + 3600 - now
+        while (wait := self._wait()) > 0:
             if wait > self.longest:
                 msg = f"{self.per_hour} commits were made in the last hour, the whole budget. Publish again in {wait / 60:.0f} minutes."
                 raise HubFailed(msg)
             self.sleep(wait)
-            now = self.clock()
+        now = self.clock()
         self.spent.append(now)
         self.noted(now)
+
+    def _wait(self) -> float:
+        """Seconds until the next commit is within the budget."""
+        self.allowed()
+        now = self.clock()
+        # a clock that went back must not freeze the bot: times to come do not count
+        self.spent = [moment for moment in self.spent if now - 3600 < moment <= now]
+        return 0.0 if len(self.spent) < self.per_hour else self.spent[-self.per_hour] + 3600 - now
 
 
 _kept: ContextVar[Pace | None] = ContextVar("pace", default=None)

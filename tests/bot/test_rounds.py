@@ -440,20 +440,48 @@ def test_every_commit_that_is_made_counts_in_the_hours_budget(bench, mode):
         assert jobs.commits_within_hour(bench.bot.ledger) == made + 2
 
 
-def test_a_budget_that_is_spent_in_the_middle_of_a_job_is_waited_for(bench):
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_budget_that_is_spent_in_the_middle_of_a_job_is_waited_for(bench, meanwhile):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
-    jobs.record_commits(bench.bot.ledger, "before", 98)
     slept = []
 
+    def spend() -> None:
+        jobs.record_commits(bench.bot.ledger, "of another bot", 98)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        bench.clock.advance(seconds)
+
     def run(job):
-        kept().sleep = slept.append
+        kept().sleep = sleep
+        if meanwhile:
+            spend()
         return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
 
+    if not meanwhile:
+        spend()
     terms = Terms(worker=bench.worker, commits_per_hour=99)
     assert work(bench.bot.ledger, run, Stop(), terms) == Tally(done=1)
     assert slept == [3600.0]
+
+
+def test_a_model_that_is_taken_back_while_its_job_waits_for_the_budget_is_not_published(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+
+    def sleep(seconds: float) -> None:
+        taken_back(bench)
+        bench.clock.advance(seconds)
+
+    def run(job):
+        kept().sleep = sleep
+        jobs.record_commits(bench.bot.ledger, "of another bot", 5)
+        return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+
+    terms = Terms(worker=bench.worker, commits_per_hour=5)
     assert work(bench.bot.ledger, run, Stop(), terms) == Tally()
+    assert bench.hub.journal.count("POST .*/commit/") == 0
 
 
 def taken_back(bench: Bench) -> dict[str, str]:
