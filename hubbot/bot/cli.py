@@ -156,11 +156,13 @@ def yank_model(
     state: State = None,
 ) -> None:
     """Take back what was published from a model: a banner on the cards, no new release, and with --delete no files."""
+    from hubbot.bot.local import clear_settled
     from hubbot.bot.yank import yank
 
     settings = _settings(config, state, {"publish.namespace": namespace})
     with open_ledger(settings.watch.state) as ledger:
         done = yank(_reader(), ledger, settings, model, reason=reason, new_version=new_version or model, delete=delete)
+        clear_settled(ledger, settings)
     for repo, told in done.items():
         sys.stdout.write(f"{repo}: {told}\n")
     sys.stdout.write(f"{model}: not made any more, until `hubbot retry {model}`\n")

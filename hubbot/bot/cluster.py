@@ -141,19 +141,20 @@ class Cluster:
                 continue
             tally += settle(ledger, claim, outcome, time.monotonic() - started, terms)
             del self._running[reference]
-        self._withdraw_yanked(ledger, terms)
-        return tally
+        return tally + self._withdraw_yanked(ledger, terms)
 
-    def _withdraw_yanked(self, ledger: Ledger, terms: Terms) -> None:
+    def _withdraw_yanked(self, ledger: Ledger, terms: Terms) -> Tally:
         """End the tasks of models that were taken back meanwhile: their nodes cannot see the state file."""
         import ray
 
+        tally = Tally()
         for reference, (claim, started) in list(self._running.items()):
             if reason := mirror.yanked(ledger, claim.row.model):
                 ray.cancel(reference, force=True)
                 del self._running[reference]
                 error = Withdrawn(f"{claim.row.model} was taken back while its job ran ({reason}).")
-                withdrawn(ledger, claim, error, time.monotonic() - started, terms)
+                tally += withdrawn(ledger, claim, error, time.monotonic() - started, terms)
+        return tally
 
     def _abandon(self, ledger: Ledger, terms: Terms) -> None:
         """Stop the tasks under way; their jobs wait again, as if untouched."""

@@ -53,9 +53,12 @@ class Tally:
 
     done: int = 0
     failed: int = 0
+    dropped: int = 0  # taken back meanwhile
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(done=self.done + other.done, failed=self.failed + other.failed)
+        return Tally(
+            done=self.done + other.done, failed=self.failed + other.failed, dropped=self.dropped + other.dropped
+        )
 
 
 @dataclass(slots=True)
@@ -183,4 +186,4 @@ def given_back(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> No
 def withdrawn(ledger: Ledger, claim: Claim, error: Withdrawn, seconds: float, terms: Terms) -> Tally:
     terms.endings.write(ledger, partial(jobs.drop, claim=claim, seconds=seconds))
     say(str(error))
-    return Tally()
+    return Tally(dropped=1)

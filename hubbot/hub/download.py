@@ -1,13 +1,16 @@
-"""One file of the Hub onto the disk: resumed where it broke off, and never believed before its hash agrees."""
+"""Files of the Hub onto the disk: each resumed where it broke off, and never believed before its hash agrees."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -21,9 +24,10 @@ from hubbot.errors import HubbotError, SourceRefused
 from hubbot.hub.access import Patience, room_needed, speaking_plainly
 from hubbot.hub.contents import RemoteFile
 
-__all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "git_blob_id", "read_range"]
+__all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "fetch_files", "git_blob_id", "read_range"]
 
 PIECE = 1 << 20
+_THREADS = 4
 Progress = Callable[[str, int, int], None]  # path, bytes so far, bytes in all
 
 
@@ -89,6 +93,47 @@ def fetch_file(
         f"(expected {file.sha256 or file.blob_id}). Nothing of it was kept. Something between here and the Hub alters files; try another network."
     )
     raise Mismatch(msg)
+
+
+def fetch_files(
+    repo: Repo, files: Sequence[RemoteFile], into: Path, *, patience: Patience, progress: Progress | None
+) -> dict[str, str]:
+    """Bring several files, a few at a time; path -> sha256. Raises the first error, or what a signal raises, at once.
+
+    The threads are told to stop and are not waited for, not even by the end of the process: an answer that
+    stalls would hold it for minutes.
+    """
+    waiting: SimpleQueue[RemoteFile] = SimpleQueue()
+    for file in files:
+        waiting.put(file)
+    ended = threading.Event()
+    done: SimpleQueue[tuple[str, str] | BaseException] = SimpleQueue()
+    bring = partial(
+        fetch_file, repo, into=into, patience=patience, progress=progress, wanted=lambda: not ended.is_set()
+    )
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                file = waiting.get_nowait()
+                done.put((file.path, bring(file)))
+        except Empty:
+            return
+        except BaseException as error:  # noqa: BLE001 -- it is raised again by whoever waits
+            done.put(error)
+
+    for _ in range(min(_THREADS, len(files))):
+        threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        return dict(_got(done.get()) for _ in files)
+    finally:
+        ended.set()
+
+
+def _got(outcome: tuple[str, str] | BaseException) -> tuple[str, str]:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def _download(repo: Repo, file: RemoteFile, part: Path, progress: Progress | None, wanted: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from huggingface_hub import CommitOperationCopy, CommitOperationDelete
 
 from hubbot.hub.access import Patience, speaking_plainly, status_of
-from hubbot.hub.publish import ensure_branch
+from hubbot.hub.places import ensure_branch
 from hubbot.hub.pulls import Pull, Pulls
 from hubbot.hub.release import MAIN, Pace, RepoRelease, kept
 from hubbot.hub.target import Target, Tree

@@ -12,13 +12,14 @@ from typing import Literal
 
 from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, SourceRefused, TokenRefused
-from hubbot.hub.access import Patience, speaking_plainly, status_of
+from hubbot.hub.access import Patience, speaking_plainly
+from hubbot.hub.places import ensure_branch, ensure_repo
 from hubbot.hub.pulls import Pull, Pulls
 from hubbot.hub.release import LocalFile, Pace, Published, Receipt, RepoRelease, hash_files, kept, need_files
 from hubbot.hub.target import CARD, Target, Tree, compared, land, outdated, same
 from hubbot.record import FILE_NAME, from_json
 
-__all__ = ["ensure_branch", "publish"]
+__all__ = ["publish"]
 
 MOST_ROUNDS = 5  # times that another machine may mix its bytes into a release of several branches before we give in
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -57,7 +58,7 @@ def publish(
             need_files(files.values())
             if CARD in files:
                 target.check_card(files[CARD], revision)
-        created = _ensure_repo(target)
+        created = ensure_repo(target)
         receipt = _to_branches(job) if mode == "main" else _to_pull_request(job)
     return replace(receipt, created=created)
 
@@ -198,23 +199,6 @@ class _Job:
         )
 
 
-def _ensure_repo(target: Target) -> bool:
-    """Make the repo if it is not there; True if so. Two makers at once end with one repo."""
-    for attempt in range(target.patience.tries):
-        try:
-            if target.patience.insist(lambda: target.api.repo_exists(target.repo_id)):
-                return False
-            target.api.create_repo(target.repo_id, private=target.release.private)
-        except Exception as error:
-            if status_of(error) == 409:
-                return False
-            if not target.patience.pause(attempt, error):
-                raise
-        else:
-            return True
-    raise AssertionError  # the last try returned or raised
-
-
 def _to_branches(job: _Job) -> Receipt:
     if held := job.whole():
         return job.receipt("unchanged", {revision: tree.sha for revision, tree in held.items()})
@@ -238,20 +222,6 @@ def _land_all(job: _Job) -> tuple[dict[str, str], tuple[Published, ...]]:
         commits[revision] = tree.sha
         files += compared(job.target, revision, tree, job.files(revision)) if committed else ()
     return commits, tuple(files)
-
-
-def ensure_branch(target: Target, revision: str, start: str | None = None) -> None:
-    """Make a branch at a commit, by default at the repo's first one, which holds no files of anybody."""
-    for attempt in range(target.patience.tries):
-        try:
-            if revision in target.refs():
-                return
-            start = start or target.api.list_repo_commits(target.repo_id)[-1].commit_id
-            target.pace.take()
-            target.api.create_branch(target.repo_id, branch=revision, revision=start)
-        except Exception as error:
-            if status_of(error) != 409 and not target.patience.pause(attempt, error):
-                raise
 
 
 def _to_pull_request(job: _Job) -> Receipt:

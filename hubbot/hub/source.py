@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +14,7 @@ from hubbot.domain import Source
 from hubbot.errors import BudgetExceeded, SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.hub.access import Patience
 from hubbot.hub.contents import LARGEST_TEXT, RemoteFile, needed_files
-from hubbot.hub.download import Progress, Repo, fetch_file, read_range
+from hubbot.hub.download import Progress, Repo, fetch_file, fetch_files, read_range
 from hubbot.hub.local import is_local, local_source
 from hubbot.hub.reader import ENDPOINT, Reader
 from hubbot.intake.snapshot import plain_name
@@ -26,7 +24,6 @@ __all__ = ["Found", "fetch", "fetch_headers", "resolve"]
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no larger one
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SHA = re.compile(r"[0-9a-f]{40}")
-_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,50 +168,9 @@ def fetch(
     _need_room(found, into)
     repo = Repo(id=found.repo, revision=found.revision, token=token, endpoint=endpoint or ENDPOINT)
 
-    def bring(file: RemoteFile, wanted: Callable[[], bool]) -> str:
-        return fetch_file(repo, file, into, patience=patience, progress=progress, wanted=wanted)
-
-    hashes = _side_by_side(bring, found.files)
+    hashes = fetch_files(repo, found.files, into, patience=patience, progress=progress)
     _forget_others(into, hashes)
     return _source(found, into, hashes)
-
-
-def _side_by_side(
-    bring: Callable[[RemoteFile, Callable[[], bool]], str], files: Sequence[RemoteFile]
-) -> dict[str, str]:
-    """Path -> what `bring` made of each file, a few at a time. Raises the first error, or what a signal raises, at once.
-
-    The threads are told to stop and are not waited for, not even by the end of the process: an answer that
-    stalls would hold it for minutes.
-    """
-    waiting: SimpleQueue[RemoteFile] = SimpleQueue()
-    for file in files:
-        waiting.put(file)
-    ended = threading.Event()
-    done: SimpleQueue[tuple[str, str] | BaseException] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            while not ended.is_set():
-                file = waiting.get_nowait()
-                done.put((file.path, bring(file, lambda: not ended.is_set())))
-        except Empty:
-            return
-        except BaseException as error:  # noqa: BLE001 -- it is raised again by whoever waits
-            done.put(error)
-
-    for _ in range(min(_THREADS, len(files))):
-        threading.Thread(target=run, name="fetch", daemon=True).start()
-    try:
-        return dict(_got(done.get()) for _ in files)
-    finally:
-        ended.set()
-
-
-def _got(outcome: tuple[str, str] | BaseException) -> tuple[str, str]:
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
 
 
 def _forget_others(into: Path, wanted: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from hubbot.domain import SCHEMA_VERSION, Job, Peak, Record, Source
 from hubbot.errors import HubFailed, TokenRefused, ToolMissing, UnsafeSource, Unsupported
 from hubbot.hub.download import Mismatch
 from hubbot.hub.release import kept
-from hubbot.ledger import jobs
+from hubbot.ledger import jobs, mirror
 from hubbot.ledger.alive import worker
 from hubbot.ledger.store import open_ledger
 from hubbot.settings import Settings
@@ -43,6 +44,8 @@ def task(job: Job, folder: Path) -> Record:
     (folder / f"{job.model.replace('/', '-')}.{tries}").touch()
     if "lost" in job.model and tries == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "slow" in job.model:
+        time.sleep(120)
     if "unsupported" in job.model:
         raise Unsupported("no step knows this architecture")
     return Record(
@@ -136,6 +139,23 @@ def test_the_head_counts_the_commits_of_its_nodes(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
         settle(ledger, _claimed(ledger, me), _outcome(HubFailed("away")), 1.0, Terms(worker=me))
         assert jobs.commits_within_hour(ledger) == 1
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_task_whose_model_is_taken_back_is_ended_and_its_job_dropped(cluster, tmp_path):
+    found, folder = cluster
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        jobs.enqueue(ledger, run_verdict("a/slow"), settings="s", version="1")
+
+        def between() -> bool:
+            if list(folder.glob("a-slow.*")):
+                mirror.store_yank(ledger, "a/slow", "wrong weights")
+            return True
+
+        assert found.work(ledger, Stop(), between, terms=Terms(worker=me)) == Tally(dropped=1)
+        [job] = jobs.jobs(ledger, JobState.DROPPED)
+        assert job.model == "a/slow"
 
 
 @pytest.mark.slow

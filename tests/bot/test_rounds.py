@@ -480,7 +480,7 @@ def test_a_model_that_is_taken_back_while_its_job_waits_for_the_budget_is_not_pu
         return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
 
     terms = Terms(worker=bench.worker, commits_per_hour=5)
-    assert work(bench.bot.ledger, run, Stop(), terms) == Tally()
+    assert work(bench.bot.ledger, run, Stop(), terms) == Tally(dropped=1)
     assert bench.hub.journal.count("POST .*/commit/") == 0
 
 
@@ -504,7 +504,7 @@ def test_a_model_that_is_taken_back_while_its_job_runs_is_not_published(bench):
         taken_back(bench)
         return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
 
-    assert bench.work(run=run) == Tally()
+    assert bench.work(run=run) == Tally(dropped=1)
     assert {name for _, name in bench.hub.store.repos} == {"maker/one"}
     assert [job.state for job in jobs.jobs(bench.bot.ledger, *JobState)] == [JobState.DROPPED]
     assert bench.rules() == {"maker/one": "yanked"}
