@@ -41,8 +41,13 @@ demo: setup  ## train a small model on the standard library and run the whole jo
 
 # Two processes with one thread each: the models of the tests are too small to gain from more threads.
 
-test: lint  ## linters, type checks and the whole suite
+test: lint .venv/triton  ## linters, type checks and the whole suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+# The GPU kernels are tested by Triton's interpreter. torch's CUDA build brings this very release; its CPU build has none.
+.venv/triton: tests/gptq/triton.lock $(INSTALLED)
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP_INSTALL) --no-deps --require-hashes -r $<
+	@touch $@
 
 fast: setup  ## the tests that need no model to be run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST)

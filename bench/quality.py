@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from hubbot.demo import demo_model
 from hubbot.domain import Gptq
 from hubbot.formats.gptq.checkpoint import GptqTensor
-from hubbot.formats.gptq.grid import Grid, nearest_code
+from hubbot.formats.gptq.columns import nearest_code
 from hubbot.formats.gptq.solver import prepare, solve
 from hubbot.formats.names import parse_variant
 from hubbot.settings import GptqSettings
@@ -117,7 +117,7 @@ def nearest(bench: Bench, layout: Gptq) -> Weights:
         groups = weight.view(weight.shape[0], -1, layout.group_size)
         scale = (groups.abs().amax(-1, keepdim=True) * 2 / (2**layout.bits - 1)).half().float()
         zero = torch.full_like(scale, 2 ** (layout.bits - 1))
-        rounded = scale * (nearest_code(groups, Grid(scale, zero), layout.bits) - zero)
+        rounded = scale * (nearest_code(groups, scale, zero, layout.bits) - zero)
         found[name] = rounded.reshape(weight.shape)
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -19,7 +20,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hubbot.demo import Recipe, demo_model, library_texts
-from hubbot.domain import Source
+from hubbot.domain import Peak, Source
+from hubbot.formats.protocol import PartKind
+from hubbot.intake import part_layout, read_facts
 from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
 from hubbot.machine.versions import tools
@@ -87,6 +90,7 @@ def main() -> None:
             answer = make(argument)
         seconds = time.monotonic() - start
         report(asked, answer, weights, seconds, meter.peak)
+        compare_memory(folder, asked, answer, meter.peak)
 
 
 def write_texts(into: Path) -> dict[str, str | None]:
@@ -101,7 +105,7 @@ def write_texts(into: Path) -> dict[str, str | None]:
     return texts
 
 
-def report(asked: argparse.Namespace, answer: dict, weights: int, seconds: float, peak: object) -> None:
+def report(asked: argparse.Namespace, answer: dict, weights: int, seconds: float, peak: Peak) -> None:
     print(json.dumps({"machine": measure_machine(Path(), asked.device).hardware, "tools": tools()}))
     print(f"{weights / 1e6:.0f} M weights, {2 * weights / 1e9:.2f} GB in bfloat16; {seconds:.1f} s; {peak}")
     for name, spent in sorted(answer["timings"].items(), key=lambda item: -item[1]):
@@ -110,6 +114,26 @@ def report(asked: argparse.Namespace, answer: dict, weights: int, seconds: float
         score = variant["score"]
         measured = f"  KL {score['kld']['mean']:.3e}  ratio {score['ratio']:.4f}" if score else ""
         print(f"  {variant['name']:28} {variant['bits_per_weight']:.3f} bits per weight{measured}")
+
+
+def compare_memory(folder: Path, asked: argparse.Namespace, answer: dict, peak: Peak) -> None:
+    """Against what a sweep may take: its largest part as 32-bit floats and encoded, its streams, and 1 GB."""
+    facts = read_facts(folder)
+    largest = max(
+        sum(math.prod(facts.tensors[name].shape) for name in part.tensors)
+        for part in part_layout(facts)
+        if part.kind is PartKind.BLOCK or asked.windows
+    )
+    encoded = sum(largest * variant["bits_per_weight"] / 8 for variant in answer["variants"])
+    texts = [answer["calibration"], *[answer["evaluation"]] * (1 + len(answer["variants"]))]
+    streams = sum(text["windows"] * text["length"] * asked.hidden * 4 for text in texts if text)
+    bound = 4 * largest + encoded + streams + 1e9
+    print(
+        f"peak RSS {(peak.rss or 0) / 1e9:.2f} GB; largest part {4 * largest / 1e9:.2f} GB, its encodings "
+        f"{encoded / 1e9:.2f} GB, streams {streams / 1e9:.2f} GB, and 1 GB: {bound / 1e9:.2f} GB"
+    )
+    if asked.device == "cpu" and (peak.rss or 0) > bound:
+        raise SystemExit("The sweep took more memory than it may.")
 
 
 def arguments() -> argparse.Namespace:

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from hubbot import log, samples
 from hubbot.domain import Family, Source, Speed, VariantRecord
+from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
 from hubbot.intake import read_facts
 from hubbot.settings import Settings
@@ -28,6 +29,8 @@ from hubbot.stages import settle_device
 from hubbot.sweep.windows import load_tokenizer
 
 __all__ = ["check"]
+
+_PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
 def check(argument: dict[str, Any]) -> dict[str, Any]:
@@ -46,18 +49,33 @@ def check(argument: dict[str, Any]) -> dict[str, Any]:
     with log.progress("load check", len(variants), "variants") as advance:
         for variant in variants:
             paths = [out / file.path for file in variant.files]
+            _let_go()
+            device = _device_for(paths, settle_device(settings.device))
             with _aside(Path(argument["work"]) / "load-check.log"):
-                reading = _read(variant.family, paths, references.get(variant.name), spoken.prompts if spoken else [])
+                prompts = spoken.prompts if spoken else []
+                reading = _read(variant.family, paths, references.get(variant.name), prompts, device)
             variant = replace(variant, load_check=reading.check)
             if spoken and spoken.base and reading.check.loaded:
                 found = samples.compare(spoken.tokenizer, spoken.base, reading.continuations)
                 variant = replace(variant, samples=found)
             if settings.benchmark and reading.check.loaded:
-                variant = replace(variant, speed=_speed(variant.family, paths))
+                _let_go()
+                variant = _timed(variant, paths, device, source.context_length)
             checked.append(asdict(variant))
-            gc.collect()
             advance(1)
     return {"variants": checked}
+
+
+def _let_go() -> None:
+    """Give back the memory of the variant before, the GPU's too: other processes want it."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was never used
+
+
+def _device_for(paths: Sequence[Path], device: str) -> str:
+    """The asked device; the CPU where a GPU's memory does not hold a variant whole."""
+    weights = sum(path.stat().st_size for path in paths)
+    return device if _fits(weights, device) or not device.startswith("cuda") else "cpu"
 
 
 @contextmanager
@@ -100,7 +118,9 @@ def _fits(weight_bytes: int, device: str) -> bool:
     return bool(weight_bytes * 2.6 < psutil.virtual_memory().available)  # float32
 
 
-def _read(family: Family, paths: Sequence[Path], reference: str | None, prompts: Sequence[Sequence[int]]) -> Reading:
+def _read(
+    family: Family, paths: Sequence[Path], reference: str | None, prompts: Sequence[Sequence[int]], device: str
+) -> Reading:
     known = Path(reference) if reference else None
     match family:
         case Family.GGUF:
@@ -110,16 +130,26 @@ def _read(family: Family, paths: Sequence[Path], reference: str | None, prompts:
         case Family.GPTQ | Family.BNB:
             from hubbot.formats import check as folders
 
-            return folders.read(paths, known, prompts=prompts, new_tokens=samples.NEW_TOKENS)
+            return folders.read(paths, known, prompts=prompts, new_tokens=samples.NEW_TOKENS, device=device)
 
 
-def _speed(family: Family, paths: Sequence[Path]) -> Speed:
+def _timed(variant: VariantRecord, paths: Sequence[Path], device: str, context: int | None) -> VariantRecord:
+    """The variant with its speed; where its runtime fails at that, with a note that says so."""
+    generated = min(_GENERATED_TOKENS, (context or sys.maxsize) // 4)
+    prompt = min(_PROMPT_TOKENS, (context or sys.maxsize) - generated - 1)
+    try:
+        return replace(variant, speed=_speed(variant.family, paths, prompt, generated, device))
+    except ToolMissing as error:
+        return replace(variant, notes=(*variant.notes, f"speed was not measured: {error}"))
+
+
+def _speed(family: Family, paths: Sequence[Path], prompt_tokens: int, generated_tokens: int, device: str) -> Speed:
     match family:
         case Family.GGUF:
             from hubbot.formats.gguf.speed import measure_speed as measure_gguf
 
-            return measure_gguf(paths)
+            return measure_gguf(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
         case Family.GPTQ | Family.BNB:
             from hubbot.formats.check import measure_speed as measure_folder
 
-            return measure_folder(paths)
+            return measure_folder(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, device=device)

@@ -15,6 +15,7 @@ from tests.hub.fixture import hub
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever library
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its reader hangs on two cores without
 
 __all__ = ["demo_model", "hub", "loopback_only", "tiny_model"]

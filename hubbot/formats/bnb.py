@@ -15,10 +15,14 @@ int8       one scale per output row. `x.weight` int8 [out, in], `x.SCB` float32 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# On CPUs with bfloat16 instructions it warns at import of a kernel that it would fetch from the Hub.
+logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 import bitsandbytes.functional as bnb
 import torch

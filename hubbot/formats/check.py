@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig, PreTrainedModel
 
@@ -41,7 +42,7 @@ _PATIENCE = 3600.0  # seconds
 _KEPT_THREADS = "2"  # of GPTQModel's own pool; it asks for more than two cores have unless told
 
 
-def load_check(paths: Sequence[Path], reference: Path | None, *, device: str | None = None) -> LoadCheck:
+def load_check(paths: Sequence[Path], reference: Path | None, *, device: str = "cpu") -> LoadCheck:
     """Like `read`, without prompts."""
     return read(paths, reference, device=device).check
 
@@ -52,13 +53,13 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    device: str | None = None,
+    device: str = "cpu",
 ) -> Reading:
     """Load a variant's folder with `from_pretrained`, generate, and compare logits with the sweep's.
 
     paths: the variant's files. reference: safetensors with `tokens` int64 [windows, length], `logits` float32
     [windows, length, vocab] and `first` int64 [1]. prompts: token ids to go on from, greedily, for up to
-    `new_tokens` tokens each. device: default is the accelerator where there is one.
+    `new_tokens` tokens each. device: `cpu` or `cuda:N`.
     Whatever the runtime raises ends up in the answer's `error`.
     """
     folder = _folder(paths)
@@ -101,13 +102,18 @@ def _use(
 
 
 def measure_speed(
-    paths: Sequence[Path], *, prompt_tokens: int = 512, generated_tokens: int = 64, repetitions: int = 2
+    paths: Sequence[Path],
+    *,
+    prompt_tokens: int = 512,
+    generated_tokens: int = 64,
+    repetitions: int = 2,
+    device: str = "cpu",
 ) -> Speed:
     """Tokens per second of reading a prompt and of generating, and peak memory, in a process of its own.
 
     Raises ToolMissing where the runtime fails.
     """
-    asked = [str(_folder(paths)), str(prompt_tokens), str(generated_tokens), str(repetitions)]
+    asked = [str(_folder(paths)), str(prompt_tokens), str(generated_tokens), str(repetitions), device]
     command = [sys.executable, "-m", "hubbot.formats.check", *asked]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)
     if done.returncode:
@@ -140,9 +146,8 @@ def _runtime_name(quantization: dict[str, Any]) -> str:
         return f"transformers {version('transformers')}, {kernels} missing"
 
 
-def _load(folder: Path, device: str | None) -> PreTrainedModel:
+def _load(folder: Path, device: str) -> PreTrainedModel:
     """float32 around the quantized layers on a CPU, the stored type on an accelerator, as its kernels want."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu":
         return _from_pretrained(folder, device, "auto")
     model = _from_pretrained(folder, device, torch.float32)
@@ -157,8 +162,10 @@ def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str) -> Pre
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
     quantization = _quantization(folder)
     options = {}
-    if _kind(quantization) == "gptq" and quantization["group_size"] == 16 and device == "cpu":
-        # GPTQModel 7.7 would choose a CPU kernel that then refuses groups of 16
+    # On a GPU GPTQModel 7.7 would choose kernels that it first compiles with CUDA's own compiler, and compile its
+    # torch kernels in further processes; on a CPU, for groups of 16, it would take a kernel that then refuses them.
+    if _kind(quantization) == "gptq" and (device != "cpu" or quantization["group_size"] == 16):
+        torch._dynamo.config.disable = True
         options["quantization_config"] = GPTQConfig(bits=quantization["bits"], backend="gptq_torch")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
@@ -186,9 +193,8 @@ def _one_line(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int) -> Speed:
+def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int, device: str) -> Speed:
     """Best of some repetitions; the stored type everywhere, as users load it."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _from_pretrained(folder, device, "auto")
     prompt = torch.arange(prompt_tokens, device=device)[None] % (model.config.get_text_config().vocab_size - 8) + 8
     reading, generating = [], []
@@ -196,7 +202,7 @@ def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions:
         reading.append(_timed(model, prompt, 1, device))
         whole = _timed(model, prompt, generated_tokens + 1, device)
         generating.append(max(whole - reading[-1], 1e-9))
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_rss()
+    peak = _peak_rss() if device == "cpu" else torch.cuda.max_memory_allocated(device)
     return Speed(
         runtime=_runtime_name(_quantization(folder)),
         prompt_tokens_per_second=prompt_tokens / min(reading[1:]),
@@ -213,8 +219,8 @@ def _timed(model: PreTrainedModel, prompt: torch.Tensor, count: int, device: str
     model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count, do_sample=False
     )
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -224,9 +230,9 @@ def _peak_rss() -> int:
 
 
 def main() -> None:
-    """`python -m hubbot.formats.check FOLDER PROMPT GENERATED REPETITIONS`: a Speed as JSON on the last line."""
-    folder, *counts = sys.argv[1:]
-    speed = _bench(Path(folder), *map(int, counts))
+    """`python -m hubbot.formats.check FOLDER PROMPT GENERATED REPETITIONS DEVICE`: a Speed as JSON on the last line."""
+    folder, prompt, generated, repetitions, device = sys.argv[1:]
+    speed = _bench(Path(folder), int(prompt), int(generated), int(repetitions), device)
     sys.stdout.write("\n" + json.dumps(asdict(speed)) + "\n")
 
 

@@ -10,14 +10,14 @@ scale turns that around, so that the longer side serves the larger weights; read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from hubbot.domain import Gptq
+from hubbot.formats.gptq.columns import best_candidate
 
-__all__ = ["Grid", "fit_grid", "nearest_code", "storable"]
+__all__ = ["Grid", "fit_grid", "storable"]
 
 _SHRINK = tuple(
     1.15 - 0.75 * step / 49 for step in range(50)
@@ -39,43 +39,30 @@ def storable(scale: torch.Tensor) -> torch.Tensor:
     return scale.to(torch.float16).to(torch.bfloat16).to(torch.float32)
 
 
-def nearest_code(weight: torch.Tensor, grid: Grid, bits: int) -> torch.Tensor:
-    """float32 codes of weights [..., out], half to even as everywhere in torch."""
-    return torch.clamp(torch.round(weight / grid.scale) + grid.zero, 0, 2**bits - 1)
-
-
 def fit_grid(weight: torch.Tensor, importance: torch.Tensor, layout: Gptq) -> Grid:
     """The grid with the least importance-weighted squared rounding error, of those tried.
 
     weight: float32 [columns, out]. importance: float32 [columns].
     """
-    best_error = torch.full_like(weight[0], torch.inf)
-    best = Grid(torch.ones_like(weight[0]), torch.full_like(weight[0], 2 ** (layout.bits - 1)))
-    for grid in _candidates(weight, layout):
-        rounded = grid.scale * (nearest_code(weight, grid, layout.bits) - grid.zero)
-        error = importance @ (rounded - weight).square_()
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = Grid(torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero))
-    return best
+    scales, zeros = _candidates(weight, layout)
+    best = best_candidate(weight, importance, scales, zeros, layout.bits)[None]
+    return Grid(scales.gather(0, best)[0], zeros.gather(0, best)[0])
 
 
-def _candidates(weight: torch.Tensor, layout: Gptq) -> Iterator[Grid]:
+def _candidates(weight: torch.Tensor, layout: Gptq) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points to try, float32 [candidates, out] each."""
     highest_code = 2**layout.bits - 1
     low, high = weight.amin(0).clamp(max=0), weight.amax(0).clamp(min=0)
+    shares = torch.tensor(_SHRINK, device=weight.device)[:, None]
     if layout.symmetric:
-        reach = torch.maximum(high, -low)
-        zero = torch.full_like(reach, 2 ** (layout.bits - 1))
-        for share in _SHRINK:
-            scale = _usable(share * reach * 2 / highest_code)
-            yield Grid(scale, zero)
-            yield Grid(-scale, zero)
-        return
-    for share in _SHRINK:
-        scale = _usable(share * (high - low) / highest_code)
-        middle = torch.round(-low * share / scale)
-        for shift in _ZERO_SHIFTS:
-            yield Grid(scale, (middle + shift).clamp(0, highest_code))
+        scales = _usable(shares * torch.maximum(high, -low) * 2 / highest_code)
+        both = torch.stack([scales, -scales], dim=1).flatten(0, 1)
+        return both, torch.full_like(both, 2 ** (layout.bits - 1))
+    scales = _usable(shares * (high - low) / highest_code)
+    middle = torch.round(-low * shares / scales)
+    shifts = torch.tensor(_ZERO_SHIFTS, device=weight.device)[:, None]
+    zeros = (middle[:, None] + shifts).clamp(0, highest_code)
+    return scales[:, None].expand_as(zeros).flatten(0, 1), zeros.flatten(0, 1)
 
 
 def _usable(scale: torch.Tensor) -> torch.Tensor:

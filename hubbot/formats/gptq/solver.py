@@ -24,7 +24,8 @@ import torch
 
 from hubbot.domain import Gptq
 from hubbot.errors import Unsupported
-from hubbot.formats.gptq.grid import Grid, fit_grid, nearest_code, storable
+from hubbot.formats.gptq.columns import descend, round_columns
+from hubbot.formats.gptq.grid import Grid, fit_grid, storable
 
 __all__ = ["Curvature", "Solution", "prepare", "solve"]
 
@@ -161,15 +162,16 @@ def _round_columns(wanted: torch.Tensor, curvature: Curvature, layout: Gptq) -> 
         stop = min(start + BLOCK, wanted.shape[0])
         U = curvature.factor[start:stop, start:]
         errors = torch.zeros_like(rest[start:stop])
-        for column in range(start, stop):
-            if column % curvature.group_size == 0:
-                group = slice(column, column + curvature.group_size)
+        for first in range(start, stop, min(BLOCK, curvature.group_size)):
+            if first % curvature.group_size == 0:
+                group = slice(first, first + curvature.group_size)
                 grids.append(fit_grid(_with_errors(rest, group, stop, U, errors, start), importance[group], layout))
-            grid = grids[-1]
-            step = column - start
-            codes[column] = nearest_code(rest[column], grid, layout.bits)
-            errors[step] = (rest[column] - grid.scale * (codes[column] - grid.zero)) / U[step, step]
-            rest[column:stop].addr_(U[step, step : stop - start], errors[step], alpha=-1)
+            last = min(first + curvature.group_size, stop)
+            here, part = slice(first - start, last - start), slice(first, last)
+            codes[part], errors[here] = round_columns(
+                rest[part], U[here, here], grids[-1].scale, grids[-1].zero, layout.bits
+            )
+            rest[last:stop] -= U[here, last - start : stop - start].t() @ errors[here]
         rest[stop:] -= U[:, stop - start :].t() @ errors
     return codes, grids
 
@@ -220,15 +222,8 @@ def _descend(steps: torch.Tensor, grid: Grid, hessian: torch.Tensor, pull: torch
     """Set every code of a group, one after another, to the best one for all others; `steps` changes in place."""
     for start in range(0, steps.shape[0], BLOCK):
         block = slice(start, min(start + BLOCK, steps.shape[0]))
-        H = hessian[block, block]
-        left = pull[block].clone()
         before = steps[block].clone()
-        for column in range(H.shape[0]):
-            current = steps[start + column]
-            target = current * grid.scale + left[column] / H[column, column]
-            best = nearest_code(target, grid, bits) - grid.zero
-            left.addr_(H[column], (best - current) * grid.scale, alpha=-1)
-            steps[start + column] = best
+        descend(steps[block], hessian[block, block], pull[block], grid.scale, grid.zero, bits)
         pull -= hessian[:, block] @ ((steps[block] - before) * grid.scale)
 
 

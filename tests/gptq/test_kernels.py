@@ -1,0 +1,95 @@
+"""The solver's GPU kernels, run by Triton's interpreter, compute what their twins in torch define.
+
+Codes are compared one by one. The interpreter and torch may add the terms of a sum in another order, so that a weight
+which lies within rounding of the middle between two codes can fall to either side: one in a thousand is let pass.
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="make test installs triton")
+
+from hubbot.domain import Gptq
+from hubbot.formats.gptq import columns, grid, solver
+from hubbot.kernels import gptq as kernels
+
+pytestmark = pytest.mark.slow
+
+SHAPES = [(16, 8), (32, 19), (100, 5), (128, 24)]  # columns and output features, also such as fill no tile
+BITS = [3, 4]
+ALIKE = 0.999
+
+
+def _normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _curvature(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A Hessian as dependent inputs make it, and its factor."""
+    inputs = _normal(4 * size, size, seed=1) @ (torch.eye(size) + 0.3 * _normal(size, size, seed=2))
+    hessian = inputs.T @ inputs / len(inputs)
+    made = solver.prepare(hessian, Gptq(bits=4, group_size=-1), 0.01)
+    return made.hessian, made.factor
+
+
+def _grid(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales of both signs and the zero point in the middle."""
+    scale = grid.storable(weight.abs().amax(0) * 2 / (2**bits - 1))
+    signs = 1 - 2 * (torch.arange(len(scale)) % 2)
+    return scale * signs, torch.full_like(scale, 2 ** (bits - 1))
+
+
+def _share(left: torch.Tensor, right: torch.Tensor) -> float:
+    return (left == right).double().mean().item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", BITS)
+def test_rounding_a_block_gives_the_codes_and_errors_of_the_twin(shape, bits):
+    weight, (_, factor) = _normal(*shape, seed=3), _curvature(shape[0])
+    scale, zero = _grid(weight, bits)
+    codes, errors = kernels.round_columns(weight, factor, scale, zero, bits)
+    wanted_codes, wanted_errors = columns.round_columns(weight, factor, scale, zero, bits)
+    same = (codes == wanted_codes).all(0)  # a code that went the other way changes those after it
+    assert _share(same, torch.ones_like(same)) >= 0.9
+    assert torch.allclose(errors[:, same], wanted_errors[:, same], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", BITS)
+def test_descending_a_block_gives_the_steps_of_the_twin(shape, bits):
+    hessian, _ = _curvature(shape[0])
+    weight = _normal(*shape, seed=4)
+    scale, zero = _grid(weight, bits)
+    steps = columns.nearest_code(weight, scale, zero, bits) - zero
+    pull = hessian @ (weight - steps * scale)
+    found, wanted = steps.clone(), steps.clone()
+    kernels.descend(found, hessian, pull, scale, zero, bits)
+    columns.descend(wanted, hessian, pull, scale, zero, bits)
+    assert not torch.equal(wanted, steps)
+    same = (found == wanted).all(0)
+    assert _share(same, torch.ones_like(same)) >= 0.9
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 9)])  # more columns than a program holds at once
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_best_grid_is_the_twins(shape, symmetric):
+    weight, importance = _normal(*shape, seed=5), _normal(shape[0], seed=6).exp()
+    scales, zeros = grid._candidates(weight, Gptq(bits=4, group_size=-1, symmetric=symmetric))
+    found = kernels.best_candidate(weight, importance, scales, zeros, 4)
+    wanted = columns.best_candidate(weight, importance, scales, zeros, 4)
+    assert len(wanted.unique()) > 1
+    assert _share(found, wanted) >= 0.9
+
+
+@pytest.mark.parametrize("layout", [Gptq(bits=4, group_size=32), Gptq(bits=3, group_size=-1, symmetric=False)])
+def test_a_layer_solved_by_the_kernels_is_as_good_as_by_the_twins(layout, monkeypatch):
+    """The whole solver through the kernels' launchers: the error is the same within a few codes."""
+    hessian = _curvature(160)[0]
+    weight = 0.05 * _normal(24, 160, seed=7)
+    curvature = solver.prepare(hessian, layout, 0.01)
+    wanted = solver.solve(weight, curvature, layout)
+    monkeypatch.setattr(columns, "_kernels", lambda _: kernels)
+    found = solver.solve(weight, curvature, layout)
+    assert _share(found.codes, wanted.codes) >= 0.98
+    assert found.error == pytest.approx(wanted.error, rel=0.02)
