@@ -11,7 +11,7 @@ around a pretended sweep of milliseconds (tests/bot/cheap.py); pauses are a twen
 
 At the end the faults stop, the bots work off what is left, and everything is checked:
 every model is released once, or parked because its source is gone; no commit of any published branch
-shows half a release; no second pull request; no release commit twice; the state file is sound; no
+shows half a release, and the branch beside main is of main's release; no second pull request; no release commit twice; the state file is sound; no
 upload carried a token to the storage; no token is in the state file or in a repo.
 """
 
@@ -34,9 +34,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hubbot.domain import Family
 from tests.bot.cheap import VARIANTS, cheap_run, files_of_a_model, settings_for
 from tests.hub.server import Hub
 
+BRANCH = "gptq-8bit-128g"  # beside main, so that a release takes more than one commit
+VARIANTS[BRANCH] = Family.GPTQ
 FASTER = 20  # pauses of the bot are divided by this
 FAULTS: tuple[dict[str, object], ...] = (
     *({"status": code} for code in (500, 502, 503, 504)),
@@ -284,11 +287,22 @@ class Soak:
             titles = [
                 c.title
                 for c in self.hub.history(name, revision)
-                if c.author == "bot" and "initial" not in c.title.lower()
+                if c.author == "bot" and "initial" not in c.title.lower() and "[branch" not in c.title
             ]
             if len(titles) > 1:
                 found.append(f"{name} was released {len(titles)} times: {titles}")
+            if name.endswith("-GPTQ") and self.mode == "main":
+                found += self._mixed(name)
         return found
+
+    def _mixed(self, name: str) -> list[str]:
+        """Whether the branch is there and holds what main's record lists of its variant."""
+        if f"refs/heads/{BRANCH}" not in self.hub.repo(name).refs:
+            return [f"{name} has no branch {BRANCH}"]
+        record = json.loads(self.hub.read(name, "hubbot.json"))
+        wanted = {f["sha256"] for variant in record["variants"] if variant["name"] == BRANCH for f in variant["files"]}
+        held = self.hub.files(name, BRANCH)["model.safetensors"].sha256
+        return [] if held in wanted else [f"{name}: its branch {BRANCH} is not of the release on main"]
 
     def _half_releases(self, name: str, repo) -> list[str]:
         """Every commit that a visitor could ever see holds a whole release or nothing of one."""

@@ -206,7 +206,9 @@ def _to_branches(job: _Job) -> Receipt:
     for _ in range(MOST_ROUNDS):
         commits, changed = _land_all(job)
         files |= {(file.revision, file.path): file for file in changed}
-        if job.force or len(commits) == 1 or job.whole():
+        if (
+            job.force or len(commits) == 1 or not changed or job.whole()
+        ):  # unchanged: every branch holds what was made here
             return job.receipt("published" if files else "unchanged", commits, files=tuple(files.values()))
     msg = f"Somebody else goes on publishing the same release to {job.release.repo_id}. Run `hubbot publish` again when they have ended."
     raise PublishConflict(msg)

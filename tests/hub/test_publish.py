@@ -574,6 +574,14 @@ def test_two_machines_with_other_bytes_at_once_never_mix_them(hub: Hub, ada: Pub
     assert commits(hub) == commits_before
 
 
+def test_a_record_that_arrives_spoilt_is_no_rival(hub: Hub, ada: Publisher, tmp_path: Path):
+    release = gptq_release(tmp_path, *NAMES)
+    hub.fail(r"GET .*resolve.*hubbot\.json", times=None, corrupt=0)
+    assert ada(release).status == "published"
+    assert one_machines(hub, release)
+    assert commits(hub) == 3
+
+
 def test_every_commit_and_branch_is_taken_from_the_budget_that_is_kept(hub: Hub, ada: Publisher, tmp_path: Path):
     noted = list[float]()
     with keeping(Pace(per_hour=100, noted=noted.append)):
