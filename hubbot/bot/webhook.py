@@ -16,6 +16,7 @@ from hubbot.errors import BadSettings, HubbotError
 from hubbot.ledger.events import Event
 
 SECRET_VARIABLE = "HUBBOT_WEBHOOK_SECRET"  # noqa: S105 -- the variable's name
+MAIN = "refs/heads/main"
 SHORTEST_SECRET = 16  # characters
 
 _Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -88,12 +89,12 @@ def events_of(delivery: Delivery) -> list[Event]:
     return [
         Event(model=delivery.repo.name, ref=moved.ref, old=moved.oldSha, sha=moved.newSha)
         for moved in delivery.updatedRefs
-        if moved.newSha and (moved.ref == "refs/heads/main" or moved.ref.startswith("refs/tags/"))
+        if moved.newSha and (moved.ref == MAIN or moved.ref.startswith("refs/tags/"))
     ]
 
 
 def from_job(environ: Mapping[str, str]) -> list[Event]:
-    """The events that a webhook started this Hugging Face Job with.
+    """The moves of main that a webhook started this Hugging Face Job with; a tag may stand on an old commit.
 
     environ: WEBHOOK_PAYLOAD, WEBHOOK_REPO_ID and WEBHOOK_SECRET as the Hub sets them, and our own secret.
     Raises BadSettings where they are missing, do not agree, or the secret is not ours.
@@ -114,4 +115,4 @@ def from_job(environ: Mapping[str, str]) -> list[Event]:
     if named and named != delivery.repo.name:
         msg = f"WEBHOOK_REPO_ID is {named!r}, but the payload is about {delivery.repo.name!r}. Nothing was done."
         raise BadSettings(msg)
-    return events_of(delivery)
+    return [event for event in events_of(delivery) if event.ref == MAIN]

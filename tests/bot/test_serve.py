@@ -27,13 +27,14 @@ from hubbot.bot.serving import route_of
 from hubbot.bot.sightings import Verdict
 from hubbot.bot.watch_settings import JobSettings, ServeSettings
 from hubbot.bot.webhook import from_job, knows_secret, required_secret
+from hubbot.domain import Job
 from hubbot.errors import BadSettings, HubFailed, LedgerFailed
 from hubbot.hub.reader import Reader
 from hubbot.ledger import events, jobs
 from hubbot.ledger.events import Event
 from hubbot.ledger.store import Ledger, open_ledger
 from hubbot.settings import PublishSettings
-from tests.bot.cheap import files_of_a_model, settings_for
+from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
 from tests.bot.parts import Clock
 from tests.hub.server import Hub
 
@@ -472,6 +473,19 @@ def test_what_the_policy_leaves_alone_starts_nothing(handing):
     assert events.waiting(handing.ledger, taker="github") == {}
 
 
+def test_a_readme_of_a_published_model_and_the_release_itself_start_nothing(handing, tmp_path):
+    sha = handing.hub.model("maker/one", files_of_a_model(1))
+    token = handing.hub.user("bot", orgs={"ours": "write"})
+    cheap_run(Job(model="maker/one", revision=sha), settings_for(tmp_path), token=token, endpoint=handing.hub.endpoint)
+    handing.hub.commit("maker/one", {"README.md": b"---\nlicense: mit\n---\nNew words.\n"})
+    for model in ("maker/one", "ours/one-GGUF", "ours/one-GPTQ"):
+        handing.tell(model, handing.hub.history(model)[0].id)
+    assert handing.deliver() == []
+    new = handing.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    handing.tell("maker/one", new)
+    assert handing.deliver() == [("maker/one", new)]
+
+
 def test_a_job_is_started_with_what_publishes_it_or_not_at_all(hub, tmp_path):
     token = hub.user("bot", orgs={"ours": "write"})
     reader = Reader(token=token, endpoint=hub.endpoint)
@@ -582,6 +596,14 @@ def test_a_job_that_a_webhook_started_learns_its_model():
 
 def test_a_job_started_by_a_pull_request_has_nothing_to_do():
     assert from_job(_job_environment(WEBHOOK_PAYLOAD=json.dumps(delivery(ref="refs/pr/3")))) == []
+
+
+def test_a_job_started_by_a_tag_alone_has_nothing_to_do_and_one_beside_main_is_left_out():
+    tag = {"ref": "refs/tags/v1", "oldSha": None, "newSha": "1" * 40}
+    main = {"ref": "refs/heads/main", "oldSha": "1" * 40, "newSha": "2" * 40}
+    for refs, shas in (([tag], []), ([main, tag], ["2" * 40])):
+        found = from_job(_job_environment(WEBHOOK_PAYLOAD=json.dumps(delivery("maker/one", updatedRefs=refs))))
+        assert [event.sha for event in found] == shas
 
 
 @pytest.mark.parametrize(
