@@ -195,7 +195,7 @@ def plan_under_attack(runner: Runner, attack: str) -> None:
         assert read_log(step.log).named("x") == []
         assert "owned" not in step.outputs["matrix"]
     after = {path for path in runner.workspace.parent.rglob("*") if ".work" not in path.parts}
-    assert {path.name for path in after - before} <= {"out", "files", "output", "summary"}
+    assert {path.name for path in after - before} <= {"out", "files", "home", "output", "summary"}
     assert not [path for path in runner.workspace.parent.rglob("*") if "owned" in path.name]
 
 
