@@ -9,7 +9,7 @@ from itertools import islice
 from hubbot.bot.poll import Poll, poll, source_names
 from hubbot.bot.published import digest, poll_releases
 from hubbot.bot.sightings import Action, Candidate, Contents, Known, Verdict
-from hubbot.bot.watch import Policy, judge
+from hubbot.bot.watch import YANKED, Policy, judge
 from hubbot.cards.repos import target_repos
 from hubbot.domain import Gguf, Status, Variant, VariantRecord, family_of
 from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
@@ -168,12 +168,17 @@ def _contents(reader: Reader, ledger: Ledger, model: str, sha: str, *, tags: boo
 
 
 def queue(ledger: Ledger, wanted: Iterator[Verdict], settings: Settings, *, version: str) -> Iterator[Verdict]:
-    """Queue what the verdicts ask for, a few hundred at once; hands them on as they come."""
+    """Queue what the verdicts ask for, a few hundred at once; hands them on as they come.
+
+    What waits of a model that was yanked meanwhile, on whatever machine, is dropped.
+    """
     fingerprint = settings_digest(settings)
     while some := list(islice(wanted, _AT_ONCE)):
         asked = [verdict for verdict in some if verdict.action is Action.RUN]
         if asked:
             jobs.enqueue_all(ledger, asked, settings=fingerprint, version=version)
+        if gone := [verdict.model for verdict in some if verdict.rule == YANKED]:
+            mirror.drop_waiting(ledger, gone)
         yield from some
 
 

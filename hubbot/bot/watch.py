@@ -27,7 +27,7 @@ from hubbot.bot.sightings import Action, Candidate, Contents, JobState, Known, R
 from hubbot.bot.watch_settings import WatchSettings
 from hubbot.planning.licence import judge_licence
 
-__all__ = ["RULES", "Policy", "cost", "judge"]
+__all__ = ["RULES", "YANKED", "Policy", "cost", "judge"]
 
 # Tags that the Hub derives from a repo's files and configuration, or that publishers of quantized models set.
 _QUANTIZED_TAGS = frozenset(
@@ -36,6 +36,7 @@ _QUANTIZED_TAGS = frozenset(
 )
 _QUANTIZED_BASE = "base_model:quantized:"
 OUR_TAG = "hubbot"
+YANKED = "yanked"  # the rule
 
 # Bytes a weight of the model that its largest block takes at the least: hardly a model has more than 128 blocks, and a
 # block lies there twice, as it is and decoded, in float32. `hubbot plan` knows better, once the headers are there.
@@ -332,7 +333,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("parameters", _parameters),
     ("unpopular", _unpopular),
     ("too-large", _too_large),
-    ("yanked", _yanked),
+    (YANKED, _yanked),
     ("queue", _in_queue),
     ("published", _released),
 )

@@ -12,6 +12,11 @@ from hubbot.ledger.store import Ledger
 
 PAGE = 500  # models read at once
 
+_DROP = (
+    "UPDATE jobs SET state = 'dropped', changed = ? "
+    "WHERE model IN (SELECT value FROM json_each(?)) AND state IN ('queued', 'parked')"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceState:
@@ -132,9 +137,10 @@ def touched(ledger: Ledger) -> frozenset[str]:
 
 
 def yanked(ledger: Ledger, model: str) -> str | None:
-    """Why a model was yanked, None where it was not."""
+    """Why a model was yanked, here or by the mark on its releases; None where it was not."""
     rows = ledger.read("SELECT reason FROM yanks WHERE model = ?", model)
-    return next((row["reason"] for row in rows), None)
+    marks = (release.yanked for release in releases(ledger, model) if release.yanked)
+    return next((row["reason"] for row in rows), None) or next(marks, None)
 
 
 def store_yank(ledger: Ledger, model: str, reason: str) -> None:
@@ -142,10 +148,13 @@ def store_yank(ledger: Ledger, model: str, reason: str) -> None:
     now = ledger.now()
     with ledger.transaction() as db:
         db.execute("INSERT OR REPLACE INTO yanks (model, reason, at) VALUES (?, ?, ?)", (model, reason, now))
-        db.execute(
-            "UPDATE jobs SET state = 'dropped', changed = ? WHERE model = ? AND state IN ('queued', 'parked')",
-            (now, model),
-        )
+        db.execute(_DROP, (now, json.dumps([model])))
+
+
+def drop_waiting(ledger: Ledger, models: Iterable[str]) -> None:
+    """Drop what waits of the models, or is parked."""
+    with ledger.transaction() as db:
+        db.execute(_DROP, (ledger.now(), json.dumps(list(models))))
 
 
 def forget_yank(ledger: Ledger, model: str) -> bool:

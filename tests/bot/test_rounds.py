@@ -511,6 +511,19 @@ def test_a_model_that_is_taken_back_while_its_job_runs_is_not_published(bench):
     assert bench.work() == Tally()
 
 
+def test_what_waits_of_a_model_that_another_machine_took_back_is_dropped(bench, tmp_path):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    bench.hub.commit("maker/one", {"model.safetensors": files_of_a_model(2)["model.safetensors"]})
+    assert bench.rules() == {"maker/one": "changed"}
+    with open_ledger(tmp_path / "another.sqlite") as elsewhere:
+        taken_back(replace(bench, bot=replace(bench.bot, ledger=elsewhere)))
+    assert bench.rules() == {"maker/one": "yanked"}
+    assert bench.work() == Tally()
+    assert "Taken back" in bench.hub.read("ours/one-GGUF", "README.md").decode()
+
+
 def test_pull_requests_of_a_model_that_is_taken_back_are_closed(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
     settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": "pr"})})
