@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hubbot.action.inputs import INPUTS, BadInput, Kind, as_yaml, read_inputs
+from hubbot.action.inputs import BadInput, read_inputs
+from hubbot.action.table import INPUTS, Kind, as_yaml
 from hubbot.errors import BadSettings
 
 ACTION = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
@@ -110,7 +111,7 @@ def workspace(tmp_path: Path) -> Path:
 
 def test_action_yml_describes_every_input_as_it_is_read():
     text = (Path(__file__).parents[2] / "action.yml").read_text()
-    assert as_yaml() in text, "run python -m hubbot.action.inputs"
+    assert as_yaml() in text, "run python -m hubbot.action.table"
     assert list(ACTION["inputs"]) == [one.name for one in INPUTS]
     assert all(one["description"].endswith(".") and "default" in one for one in list(ACTION["inputs"].values())[1:])
 
