@@ -48,6 +48,7 @@ class Route:
     give: Give
     remember: Callable[[Ledger, Verdict], None]  # that it was handed on
     tags: bool = False  # whether a tag makes a model new
+    quiet: float = 0.0  # seconds without another event of a model before it goes out
     secrets: Sequence[str] = ()
 
 
@@ -115,7 +116,7 @@ def hosted_job(command: Callable[[Verdict], Sequence[str]], start: Callable[[Seq
 def deliver_waiting(ledger: Ledger, route: Route) -> int:
     """Hand on what is due, one model at a time. Returns how many went."""
     went = 0
-    for model, group in events.waiting(ledger, taker=route.taker).items():
+    for model, group in events.waiting(ledger, taker=route.taker, quiet=route.quiet).items():
         try:
             went += _hand_on(ledger, model, group, route)
         except Exception as error:  # noqa: BLE001 -- one model's defect must not keep the others back

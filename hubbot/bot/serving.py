@@ -45,6 +45,7 @@ def route_of(
         give=give,
         remember=partial(_remember, settings=settings),
         tags=settings.watch.updates == "tags",
+        quiet=settings.serve.quiet,
         secrets=secrets,
     )
 

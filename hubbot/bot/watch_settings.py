@@ -79,6 +79,9 @@ class ServeSettings(Section):
     deliver: Literal["queue", "github", "job"] = Field(
         "queue", description="hand events to the local queue, a GitHub repository_dispatch, or a Hugging Face Job"
     )
+    quiet: int = Field(
+        300, ge=0, description="seconds without another event of a model before it is handed on to GitHub or a Job"
+    )
     max_body: int = Field(1_000_000, ge=1024, description="largest request body in bytes")
     github_url: str = Field("https://api.github.com", description="root of the GitHub API")
     github_repo: str | None = Field(None, description="owner/name of the repository to dispatch to")

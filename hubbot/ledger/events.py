@@ -71,21 +71,24 @@ def adopt(ledger: Ledger, taker: str) -> None:
         db.execute("UPDATE events SET taker = ? WHERE state = 'accepted'", (taker,))
 
 
-def waiting(ledger: Ledger, *, taker: str = QUEUE, limit: int = 1000) -> dict[str, list[Accepted]]:
+def waiting(ledger: Ledger, *, taker: str = QUEUE, quiet: float = 0.0, limit: int = 1000) -> dict[str, list[Accepted]]:
     """Model -> every event of it that is not delivered, the oldest first, for models that have one that is due.
 
     In which order the Hub's deliveries arrive says nothing about what is newest: they go together.
+    quiet: seconds that a model's newest event has to be old; an upload comes in many commits.
     """
     now = ledger.now()
     longest = max(_DELAYS)  # after a clock was set back, nobody waits longer than the longest delay
     found: dict[str, list[Accepted]] = {}
     for row in ledger.read(
         "SELECT id, model, ref, sha, failures FROM events WHERE state = 'accepted' AND taker = ?1 AND model IN "
-        "(SELECT model FROM events WHERE state = 'accepted' AND taker = ?1 AND (due <= ?2 OR due > ?3)) "
-        "ORDER BY id LIMIT ?4",
+        "(SELECT model FROM events WHERE state = 'accepted' AND taker = ?1 GROUP BY model "
+        "HAVING max(due <= ?2 OR due > ?3) AND (max(received) <= ?2 - ?4 OR max(received) > ?2)) "
+        "ORDER BY id LIMIT ?5",
         taker,
         now,
         now + longest,
+        quiet,
         limit,
     ):
         event = Event(model=row["model"], ref=row["ref"], old=None, sha=row["sha"])

@@ -330,10 +330,10 @@ def github() -> Iterator[HTTPServer]:
     server.server_close()
 
 
-def _github_server(github: HTTPServer, hub: Hub, folder: Path, *, config: str = "") -> Server:
+def _github_server(github: HTTPServer, hub: Hub, folder: Path) -> Server:
     url = f"http://127.0.0.1:{github.server_port}"
     toml = folder / "hubbot.toml"
-    toml.write_text('variants = "gptq-4bit-128g"\n[publish]\nnamespace = "ours"\n' + config)
+    toml.write_text('variants = "gptq-4bit-128g"\n[publish]\nnamespace = "ours"\n[serve]\nquiet = 0\n')
     arguments = ("--deliver", "github", "--github-repo", "me/fleet", "--github-url", url, "--config", str(toml))
     token = hub.user("bot", orgs={"ours": "write"})
     environ = {"GITHUB_TOKEN": GITHUB_TOKEN, "HF_TOKEN": token, "HF_ENDPOINT": hub.endpoint}
@@ -412,7 +412,7 @@ class Handing:
 def handing(hub: Hub, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Handing]:
     reader = Reader(token=hub.user("bot", orgs={"ours": "write"}), endpoint=hub.endpoint, sleep=lambda _: None)
     settings = settings_for(tmp_path, **getattr(request, "param", {}))
-    settings = settings.model_copy(update={"serve": ServeSettings(deliver="github", github_repo="me/fleet")})
+    settings = settings.model_copy(update={"serve": ServeSettings(deliver="github", github_repo="me/fleet", quiet=0)})
     sent, errors, clock = [], [], Clock()
 
     def give(verdict: Verdict) -> None:
@@ -434,6 +434,21 @@ def test_late_and_out_of_order_events_hand_on_mains_head_once(handing):
     assert handing.deliver() == []
     assert handing.hub.journal.count("GET /api/models/maker/one") == 2
     assert jobs.last_job(handing.ledger, "maker/one").state == "done"
+
+
+def test_an_upload_in_many_commits_hands_its_model_on_once_when_it_is_quiet(handing):
+    handing.route = replace(handing.route, quiet=300)
+    handing.hub.model("maker/one", files_of_a_model(1))
+    for seed in range(2, 5):
+        last = handing.hub.commit("maker/one", {"model.safetensors": files_of_a_model(seed)["model.safetensors"]})
+        handing.tell("maker/one", last)
+        handing.clock.advance(200)
+        assert handing.deliver() == []
+    handing.clock.advance(100)
+    assert handing.deliver() == [("maker/one", last)]
+    handing.tell("maker/one", "7" * 40)
+    handing.clock.advance(-2 * 86_400)
+    assert events.waiting(handing.ledger, taker="github", quiet=300), "a clock set back freezes nothing"
 
 
 @pytest.mark.parametrize("error", [HubFailed("GitHub answered 500"), http.client.IncompleteRead(b""), ValueError("?")])
@@ -490,7 +505,7 @@ def test_a_job_is_started_with_what_publishes_it_or_not_at_all(hub, tmp_path):
     token = hub.user("bot", orgs={"ours": "write"})
     reader = Reader(token=token, endpoint=hub.endpoint)
     settings = settings_for(tmp_path).model_copy(
-        update={"serve": ServeSettings(deliver="job"), "job": JobSettings(image="ghcr.io/example/hubbot:1")}
+        update={"serve": ServeSettings(deliver="job", quiet=0), "job": JobSettings(image="ghcr.io/example/hubbot:1")}
     )
     toml = tmp_path / "hubbot.toml"
     toml.write_text('[publish]\nmode = "pr"\nnamespace = "ours"\n')
