@@ -207,9 +207,14 @@ def _forget_sweeps(job: Run) -> None:
 
 
 def release_record(job: Run, record: Record) -> Record:
-    """Publish what passed, where the settings ask for it; `job.receipts` says what came of it."""
+    """Publish what passed, where the settings ask for it; `job.receipts` says what came of it.
+
+    Raises BadSettings where the settings contradict each other, or the record was made without the gate.
+    """
     if job.settings.publish.mode == "none":
         return record
+    _refuse_contradictions(job.settings)
+    _refuse_unjudged(record)
     with job.stage("publish"):
         receipts = release(record, job.settings, out=job.out, token=job.token, endpoint=job.endpoint)
     job.receipts.extend(receipts.values())
@@ -316,4 +321,11 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise BadSettings(msg)
     if settings.publish.mode != "none" and not settings.publish.namespace:
         msg = "--publish needs the user or organisation that owns the published repos. Name it with --namespace."
+        raise BadSettings(msg)
+
+
+def _refuse_unjudged(record: Record) -> None:
+    limits = record.config.get("gate")
+    if isinstance(limits, Mapping) and limits.get("enabled") is False:
+        msg = f"{record.source.name} was made with the gate off, so nobody judged its variants; such a run is never published. Make it again with the gate, then publish."
         raise BadSettings(msg)

@@ -263,9 +263,17 @@ def test_the_publish_step_publishes_and_says_so(hub, step, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [({"INPUT_NAMESPACE": ""}, 2), ({"INPUT_DRY-RUN": "true"}, 2)],
-    ids=["nobody owns the repos", "a rehearsal"],
+    [({"INPUT_GATE": "false"}, 2), ({"INPUT_NAMESPACE": ""}, 2), ({"INPUT_DRY-RUN": "true"}, 2)],
+    ids=["the gate is off", "nobody owns the repos", "a rehearsal"],
 )
 def test_a_contradiction_stops_the_publish_step_before_the_first_request(hub, step, changes, code):
     assert act(step | changes, work) == code
+    assert hub.store.repos == {}
+
+
+def test_parts_that_were_made_without_the_gate_are_not_published(hub, release, step):
+    for part in PLAN:
+        made = read_record(release / part)
+        write_record(replace(made, config={**made.config, "gate": {"enabled": False}}), release / part)
+    assert act(step, work) == 2
     assert hub.store.repos == {}
