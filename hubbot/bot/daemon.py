@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,10 +119,12 @@ class _Trouble:
 
 @contextmanager
 def _survived(it: Bot) -> Iterator[_Trouble]:
-    """HubbotErrors inside are said, and the daemon goes on."""
+    """Errors inside are said, and the daemon goes on: nobody is there to start it again."""
     trouble = _Trouble()
     try:
         yield trouble
     except HubbotError as error:
         trouble.token = isinstance(error, TokenRefused)
         say(mask(str(error), it.reader.token))
+    except Exception as error:  # noqa: BLE001 -- a defect in one round must not end all of them
+        say(mask("".join(traceback.format_exception(error)), it.reader.token))

@@ -74,9 +74,9 @@ def collection(reader: Reader, slug: str, *, etag: str | None = None) -> tuple[d
         return None, page.etag
     items = page.body.get("items") if isinstance(page.body, dict) else None
     models = {
-        item["id"]: str(item.get("lastModified") or "")
-        for item in items or ()
-        if isinstance(item, dict) and item.get("type") == "model" and _ID.fullmatch(str(item.get("id")))
+        name: str(item.get("lastModified") or "")
+        for item in map(_mapping, _list(items))
+        if item.get("type") == "model" and (name := str(item.get("id") or "")) and _ID.fullmatch(name)
     }
     return models, page.etag
 
@@ -92,9 +92,11 @@ def read_contents(reader: Reader, model: str, sha: str, *, tags: bool) -> Conten
     try:
         while address:
             page = reader.get(address, params)
-            for item in page.body if isinstance(page.body, list) else ():
-                if item.get("type") == "file" and matters(item["path"]):
-                    files[item["path"]] = f"sha256:{item['lfs']['oid']}" if item.get("lfs") else f"blob:{item['oid']}"
+            for item in map(_mapping, page.body if isinstance(page.body, list) else ()):
+                path = _text(item.get("path"))
+                if path and item.get("type") == "file" and matters(path):
+                    large = _text(_mapping(item.get("lfs")).get("oid"))
+                    files[path] = f"sha256:{large}" if large else f"blob:{item.get('oid')}"
             address, params = page.next, None
         tagged = _tagged(reader, model, sha) if tags else None
     except SourceNotFound:
@@ -108,8 +110,8 @@ def read_record(reader: Reader, repo: str, sha: str) -> bytes | None:
 
 
 def _tagged(reader: Reader, model: str, sha: str) -> bool:
-    refs = reader.get(f"/api/models/{model}/refs").body
-    return any(tag.get("targetCommit") == sha for tag in refs.get("tags") or ())
+    refs = _mapping(reader.get(f"/api/models/{model}/refs").body)
+    return any(_mapping(tag).get("targetCommit") == sha for tag in _list(refs.get("tags")))
 
 
 def candidate(info: Any) -> Candidate | None:
@@ -119,7 +121,7 @@ def candidate(info: Any) -> Candidate | None:
     name, sha = str(info.get("id") or ""), str(info.get("sha") or "")
     if not _ID.fullmatch(name) or not _SHA.fullmatch(sha):
         return None
-    tags = tuple(tag for tag in info.get("tags") or () if isinstance(tag, str))
+    tags = tuple(tag for tag in _list(info.get("tags")) if isinstance(tag, str))
     card = _mapping(info.get("cardData"))
     config = _mapping(info.get("config"))
     parameters, weight_bytes = _weights(_mapping(info.get("safetensors")))

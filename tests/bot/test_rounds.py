@@ -630,6 +630,25 @@ def test_events_and_polls_are_taken_between_two_jobs(bench, monkeypatch):
     assert ran == ["maker/m0", "maker/m1", "elsewhere/told"]
 
 
+def test_a_defect_in_one_round_does_not_end_the_daemon(bench, monkeypatch, capsys):
+    monkeypatch.setattr("hubbot.bot.daemon.WAKE", 0.0)
+    genuine, rounds, stop = Bot.look, [], Stop()
+
+    def look(self, **options):
+        rounds.append(1)
+        if len(rounds) == 1:
+            raise KeyError(self.reader.token)
+        stop.asked = True
+        return genuine(self, **options)
+
+    monkeypatch.setattr(Bot, "look", look)
+    keep_watching(bench.bot, 0.0, None, stop)
+    assert len(rounds) == 2
+    said = capsys.readouterr().err
+    assert "KeyError" in said
+    assert bench.bot.reader.token not in said
+
+
 def test_a_round_that_is_due_is_not_kept_up_by_a_long_queue(bench, monkeypatch):
     for number in range(3):
         bench.hub.model(f"maker/m{number}", files_of_a_model(number))

@@ -5,6 +5,7 @@ import re
 import string
 import struct
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import yaml
@@ -17,7 +18,8 @@ from hubbot.bot.watch_settings import WatchSettings
 from hubbot.bot.webhook import events_of, from_job, read_delivery
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.names import parse_variants
-from hubbot.hub.listing import candidate
+from hubbot.hub.listing import candidate, collection, read_contents
+from hubbot.hub.reader import Page, Reader
 from hubbot.intake import read_facts
 from hubbot.intake.front_matter import parse_front_matter
 from hubbot.intake.gguf import read_gguf_header
@@ -338,6 +340,39 @@ def test_any_entry_of_a_list_of_models(info):
         verdict = judge(found, Known(), POLICY)
         assert verdict.reason
         assert json.dumps(asdict(found))
+
+
+class Told(Reader):
+    """A reader that was told the answers."""
+
+    def __init__(self, tree, refs):
+        super().__init__(token=None)
+        self.answers = {"tree": tree, "refs": refs}
+
+    def get(self, path, params=None, *, etag=None):
+        return Page(body=self.answers["refs" if path.endswith("refs") else "tree"], etag=None, next=None)
+
+
+HONEST_TREE = [
+    {"type": "file", "path": "model.safetensors", "oid": "a" * 40, "lfs": {"oid": "b" * 64, "size": 3}},
+    {"type": "file", "path": "config.json", "oid": "c" * 40},
+    {"type": "directory", "path": "onnx", "oid": "d" * 40},
+]
+HONEST_REFS = {"tags": [{"name": "v1", "targetCommit": "1" * 40}], "branches": []}
+
+
+@hostile
+@given(tree=spoilt(HONEST_TREE) | values, refs=spoilt(HONEST_REFS) | values)
+def test_any_list_of_a_repos_files_and_refs(tree, refs):
+    found = only_hubbot_errors(partial(read_contents, tags=True), Told(tree, refs), "maker/one", "1" * 40)
+    assert json.dumps(found.files)
+
+
+@hostile
+@given(body=spoilt({"items": [{"type": "model", "id": "maker/one", "lastModified": "2026-01-01"}]}) | values)
+def test_any_collection(body):
+    models, _ = only_hubbot_errors(collection, Told(body, None), "maker/best-1")
+    assert models is None or json.dumps(models)
 
 
 @hostile
