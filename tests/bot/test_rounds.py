@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -396,29 +397,31 @@ def test_a_variant_that_the_gate_refused_is_not_made_again_by_a_fresh_bot(bench,
         assert [verdict.rule for verdict in other.judge()] == ["published"]
 
 
-def test_an_ending_that_could_not_be_written_is_written_before_the_next_job(bench, monkeypatch):
+@pytest.mark.parametrize("ends", ["done", "failed"])
+def test_an_ending_that_could_not_be_written_is_written_before_the_next_job(bench, ends):
     for number in range(2):
         bench.hub.model(f"maker/m{number}", files_of_a_model(number))
     bench.rules()
-    terms = Terms(worker=bench.worker)
-    run = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    ledger, terms, ran = bench.bot.ledger, Terms(worker=bench.worker), []
+    ledger.connection.execute("PRAGMA busy_timeout = 20")
+    rival = sqlite3.connect(ledger.path, isolation_level=None)
 
-    def full(*_, **__):
-        raise LedgerFailed("the disk is full")
+    def run(job):
+        ran.append(job.model)
+        if len(ran) == 1:
+            rival.execute("BEGIN IMMEDIATE")
+        if ends == "failed":
+            raise Unsupported("no step knows it")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("hubbot.bot.worker.jobs.finish", full)
-        for _ in range(2):
-            with pytest.raises(LedgerFailed):
-                work(bench.bot.ledger, run, Stop(), terms)
-    assert [job.model for job in jobs.jobs(bench.bot.ledger, JobState.RUNNING)] == ["maker/m0"], "no other was begun"
-    terms.endings.unwritten[:] = [
-        partial(jobs.finish, **terms.endings.unwritten[0].keywords)
-    ]  # the disk has room again
-    assert work(bench.bot.ledger, run, Stop(), terms) == Tally(done=1)
-    assert [job.state for job in jobs.jobs(bench.bot.ledger, *JobState)] == [JobState.DONE, JobState.DONE]
-    attempts = [row["outcome"] for row in bench.bot.ledger.read("SELECT outcome FROM attempts")]
-    assert attempts == ["done", "done"]
+    for _ in range(2):
+        with pytest.raises(LedgerFailed, match="locked"):
+            work(ledger, run, Stop(), terms)
+    assert ran == ["maker/m0"], "another was begun before the first had ended"
+    assert [job.state for job in jobs.jobs(ledger, JobState.RUNNING)] == ["running"]
+    rival.execute("ROLLBACK")
+    assert work(ledger, run, Stop(), terms) == (Tally(done=1) if ends == "done" else Tally(failed=1))
+    assert ran == ["maker/m0", "maker/m1"]
+    assert [row["outcome"] for row in ledger.read("SELECT outcome FROM attempts")] == [ends, ends]
 
 
 @pytest.mark.parametrize("mode", ["main", "pr"])
