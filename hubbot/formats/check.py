@@ -140,6 +140,8 @@ def _kind(quantization: dict[str, Any]) -> str:
 
 def _runtime_name(quantization: dict[str, Any]) -> str:
     kernels = "gptqmodel" if _kind(quantization) == "gptq" else "bitsandbytes"
+    if quantization.get("lm_head"):
+        return f"gptqmodel {version('gptqmodel')}"
     try:
         return f"transformers {version('transformers')} + {kernels} {version(kernels)}"
     except PackageNotFoundError:
@@ -148,6 +150,8 @@ def _runtime_name(quantization: dict[str, Any]) -> str:
 
 def _load(folder: Path, device: str) -> PreTrainedModel:
     """float32 around the quantized layers on a CPU, the stored type on an accelerator, as its kernels want."""
+    if _quantization(folder).get("lm_head"):
+        return _from_gptqmodel(folder, device)
     if device != "cpu":
         return _from_pretrained(folder, device, "auto")
     model = _from_pretrained(folder, device, torch.float32)
@@ -173,6 +177,16 @@ def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str) -> Pre
     return model.eval()
 
 
+def _from_gptqmodel(folder: Path, device: str) -> PreTrainedModel:
+    """GPTQModel by itself, for a quantized head: transformers takes its codes for an unquantized layer that is absent."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
+    from gptqmodel import BACKEND, GPTQModel
+
+    loaded = GPTQModel.load(str(folder), device=device, backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
+    model: PreTrainedModel = loaded.model
+    return model.eval()
+
+
 @torch.inference_mode()
 def _compare(model: PreTrainedModel, reference: Path) -> tuple[float, float]:
     """Mean D(reference || model) in nats and the largest difference of a logit, window by window."""
@@ -195,7 +209,8 @@ def _one_line(error: Exception) -> str:
 @torch.inference_mode()
 def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int, device: str) -> Speed:
     """Best of some repetitions; the stored type everywhere, as users load it."""
-    model = _from_pretrained(folder, device, "auto")
+    headed = _quantization(folder).get("lm_head")
+    model = _from_gptqmodel(folder, device) if headed else _from_pretrained(folder, device, "auto")
     prompt = torch.arange(prompt_tokens, device=device)[None] % (model.config.get_text_config().vocab_size - 8) + 8
     reading, generating = [], []
     for _ in range(repetitions + 1):  # the first one warms up

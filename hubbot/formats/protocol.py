@@ -115,8 +115,8 @@ class Format(Protocol):
         """Encode and store every tensor of a part for every variant.
 
         weights: checkpoint name -> source tensor as stored (any float dtype, CPU or the sweep's device).
-        statistics: checkpoint name of a linear layer's weight -> its inputs' statistics; empty for
-            embedding and head.
+        statistics: checkpoint name of a linear layer's weight -> its inputs' statistics; empty for the
+            embedding, and for a head that is the embedding.
         Returns variant name -> checkpoint name -> encoded tensor, for the tensors whose decoded value
         differs from the source. The same Encoded object may serve several variants. Calling it again
         for the same part writes the same bytes to the same place.

@@ -163,6 +163,17 @@ class BlockModel:
             logits: torch.Tensor = self.model(inputs_embeds=rows, use_cache=False).logits[0]
         return logits
 
+    def reach_head(self, hidden: torch.Tensor, linears: Iterable[nn.Module]) -> None:
+        """Like `head`, but the given layers are only shown their inputs: no logits are computed."""
+        linears = tuple(linears)
+        for linear in linears:
+            linear.forward = lambda rows: rows[..., :1]
+        try:
+            self.head(hidden)
+        finally:
+            for linear in linears:
+                del linear.forward
+
     def _as_block_output(self, hidden: torch.Tensor) -> Any:
         return (hidden,) if self._returns_tuple else hidden
 

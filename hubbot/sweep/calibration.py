@@ -25,7 +25,8 @@ class StatisticsCollector:
         self._linears = linears
         self._hessian = needs is Needs.HESSIAN
         self._leader: dict[str, str] = {}  # name -> the name whose sums it shares
-        self._sums: dict[str, torch.Tensor] = {}
+        self._squares: dict[str, torch.Tensor] = {}
+        self._hessians: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
         self._inputs: list[tuple[torch.Tensor, str]] = []  # of the present forward: kept alive for identity
 
@@ -48,12 +49,10 @@ class StatisticsCollector:
 
     def statistics(self) -> dict[str, InputStatistics]:
         """Checkpoint name -> statistics; layers that saw no input are absent."""
-        shared: dict[str, InputStatistics] = {}
-        for leader, total in self._sums.items():
-            squares = total.diagonal().clone() if self._hessian else total
-            shared[leader] = InputStatistics(
-                squares=squares, hessian=total if self._hessian else None, tokens=self._tokens[leader]
-            )
+        shared = {
+            leader: InputStatistics(squares=squares, hessian=self._hessians.get(leader), tokens=self._tokens[leader])
+            for leader, squares in self._squares.items()
+        }
         return {name: shared[leader] for name, leader in self._leader.items()}
 
     def _hook(self, name: str) -> Any:
@@ -69,11 +68,10 @@ class StatisticsCollector:
         if self._leader.setdefault(name, leader) != name:
             return
         rows = x.reshape(-1, x.shape[-1]).float()
+        # summed on their own also where the Hessian has them: the same bytes, whatever else a sweep makes
+        self._squares[name] = rows.square().sum(0) + self._squares.get(name, 0)
         if self._hessian:
-            if name not in self._sums:
-                self._sums[name] = torch.zeros((rows.shape[1],) * 2, dtype=torch.float32, device=rows.device)
-            self._sums[name].addmm_(rows.T, rows)
-        else:
-            squares = rows.square().sum(0)
-            self._sums[name] = squares + self._sums.get(name, 0)
+            if name not in self._hessians:
+                self._hessians[name] = torch.zeros((rows.shape[1],) * 2, dtype=torch.float32, device=rows.device)
+            self._hessians[name].addmm_(rows.T, rows)
         self._tokens[name] = self._tokens.get(name, 0) + rows.shape[0]

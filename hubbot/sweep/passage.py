@@ -79,6 +79,20 @@ class Passage:
             self._carry("calibration", part, after_batch=collector.next_batch)
         return collector.statistics()
 
+    def calibrate_head(self, part: Part, needs: Needs) -> Mapping[str, InputStatistics]:
+        """What the head's own linear layers see of the calibration windows; nothing where the embedding is the head."""
+        linears = self.model.linear_weights(part)
+        if not self._calibration or not linears:
+            return {}
+        collector = StatisticsCollector(linears, needs)
+        rows = self.streams.hidden["calibration"].flatten(0, 1)
+        with timed(self.progress.seconds, "calibration"), collector.listening():
+            for first in range(0, len(rows), _BATCH_TOKENS):
+                batch = rows[first : first + _BATCH_TOKENS].to(self.model.device)
+                self.model.reach_head(batch, linears.values())
+                collector.next_batch()
+        return collector.statistics()
+
     def advance(self, part: Part, decoders: Decoders) -> None:
         """Carry the evaluation windows through the original block and through every decoded variant."""
         if self._evaluation:

@@ -117,7 +117,8 @@ class _Walk:
                 statistics = passage.calibrate(part, self._needs)
                 passage.advance(part, self._encode(part, statistics))
             case PartKind.HEAD:
-                return self._judge(passage, self._encode(part, {}))
+                statistics = passage.calibrate_head(part, self._needs)
+                return self._judge(passage, self._encode(part, statistics))
         return Verdicts()
 
     def _judge(self, passage: Passage, decoders: Mapping[str, Mapping[str, Encoded]]) -> Verdicts:

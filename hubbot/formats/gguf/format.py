@@ -24,7 +24,7 @@ from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Part, VariantFiles
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Part, PartKind, VariantFiles
 from hubbot.settings import GgufSettings
 
 __all__ = ["GgufFormat", "costs"]
@@ -112,7 +112,8 @@ class GgufFormat:
     ) -> Mapping[str, Mapping[str, Encoded]]:
         """Encode and store every tensor of a part for every variant; see the protocol."""
         tensors = [tensor for tensor in self._plan.model.tensors if tensor.leaves and tensor.leaves[0] in part.tensors]
-        entries = self._entries(tensors, statistics)
+        # the head gets no importance, as with llama.cpp's own tools
+        entries = {} if part.kind is PartKind.HEAD else self._entries(tensors, statistics)
         self._encode_tensors(tensors, weights, entries)
         self._journal.record(part.name, [tensor.name for tensor in tensors], entries)
         return self._decodable(tensors, weights) if self._decoded else {variant.name: {} for variant in self.variants}
