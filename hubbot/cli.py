@@ -128,8 +128,22 @@ Force = Annotated[
         "--force", help="make again what is done; allow calibrating on evaluation text", rich_help_panel=_MACHINE
     ),
 ]
-
-
+Unlicensed = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-unlicensed",
+        help="go on where the model names no licence or one that forbids copies, as you have the right by other means",
+        rich_help_panel=_SOURCE,
+    ),
+]
+Pickle = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-pickle",
+        help="read a pickle-only checkpoint with torch's weights-only loader",
+        rich_help_panel=_SOURCE,
+    ),
+]
 FromWebhook = Annotated[
     bool,
     typer.Option(
@@ -161,6 +175,8 @@ def run(
     gate: Gate = None,
     benchmark: Benchmark = None,
     force: Force = None,
+    allow_unlicensed: Unlicensed = None,
+    allow_pickle: Pickle = None,
     from_webhook: FromWebhook = False,
 ) -> None:
     """Make, measure, judge and publish the variants of a model.
@@ -185,6 +201,8 @@ def run(
         "device": device,
         "benchmark": benchmark,
         "force": force,
+        "allow_pickle": allow_pickle,
+        "licence.allow_unlicensed": allow_unlicensed,
         "publish.mode": publish,
         "publish.namespace": namespace,
         "gguf.imatrix": imatrix,
@@ -207,7 +225,16 @@ def plan(
     variants: Variants = None,
     config: Config = None,
     out: Out = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    evaluation: Evaluation = None,
+    context: Context = None,
+    stride: Stride = None,
+    imatrix: Imatrix = None,
     device: Device = None,
+    allow_unlicensed: Unlicensed = None,
+    allow_pickle: Pickle = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
     as_matrix: Annotated[bool, typer.Option("--matrix", help="print GitHub's job matrix")] = False,
     elsewhere: Annotated[
@@ -217,7 +244,21 @@ def plan(
     """Say what a run would make and need, before anything is downloaded but headers."""
     from hubbot import pipeline
 
-    flags = {"revision": revision, "variants": variants, "out": out, "device": device}
+    flags = {
+        "revision": revision,
+        "variants": variants,
+        "out": out,
+        "device": device,
+        "allow_pickle": allow_pickle,
+        "licence.allow_unlicensed": allow_unlicensed,
+        "gguf.imatrix": imatrix,
+        **_dataset("calibration", calibration),
+        "calibration.samples": samples,
+        "calibration.length": length,
+        **_dataset("evaluation", evaluation),
+        "evaluation.context": context,
+        "evaluation.stride": stride,
+    }
     settings = load_settings(config, flags)
     show = "" if as_json or as_matrix else "table"
     found = pipeline.plan(_job(model, settings), show=show, elsewhere=elsewhere)
@@ -239,6 +280,7 @@ def evaluate(
     context: Context = None,
     stride: Stride = None,
     device: Device = None,
+    allow_pickle: Pickle = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Measure artefacts, also ones made elsewhere, against their base model."""
@@ -249,6 +291,7 @@ def evaluate(
         "revision": revision,
         "out": out,
         "device": device,
+        "allow_pickle": allow_pickle,
         **_dataset("evaluation", evaluation),
         "evaluation.context": context,
         "evaluation.stride": stride,
@@ -267,12 +310,19 @@ def publish(
     mode: Annotated[str, typer.Option("--publish", help="pr (one pull request a repo) or main")] = "pr",
     namespace: Namespace = None,
     force: Force = None,
+    allow_unlicensed: Unlicensed = None,
 ) -> None:
     """Publish what lies in an output folder. A retry goes on with what is there and never does a thing twice."""
     from hubbot import pipeline
     from hubbot.record import FILE_NAME, read_record
 
-    flags = {"out": out, "publish.mode": mode, "publish.namespace": namespace, "force": force}
+    flags = {
+        "out": out,
+        "publish.mode": mode,
+        "publish.namespace": namespace,
+        "force": force,
+        "licence.allow_unlicensed": allow_unlicensed,
+    }
     record = read_record(out / FILE_NAME)
     job = _job(record.source.repo or record.source.folder, load_settings(config, flags))
     pipeline.release_record(job, record)
