@@ -35,6 +35,7 @@ from hubbot.hub.source import fetch, fetch_headers
 from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
 from hubbot.machine.versions import commit, tools, version
+from hubbot.planning.licence import judge_licence, require_licence
 from hubbot.publishing import release
 from hubbot.record import FILE_NAME, read_record, write_record
 from hubbot.settings import Settings
@@ -209,12 +210,14 @@ def _forget_sweeps(job: Run) -> None:
 def release_record(job: Run, record: Record) -> Record:
     """Publish what passed, where the settings ask for it; `job.receipts` says what came of it.
 
-    Raises BadSettings where the settings contradict each other, or the record was made without the gate.
+    Raises BadSettings where the settings contradict each other, or the record was made without the gate,
+    LicenceForbids for a model that nobody may copy.
     """
     if job.settings.publish.mode == "none":
         return record
     _refuse_contradictions(job.settings)
     _refuse_unjudged(record)
+    _refuse_unlicensed(job.settings, record)
     with job.stage("publish"):
         receipts = release(record, job.settings, out=job.out, token=job.token, endpoint=job.endpoint)
     job.receipts.extend(receipts.values())
@@ -329,3 +332,9 @@ def _refuse_unjudged(record: Record) -> None:
     if isinstance(limits, Mapping) and limits.get("enabled") is False:
         msg = f"{record.source.name} was made with the gate off, so nobody judged its variants; such a run is never published. Make it again with the gate, then publish."
         raise BadSettings(msg)
+
+
+def _refuse_unlicensed(settings: Settings, record: Record) -> None:
+    source = record.source
+    verdict = judge_licence(source.license, source.license_name, source.license_link)
+    require_licence(verdict, allow_unlicensed=settings.licence.allow_unlicensed)
