@@ -206,6 +206,9 @@ class BnbFormat:
             for variant in self._kinds
         }
 
+    def holds(self, part: Part) -> bool:
+        return all(folder.holds(part) for folder in self._folders.values())
+
     def encode(
         self,
         part: Part,

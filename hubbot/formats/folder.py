@@ -101,8 +101,14 @@ class VariantFolder:
         if self._merged:
             return
         remarks = {"covers": list(covers), "notes": list(notes), "errors": dict(errors or {})}
-        path = self.parts / f"{part.name}.safetensors"
-        save_part(tensors, path, {"format": "pt", "hubbot": json.dumps(remarks)})
+        save_part(tensors, self._part(part), {"format": "pt", "hubbot": json.dumps(remarks)})
+
+    def holds(self, part: Part) -> bool:
+        """Whether a killed run has stored this part, or merged them all."""
+        return self._merged or self._part(part).exists()
+
+    def _part(self, part: Part) -> Path:
+        return self.parts / f"{part.name}.safetensors"
 
     @property
     def _merged(self) -> bool:

@@ -5,6 +5,7 @@ that order and hands each part to every format. Weights are named as in the chec
 (`model.layers.3.self_attn.q_proj.weight`), in the checkpoint's own layout.
 
     open(...)                     once, before the first part
+    holds(part)                   whether an earlier, killed run has stored that part
     encode(part, weights, stats)  once a part, in order; again for a part when a killed run resumes
     finish()                      once, after the last part: the files, whole and hashed
 """
@@ -108,6 +109,10 @@ class Format(Protocol):
     family: Family
     variants: tuple[Variant, ...]
     needs: Needs
+
+    def holds(self, part: Part) -> bool:
+        """Whether an earlier run has stored this part whole, so that a sweep may go on after it."""
+        ...
 
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]

@@ -85,8 +85,14 @@ class _Walk:
         self._needs = max((f.needs for f in formats), key=lambda need: need.value, default=Needs.NOTHING)
         self._checkpoint = task.work / "streams.safetensors"
         self._clock = CheckpointClock()
-        streams, self.progress = load_checkpoint(self._checkpoint) or (Streams(), Progress())
+        streams, self.progress = self._taken_up() or (Streams(), Progress())
         self._passage = self._open(streams)
+
+    def _taken_up(self) -> tuple[Streams, Progress] | None:
+        """The last checkpoint, unless a family has lost what it had stored up to there: then all begins anew."""
+        found = load_checkpoint(self._checkpoint)
+        done = self._task.parts[: found[1].parts_done] if found else ()
+        return found if all(family.holds(part) for family in self._formats for part in done) else None
 
     def through(self, report: Report) -> Verdicts:
         parts = self._task.parts

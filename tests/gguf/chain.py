@@ -58,7 +58,7 @@ def open_format(folder: Path, types: list[str], out: Path, *, imatrix: bool = Fa
         variants=[Gguf(type=name) for name in types],
         source=source,
         facts=read_facts(folder),
-        work=out / "work",
+        work=options.pop("work", out / "work"),
         out=out,
         settings=settings,
         calibration=TEXT if imatrix else None,

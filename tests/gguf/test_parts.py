@@ -39,15 +39,50 @@ def test_a_run_that_was_killed_after_any_part_ends_with_the_same_files(llama, tm
     assert _bytes(second.finish()) == _bytes(whole)
 
 
-def test_a_run_that_was_killed_while_it_finished_ends_with_the_same_files(llama, tmp_path):
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_that_was_killed_while_it_finished_ends_with_the_same_files(llama, tmp_path, monkeypatch):
     whole, _ = make(llama, TYPES, tmp_path / "whole", imatrix=True)
     first = open_format(llama, TYPES, tmp_path / "killed", imatrix=True)
     _feed(first, llama)
-    first._finish_imatrix(first._journal.entries())
-    first._files["Q6_K"][0].finish()
+
+    def die():
+        raise Killed
+
+    monkeypatch.setattr(first._files["Q6_K"][0], "finish", die)
+    with pytest.raises(Killed):
+        first.finish()
+    assert [path.name for path in (tmp_path / "killed" / "gguf").glob("*.gguf")] == [f"{llama.name}-Q4_K_M.gguf"]
     first.close()
     second = open_format(llama, TYPES, tmp_path / "killed", imatrix=True)
     assert _bytes(second.finish()) == _bytes(whole)
+
+
+def test_an_earlier_release_stays_whole_until_its_successor_takes_its_name(llama, tmp_path):
+    old, _ = make(llama, ["Q4_0"], tmp_path)
+    before = _bytes(old)
+    form = open_format(llama, ["Q4_0"], tmp_path, work=tmp_path / "another", quantized_by="somebody else")
+    _feed(form, llama, slice(0, 2))
+    form.close()
+    assert _bytes(old) == before
+    form = open_format(llama, ["Q4_0"], tmp_path, work=tmp_path / "another", quantized_by="somebody else")
+    _feed(form, llama, slice(2, None))
+    assert _bytes(form.finish()) != before
+
+
+def test_parts_written_under_another_header_are_held_no_longer(llama, tmp_path):
+    first = open_format(llama, TYPES, tmp_path, imatrix=True)
+    _feed(first, llama, slice(0, 2))
+    first.close()
+    done = parts(checkpoint(llama))[:2]
+    same = open_format(llama, TYPES, tmp_path, imatrix=True)
+    assert all(same.holds(part) for part in done)
+    same.close()
+    other = open_format(llama, TYPES, tmp_path, imatrix=True, quantized_by="a name that moves the weights")
+    assert not any(other.holds(part) for part in done)
+    other.close()
 
 
 def test_parts_that_were_lost_are_not_made_up(llama, tmp_path):

@@ -34,6 +34,10 @@ class RoundingFormat:
         self._levels = levels
         self._out = out
 
+    def holds(self, part: Part) -> bool:
+        written = (name for name, levels in self._levels.items() if levels is not None)
+        return all((self._out / name / f"{part.name}.safetensors").exists() for name in written)
+
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
     ) -> Mapping[str, Mapping[str, Encoded]]:

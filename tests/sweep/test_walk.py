@@ -181,6 +181,20 @@ run(Path(sys.argv[1]), out, [Fatal(out, {"fine": 60, "coarse": 4})])
 
 
 @pytest.mark.slow
+def test_a_sweep_begins_anew_where_what_it_had_stored_is_gone(folder: Path, tmp_path: Path) -> None:
+    whole = run(folder, tmp_path / "whole", [RoundingFormat(tmp_path / "whole", {"fine": 60})])
+    out = tmp_path / "killed"
+    out.mkdir()
+    command = [sys.executable, "-c", KILLED, str(folder), str(out), "block-00002"]
+    subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": "."})
+    assert (out / "streams.safetensors").exists()
+    (out / "fine" / "block-00000.safetensors").unlink()
+    done = run(folder, out, [RoundingFormat(out, {"fine": 60})])
+    left, right = ([path.read_bytes() for path in made.files["fine"].paths] for made in (whole, done))
+    assert left == right
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["embedding", "block-00000", "block-00002", "head"])
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes_and_numbers(
     folder: Path, tmp_path: Path, part: str

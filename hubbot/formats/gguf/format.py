@@ -86,10 +86,10 @@ class GgufFormat:
         self._gguf_variants = tuple(variants)
         self._plan = self._make_plan(None)
         self.needs = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
-        self._files = {name: self._open(variant) for name, variant in self._plan.variants.items()}
         self._journal = Journal(self._work)
+        self._files = {name: self._open(variant) for name, variant in self._plan.variants.items()}
         if any(file.fresh for files in self._files.values() for file in files):
-            self._journal.forget()  # its parts were written to files of another layout
+            self._journal.forget()  # its parts were written to files that are gone, or of another layout
         self._queue = EncodingQueue(threads or cores())
         self._origins = Origins(self._plan.model, facts.tensors)
 
@@ -106,6 +106,9 @@ class GgufFormat:
         return (
             f"{len(transformed)} tensors are transformed by llama.cpp's converter and not measured ({transformed[0]}, …)",
         )
+
+    def holds(self, part: Part) -> bool:
+        return self._journal.holds(part.name)
 
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
@@ -129,6 +132,7 @@ class GgufFormat:
         self._encode_tensors(left, {}, {})
         entries = self._journal.entries()
         imatrix = self._finish_imatrix(entries)
+        self._journal.complete([file.final.name for files in self._files.values() for file in files])
         finished = {}
         for name, files in self._files.items():
             paths = tuple(file.finish() for file in files)
@@ -167,8 +171,9 @@ class GgufFormat:
 
     def _open(self, variant: VariantPlan) -> tuple[GgufFile, ...]:
         names = shard_names(f"{self._source.name}-{variant.name}", len(variant.shards))
+        ours = self._journal.finals()
         return tuple(
-            GgufFile(shard, self._work / f"{name}.partial", self._out / name)
+            GgufFile(shard, self._work / f"{name}.partial", self._out / name, ours=name in ours)
             for shard, name in zip(variant.shards, names, strict=True)
         )
 

@@ -1,11 +1,12 @@
 """What the parts of a run have left behind, for the run that goes on after a kill.
 
 For each part one file under work/: the names of the GGUF tensors written, and the importance entries
-that its calibration gave.
+that its calibration gave. When all are there, one more: the names that the finished files take.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,21 @@ class Journal:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self._folder / f"{part}.npz")
+        partial.replace(self._note(part))
+
+    def holds(self, part: str) -> bool:
+        """Whether a part is noted as written."""
+        return self._note(part).exists()
+
+    def complete(self, finals: Sequence[str]) -> None:
+        """Note that all is written and that the files are about to take their final names."""
+        partial = self._finals.with_suffix(".partial")
+        partial.write_text(json.dumps(list(finals)), encoding="utf-8")
+        partial.replace(self._finals)
+
+    def finals(self) -> frozenset[str]:
+        """The final names that files of this run have, or are about to take."""
+        return frozenset(json.loads(self._finals.read_text(encoding="utf-8")) if self._finals.exists() else ())
 
     def written(self) -> set[str]:
         """Names of the GGUF tensors of all parts done."""
@@ -59,9 +74,16 @@ class Journal:
         return entries
 
     def forget(self) -> None:
-        """Remove the notes: the files are finished."""
-        for path in self._notes():
-            path.unlink()
+        """Remove the notes: what they tell of is gone."""
+        for path in (*self._notes(), self._finals):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _finals(self) -> Path:
+        return self._folder / "finals.json"
+
+    def _note(self, part: str) -> Path:
+        return self._folder / f"{part}.npz"
 
     def _notes(self) -> list[Path]:
         return sorted(self._folder.glob("*.npz"))

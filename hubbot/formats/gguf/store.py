@@ -1,7 +1,8 @@
 """GGUF files while they are written: laid out whole at once, filled tensor by tensor.
 
 A file under work/ ends in `.partial` until it is complete. Bytes go to their place with pwrite, so
-parts may arrive in any order, from any thread, and again after a kill.
+parts may arrive in any order, from any thread, and again after a kill. What lies under the final name
+meanwhile, an earlier release, stays whole until its successor takes that name.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ Bytes = npt.NDArray[np.uint8]
 class GgufFile:
     """One shard on disk."""
 
-    def __init__(self, shard: Shard, partial: Path, final: Path) -> None:
-        """Create `partial`, or take up the one that a killed run left; `final` is where it goes at the end."""
+    def __init__(self, shard: Shard, partial: Path, final: Path, *, ours: bool = False) -> None:
+        """Create `partial`, or take up the one that a killed run left; `final` is where it goes at the end.
+
+        ours: a file under the final name is this very run's, which was killed after that renaming.
+        """
         self.shard = shard
         self.path = partial
-        self._final = final
+        self.final = final
         self.placed = {placed.tensor.name: placed for placed in shard.tensors}
         partial.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists() and not partial.exists():
-            final.replace(partial)  # killed between the renames of several files
+        if ours and final.exists() and not partial.exists():
+            final.replace(partial)  # some of the others may still have to be renamed
         self._descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
         self.fresh = os.fstat(self._descriptor).st_size != shard.bytes or not self._same_infos()
         if self.fresh:
@@ -60,7 +64,7 @@ class GgufFile:
     def replace_header(self, shard: Shard) -> None:
         """Put another header of the same length in the place of the first."""
         if len(shard.header) != len(self.shard.header) or shard.bytes != self.shard.bytes:
-            msg = f"the new header of {self._final.name} has another length than the first"
+            msg = f"the new header of {self.final.name} has another length than the first"
             raise ValueError(msg)
         _write(self._descriptor, shard.header, 0)
         self.shard = shard
@@ -71,9 +75,9 @@ class GgufFile:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
-            self._final.parent.mkdir(parents=True, exist_ok=True)
-            self.path.replace(self._final)
-            self.path = self._final
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            self.path.replace(self.final)
+            self.path = self.final
         return self.path
 
     def close(self) -> None:

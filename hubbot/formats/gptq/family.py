@@ -104,6 +104,9 @@ class GptqFormat:
             for variant in self._layouts
         }
 
+    def holds(self, part: Part) -> bool:
+        return all(folder.holds(part) for folder in self._folders.values())
+
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
     ) -> Mapping[str, Mapping[str, Encoded]]:
