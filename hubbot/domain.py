@@ -129,6 +129,7 @@ class TextRecord:
     seed: int | None = None  # calibration
     stride: int | None = None  # evaluation
     overlap_forced: bool = False  # calibration text overlaps the evaluation text, and the user insisted
+    text_sha256: str | None = None  # of the text that the windows were cut from, as JSON lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 from hubbot.domain import Family, Record, Source
 from hubbot.settings import Settings
 
-__all__ = ["fingerprint", "fingerprint_of", "matters", "shaping"]
+__all__ = ["fingerprint", "fingerprint_of", "matters", "shaping", "texts_of"]
 
 # Files that reach a variant's bytes or behaviour. Everything else (README, LICENSE, pictures, results of
 # somebody's evaluation) may change without making a new model.
@@ -27,10 +27,18 @@ _NAMED = frozenset(
 )
 
 
-def fingerprint(*, source: Source, config: Mapping[str, Any], variants: Iterable[str], version: str) -> str:
+def fingerprint(
+    *,
+    source: Source,
+    config: Mapping[str, Any],
+    variants: Iterable[str],
+    version: str,
+    texts: Mapping[str, str] | None = None,
+) -> str:
     """sha256 in hex of what determines a release.
 
-    config: `shaping(settings)`; variants: the names asked for, in any order; version: hubbot's.
+    config: `shaping(settings)`; variants: the names asked for, in any order; version: hubbot's; texts: purpose
+    (calibration, evaluation) -> sha256 of the text, for the settings tell a text's name alone.
     The place of the source, its revision and its README are left out: a commit that touches none of
     the files above gives the same fingerprint.
     """
@@ -39,6 +47,7 @@ def fingerprint(*, source: Source, config: Mapping[str, Any], variants: Iterable
         "config": config,
         "variants": sorted(set(variants)),
         "hubbot": version,
+        "texts": dict(texts or {}),
     }
     text = json.dumps(determined, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -51,7 +60,14 @@ def fingerprint_of(record: Record, family: Family | None = None) -> str:
         config=record.config,
         variants=(v.name for v in record.variants if family is None or v.family is family),
         version=record.hubbot.get("version") or "",
+        texts=texts_of(record),
     )
+
+
+def texts_of(record: Record) -> dict[str, str]:
+    """Purpose -> sha256 of the text that a run used, where it used one."""
+    used = {"calibration": record.calibration, "evaluation": record.evaluation}
+    return {purpose: text.text_sha256 for purpose, text in used.items() if text and text.text_sha256}
 
 
 def shaping(settings: Settings) -> dict[str, Any]:

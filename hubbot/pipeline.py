@@ -8,7 +8,6 @@ confined children (`hubbot.stages`, `hubbot.checks`), which have neither token n
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from hubbot.cards.repos import plan_repos
 from hubbot.confine import isolate
 from hubbot.domain import SCHEMA_VERSION, Peak, Perplexity, Record, Source, Status, TextRecord, VariantRecord, family_of
 from hubbot.errors import BadSettings
-from hubbot.fingerprint import fingerprint, fingerprint_of, shaping
+from hubbot.fingerprint import shaping
 from hubbot.formats.names import parse_variant, parse_variants
 from hubbot.gate import gate
 from hubbot.hub.release import Receipt
@@ -37,9 +36,10 @@ from hubbot.machine.peak import PeakMeter
 from hubbot.machine.versions import commit, tools, version
 from hubbot.planning.licence import judge_licence, require_licence
 from hubbot.publishing import release
-from hubbot.record import FILE_NAME, read_record, write_record
+from hubbot.record import FILE_NAME, write_record
+from hubbot.resume import finished, forget_sweeps, sweep_folder
 from hubbot.settings import Settings
-from hubbot.texts import evaluation_text, fetch_texts
+from hubbot.texts import digests, evaluation_text, fetch_texts
 
 __all__ = ["Run", "evaluate", "plan", "release_record", "require", "run"]
 
@@ -83,19 +83,17 @@ def run(job: Run) -> Record:
     with PeakMeter(job.out, device=job.settings.device) as meter:
         with job.stage("plan"):
             headers = _headers(job)
-            sweeps = _survey(job, headers, refuse=True)["plan"]["sweeps"]
-        if done := _finished(job, headers):
+            done = finished(job.out, headers, job.settings, lambda: digests(_texts(job)))
+            planned = [] if done else _survey(job, headers, refuse=True)["plan"]["sweeps"]
+        if done:
             log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
             return release_record(job, done)
         with job.stage("fetch"):
-            source = _described(job, _fetch(job))
-            texts = fetch_texts(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
-        if job.settings.force:
-            _forget_sweeps(job)
+            source, texts = _described(job, _fetch(job)), _texts(job)
         made = []
-        for number, sweep in enumerate(sweeps):
+        for work, variants in _sweeps(job, source, texts, planned).items():
             with job.stage("sweep"):
-                made.append(_sweep(job, source, texts, sweep["variants"], number))
+                made.append(_sweep(job, source, texts, variants, work))
         record = _recorded(job, source, made)
         with job.stage("load check"):
             record = _checked(job, record, made)
@@ -161,6 +159,10 @@ def _fetch(job: Run) -> Source:
     )
 
 
+def _texts(job: Run) -> dict[str, Any]:
+    return fetch_texts(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
+
+
 def _survey(
     job: Run, source: Source, *, show: str = "", refuse: bool = False, elsewhere: bool = False
 ) -> dict[str, Any]:
@@ -173,9 +175,21 @@ def _described(job: Run, source: Source) -> Source:
     return TypeAdapter(Source).validate_python(_confined(job, "hubbot.stages:describe", source, {}))
 
 
-def _sweep(job: Run, source: Source, texts: Mapping[str, Any], variants: Sequence[str], number: int) -> dict[str, Any]:
-    wanted = fingerprint(source=source, config=shaping(job.settings), variants=variants, version=version())
-    work = job.work / f"sweep-{number}-{wanted[:16]}"  # another job's state is never taken up
+def _sweeps(
+    job: Run, source: Source, texts: Mapping[str, Any], planned: Sequence[Mapping[str, Any]]
+) -> dict[Path, list[str]]:
+    """The folder of every sweep -> its variants. What sweeps of other jobs have left is dropped: the plan counts on its room."""
+    sweeps = {}
+    for number, variants in enumerate(list(sweep["variants"]) for sweep in planned):
+        folder = sweep_folder(
+            job.work, number, source=source, settings=job.settings, texts=digests(texts), variants=variants
+        )
+        sweeps[folder] = variants
+    forget_sweeps(job.work, but=sweeps)
+    return sweeps
+
+
+def _sweep(job: Run, source: Source, texts: Mapping[str, Any], variants: Sequence[str], work: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     more = {"work": str(work), "out": str(job.out), "variants": ",".join(variants), "texts": dict(texts)}
     return dict(_confined(job, "hubbot.stages:make", source, more))
@@ -197,14 +211,8 @@ def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Reco
     write_record(record, job.out)
     write_cards(record, job.settings.publish, job.out)
     write_report(record, job.out)
-    _forget_sweeps(job)
+    forget_sweeps(job.work)
     return record
-
-
-def _forget_sweeps(job: Run) -> None:
-    """Drop what a killed sweep would have gone on from."""
-    for folder in job.work.glob("sweep-*"):
-        shutil.rmtree(folder)
 
 
 def release_record(job: Run, record: Record) -> Record:
@@ -284,22 +292,6 @@ def _steps(made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _value(kind: Any, values: Any) -> Any:
     return None if values is None else TypeAdapter(kind).validate_python(values)
-
-
-def _finished(job: Run, source: Source) -> Record | None:
-    """The record of an earlier run that made just this, whole."""
-    if job.settings.force or not (job.out / FILE_NAME).exists():
-        return None
-    record = read_record(job.out / FILE_NAME)
-    names = [variant.name for variant in parse_variants(job.settings.variants)]
-    wanted = fingerprint(source=source, config=shaping(job.settings), variants=names, version=version())
-    files = [file for variant in record.variants for file in variant.files]
-    whole = all(_is_size(job.out / file.path, file.size) for file in files)
-    return record if whole and fingerprint_of(record) == wanted else None
-
-
-def _is_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 # --- calling the children -----------------------------------------------------------------------------

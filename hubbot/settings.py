@@ -101,6 +101,11 @@ class PublishSettings(Section):
     bnb_8bit: str = Field("{name}-bnb-8bit", description="name of the bitsandbytes int8 repo")
     quantized_by: str | None = Field(None, description="name in cards and GGUF metadata; default: the namespace")
 
+    @property
+    def maker(self) -> str | None:
+        """The name that files and cards give as who made them."""
+        return self.quantized_by or self.namespace
+
 
 class LicenceSettings(Section):
     allow_unlicensed: bool = Field(

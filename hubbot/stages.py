@@ -98,6 +98,8 @@ class Texts:
     evaluation: Path | None
     evaluation_name: str
     evaluation_revision: str | None
+    calibration_sha256: str | None = None
+    evaluation_sha256: str | None = None
 
 
 def make(argument: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +269,7 @@ def _calibration_record(
         length=calibration.length,
         seed=settings.calibration.seed,
         overlap_forced=bool(shared or same),
+        text_sha256=texts.calibration_sha256,
     )
 
 
@@ -278,6 +281,7 @@ def _evaluation_record(texts: Texts, evaluation: Windows, settings: Settings) ->
         windows=evaluation.count,
         length=evaluation.length,
         stride=settings.evaluation.stride or evaluation.length,
+        text_sha256=texts.evaluation_sha256,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.hub.texts import TextFile, fetch_text
 from hubbot.settings import Settings
 
-__all__ = ["calibrates", "evaluates", "evaluation_text", "fetch_texts"]
+__all__ = ["calibrates", "digests", "evaluates", "evaluation_text", "fetch_texts"]
 
 _CHARACTERS_PER_TOKEN = 8  # generous: English has about 4.5, and windows are drawn from more than they fill
 
@@ -48,9 +49,16 @@ def evaluation_text(settings: Settings, *, into: Path, token: str | None, endpoi
     return _named("calibration", None) | _named("evaluation", evaluation)
 
 
+def digests(texts: Mapping[str, Any]) -> dict[str, str]:
+    """Purpose -> sha256 of each text that is there, of what fetch_texts gives."""
+    found = {purpose: texts[f"{purpose}_sha256"] for purpose in ("calibration", "evaluation")}
+    return {purpose: digest for purpose, digest in found.items() if digest}
+
+
 def _named(purpose: str, text: TextFile | None) -> dict[str, str | None]:
     return {
         purpose: str(text.path) if text else None,
         f"{purpose}_name": text.name if text else "",
         f"{purpose}_revision": text.revision if text else None,
+        f"{purpose}_sha256": text.sha256 if text else None,
     }

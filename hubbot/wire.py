@@ -64,6 +64,7 @@ class TextRecordJson(Strict):
     seed: int | None = None
     stride: _Count | None = None
     overlap_forced: bool = False
+    text_sha256: Annotated[_Sha256 | None, Field(description="of the text, a JSON object a line")] = None
 
 
 class PerplexityJson(Strict):

@@ -46,7 +46,7 @@ def open_formats(
                 out=out,
                 settings=settings.gguf,
                 calibration=calibration,
-                quantized_by=settings.publish.quantized_by or settings.publish.namespace,
+                quantized_by=settings.publish.maker,
                 decoded=decoded,
             )
         )
