@@ -19,24 +19,21 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hubbot import errors, log
-from hubbot.artefacts import hashed
 from hubbot.cards.card import write_cards
 from hubbot.cards.report import write_report
 from hubbot.cards.repos import plan_repos
 from hubbot.confine import isolate
-from hubbot.domain import SCHEMA_VERSION, Peak, Perplexity, Record, Source, Status, TextRecord, VariantRecord, family_of
+from hubbot.domain import Record, Source, Status, VariantRecord
 from hubbot.errors import BadSettings
-from hubbot.fingerprint import shaping
-from hubbot.formats.names import parse_variant, parse_variants
+from hubbot.formats.names import parse_variants
 from hubbot.gate import gate
 from hubbot.hub.release import Receipt
 from hubbot.hub.source import fetch, fetch_headers
-from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
-from hubbot.machine.versions import commit, tools, version
 from hubbot.planning.licence import judge_licence, require_licence
 from hubbot.publishing import release
 from hubbot.record import FILE_NAME, write_record
+from hubbot.recording import recorded, spent
 from hubbot.resume import finished, forget_sweeps, sweep_folder
 from hubbot.settings import Settings
 from hubbot.texts import digests, evaluation_text, fetch_texts
@@ -94,7 +91,7 @@ def run(job: Run) -> Record:
         for work, variants in _sweeps(job, source, texts, planned).items():
             with job.stage("sweep"):
                 made.append(_sweep(job, source, texts, variants, work))
-        record = _recorded(job, source, made)
+        record = recorded(made, source=source, settings=job.settings, command=job.command, out=job.out)
         with job.stage("load check"):
             record = _checked(job, record, made)
     record = replace(record, peak=meter.peak)
@@ -207,7 +204,7 @@ def _checked(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Rec
 def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:
     tokenizer = made[0]["tokenizer"] if made else None
     record = gate(record, job.settings.gate, tokenizer=tokenizer)
-    record = replace(record, timings=dict(job.timings))
+    record = replace(record, timings=spent(job.timings, made))
     write_record(record, job.out)
     write_cards(record, job.settings.publish, job.out)
     write_report(record, job.out)
@@ -241,57 +238,6 @@ def release_record(job: Run, record: Record) -> Record:
     record = replace(record, variants=variants)
     write_record(record, job.out)
     return record
-
-
-# --- the record ---------------------------------------------------------------------------------------
-
-
-def _recorded(job: Run, source: Source, made: Sequence[Mapping[str, Any]]) -> Record:
-    first = made[0]
-    return Record(
-        schema=SCHEMA_VERSION,
-        hubbot={"version": version(), "commit": commit()},
-        tools=tools(),
-        hardware=measure_machine(job.work, job.settings.device).hardware,
-        command=job.command,
-        config=shaping(job.settings),
-        source=source,
-        calibration=_value(TextRecord, next((part["calibration"] for part in made if part["calibration"]), None)),
-        evaluation=_value(TextRecord, first["evaluation"]),
-        base=_value(Perplexity, first["base"]),
-        variants=_in_order(job, [_variant(job.out, values) for part in made for values in part["variants"]]),
-        timings=_steps(made),
-        peak=Peak(),
-        chat_template=first["chat_template"],
-        special_tokens=first["special_tokens"],
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
-
-
-def _variant(out: Path, values: Mapping[str, Any]) -> VariantRecord:
-    rest = {key: value for key, value in values.items() if key != "paths"}
-    files = hashed([Path(path) for path in values["paths"]], out)
-    family = family_of(parse_variant(values["name"]))
-    return TypeAdapter(VariantRecord).validate_python(
-        {**rest, "family": family, "status": Status.PASSED, "files": [asdict(file) for file in files]}
-    )
-
-
-def _in_order(job: Run, variants: Sequence[VariantRecord]) -> tuple[VariantRecord, ...]:
-    order = [variant.name for variant in parse_variants(job.settings.variants)]
-    return tuple(sorted(variants, key=lambda variant: order.index(variant.name)))
-
-
-def _steps(made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for part in made:
-        for name, seconds in part["timings"].items():
-            total[name] = total.get(name, 0.0) + seconds
-    return total
-
-
-def _value(kind: Any, values: Any) -> Any:
-    return None if values is None else TypeAdapter(kind).validate_python(values)
 
 
 # --- calling the children -----------------------------------------------------------------------------
