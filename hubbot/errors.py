@@ -11,7 +11,7 @@
     │   └── UnsupportedShape    4
     ├── BudgetExceeded          5   disk, RAM or VRAM would not suffice
     ├── BadText                 6   calibration or evaluation text: empty, too short, overlapping
-    ├── VariantsRefused         7   the gate refused at least one variant that was asked for
+    ├── VariantsRefused         7   at least one variant that was asked for was refused by the gate, or failed
     ├── HubFailed               8   the Hub could not be read or written
     │   ├── TokenRefused        8   the Hub does not accept the token, or no longer
     │   └── PublishConflict     8   somebody else changed the target meanwhile

@@ -193,12 +193,15 @@ def _sweep(job: Run, source: Source, texts: Mapping[str, Any], variants: Sequenc
 
 
 def _checked(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:
-    """Every variant read by its own runtime, and what base and variants say to the same prompts."""
+    """Every variant that was made read by its own runtime, and what base and variants say to the same prompts."""
+    there = replace(record, variants=tuple(variant for variant in record.variants if variant.files))
+    if not there.variants:
+        return record
     references = {name: path for part in made for name, path in part["references"].items()}
-    more = {"record": asdict(record), "references": references, "out": str(job.out), "work": str(job.work)}
+    more = {"record": asdict(there), "references": references, "out": str(job.out), "work": str(job.work)}
     checks = _confined(job, "hubbot.checks:check", record.source, more)
-    variants = TypeAdapter(tuple[VariantRecord, ...]).validate_python(checks["variants"])
-    return replace(record, variants=variants)
+    read = {variant.name: variant for variant in TypeAdapter(list[VariantRecord]).validate_python(checks["variants"])}
+    return replace(record, variants=tuple(read.get(variant.name, variant) for variant in record.variants))
 
 
 def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:

@@ -147,7 +147,10 @@ def make(argument: dict[str, Any]) -> dict[str, Any]:
         "calibration": asdict(text) if text else None,
         "evaluation": asdict(_evaluation_record(texts, evaluation, settings)) if evaluation else None,
         "base": asdict(result.base) if result.base else None,
-        "variants": [_outcome(name, made, result, facts) for name, made in result.files.items()],
+        "variants": [
+            *(_outcome(name, made, result, facts) for name, made in result.files.items()),
+            *({"name": name, "paths": [], "status": "failed", "reason": why} for name, why in result.failed.items()),
+        ],
         "timings": timings | result.seconds,
         "references": {name: str(path) for name, path in saved.items()},
         "chat_template": facts.chat_template,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -44,6 +44,13 @@ class Passage:
         self._evaluation = evaluation
         self._embedding: Decoders = {}
         self._arguments: dict[int, list[BlockArguments]] = {}
+
+    def leave(self, variants: Iterable[str]) -> None:
+        """Carry these variants no further."""
+        gone = set(variants)
+        self.variants = tuple(name for name in self.variants if name not in gone)
+        for name in gone:
+            self.streams.hidden.pop(name, None)
 
     def enter(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put a part's original weights into the model."""

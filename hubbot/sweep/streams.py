@@ -37,6 +37,7 @@ class Progress:
     parts_done: int = 0
     layer_errors: dict[str, dict[str, float]] = field(default_factory=dict)  # variant -> tensor -> relative error
     seconds: dict[str, float] = field(default_factory=dict)  # variant or step -> time spent
+    failed: dict[str, str] = field(default_factory=dict)  # variant -> why its family gave up
 
 
 class CheckpointClock:

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from hubbot.domain import Perplexity, Score
+from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, Part, PartKind, VariantFiles
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.judge import Verdicts, judge
@@ -29,6 +31,7 @@ from hubbot.sweep.windows import Windows
 __all__ = ["SweepInput", "SweepResult", "sweep"]
 
 Report = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ class SweepResult:
     base: Perplexity | None
     scores: dict[str, Score]
     files: dict[str, VariantFiles]
+    failed: dict[str, str]  # variant -> why its family could not make it
     layer_errors: dict[str, dict[str, float]]  # variant -> checkpoint tensor -> |W - W'|^2 / |W|^2
     seconds: dict[str, float]  # per variant: decoding and its stream; per step: the rest
 
@@ -63,16 +67,18 @@ class SweepResult:
 def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *_: None) -> SweepResult:
     """Make and measure every variant of the formats in one walk over the parts.
 
+    A family that raises Unsupported on the way is left behind with its reason, and the others go on.
     report: called with a part's name, how many parts are done and how many there are.
     """
     walk = _Walk(task, formats)
     verdicts = walk.through(report)
     report("files", len(task.parts), len(task.parts))
-    files = {name: made for family in formats for name, made in family.finish().items()}
+    files = walk.finished()
     return SweepResult(
         base=verdicts.base,
         scores=verdicts.scores,
         files=files,
+        failed=walk.progress.failed,
         layer_errors=walk.progress.layer_errors,
         seconds=walk.progress.seconds,
     )
@@ -82,7 +88,6 @@ class _Walk:
     def __init__(self, task: SweepInput, formats: Sequence[Format]) -> None:
         self._task = task
         self._formats = formats
-        self._needs = max((f.needs for f in formats), key=lambda need: need.value, default=Needs.NOTHING)
         self._checkpoint = task.work / "streams.safetensors"
         self._clock = CheckpointClock()
         streams, self.progress = self._taken_up() or (Streams(), Progress())
@@ -92,7 +97,9 @@ class _Walk:
         """The last checkpoint, unless a family has lost what it had stored up to there: then all begins anew."""
         found = load_checkpoint(self._checkpoint)
         done = self._task.parts[: found[1].parts_done] if found else ()
-        return found if all(family.holds(part) for family in self._formats for part in done) else None
+        failed = found[1].failed if found else {}
+        families = _without(self._formats, failed)
+        return found if all(family.holds(part) for family in families for part in done) else None
 
     def through(self, report: Report) -> Verdicts:
         parts = self._task.parts
@@ -101,7 +108,7 @@ class _Walk:
             self._passage.keep_embedding(self._encode(parts[0], {}))
         verdicts = Verdicts()
         for number, part in enumerate(parts):
-            if number < self.progress.parts_done:
+            if number < self.progress.parts_done or not self._going:
                 continue
             report(part.name, number, len(parts))
             verdicts = self._step(part)
@@ -109,6 +116,32 @@ class _Walk:
                 self.progress.parts_done = number + 1
                 self._save()
         return verdicts
+
+    def finished(self) -> dict[str, VariantFiles]:
+        """The files of every family that made its own."""
+        files: dict[str, VariantFiles] = {}
+        for family in self._going:
+            files |= self._attempt(family, family.finish)
+        return files
+
+    @property
+    def _going(self) -> list[Format]:
+        return _without(self._formats, self.progress.failed)
+
+    @property
+    def _needs(self) -> Needs:
+        return max((family.needs for family in self._going), key=lambda need: need.value, default=Needs.NOTHING)
+
+    def _attempt(self, family: Format, step: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:
+        """What a family's step gives; nothing, and no more of this family, where it cannot be done."""
+        try:
+            return step()
+        except Unsupported as error:
+            names = [variant.name for variant in family.variants]
+            self.progress.failed |= dict.fromkeys(names, str(error))
+            if self._passage:
+                self._passage.leave(names)
+            return {}
 
     def _step(self, part: Part) -> Verdicts:
         passage = self._passage
@@ -136,9 +169,10 @@ class _Walk:
 
     def _encode(self, part: Part, statistics: Mapping[str, InputStatistics]) -> dict[str, Mapping[str, Encoded]]:
         decoders: dict[str, Mapping[str, Encoded]] = {}
-        for family in self._formats:
+        for family in self._going:
             with timed(self.progress.seconds, f"encode {family.family}"):
-                decoders |= family.encode(part, self._weights(part), statistics)
+                weights = self._weights(part)
+                decoders |= self._attempt(family, lambda f=family, w=weights: f.encode(part, w, statistics))  # type: ignore[misc]
         return decoders
 
     def _weights(self, part: Part) -> CheckpointWeights:
@@ -152,7 +186,7 @@ class _Walk:
             return None
         return Passage(
             model=BlockModel(task.folder, task.parts, task.device),
-            variants=[variant.name for family in self._formats for variant in family.variants],
+            variants=[variant.name for family in self._going for variant in family.variants],
             calibration=calibration,
             evaluation=task.evaluation,
             streams=streams,
@@ -166,3 +200,8 @@ class _Walk:
         streams = self._passage.streams if self._passage else Streams()
         save_checkpoint(self._checkpoint, streams, self.progress)
         self._clock.spent(time.monotonic() - start)
+
+
+def _without(formats: Sequence[Format], failed: Mapping[str, str]) -> list[Format]:
+    """The families that have not given up."""
+    return [family for family in formats if not any(variant.name in failed for variant in family.variants)]

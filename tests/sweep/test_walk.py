@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hubbot.formats.protocol import Needs
+from hubbot.errors import Unsupported
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part
 from hubbot.intake import part_layout, read_facts
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepInput, SweepResult, sweep
@@ -162,6 +164,32 @@ def test_references_are_the_first_logits_of_every_stream(folder: Path, tmp_path:
             expected = model(saved[name]["tokens"]).logits
         assert expected.shape == (2, 16, VOCABULARY)
         torch.testing.assert_close(saved[name]["logits"], expected, rtol=1e-3, atol=1e-3)
+
+
+class Hopeless(RoundingFormat):
+    """Finds in the second block that it cannot go on."""
+
+    def encode(
+        self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
+    ) -> Mapping[str, Mapping[str, Encoded]]:
+        if part.name == "block-00001":
+            raise Unsupported("no such thing as this block")
+        return super().encode(part, weights, statistics)
+
+
+def test_a_family_that_cannot_go_on_leaves_the_others_as_they_would_be_without_it(folder: Path, tmp_path: Path) -> None:
+    alone = run(folder, tmp_path / "alone", [RoundingFormat(tmp_path / "alone", {"fine": 60}, Needs.SQUARES)])
+    out = tmp_path / "both"
+    out.mkdir()
+    formats = [Hopeless(out, {"one": 4, "two": 9}), RoundingFormat(out, {"fine": 60}, Needs.SQUARES)]
+    both = run(folder, out, formats)
+    assert both.failed == dict.fromkeys(["one", "two"], "no such thing as this block")
+    assert both.scores == alone.scores
+    assert [path.read_bytes() for path in both.files["fine"].paths] == [
+        path.read_bytes() for path in alone.files["fine"].paths
+    ]
+    again = run(folder, out, [Hopeless(out, {"one": 4, "two": 9}), RoundingFormat(out, {"fine": 60}, Needs.SQUARES)])
+    assert (again.failed, again.scores) == (both.failed, both.scores)
 
 
 KILLED = """
