@@ -29,6 +29,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.gate import gate
 from hubbot.hub.release import Receipt
 from hubbot.hub.source import fetch, fetch_headers
+from hubbot.licences import keep_licences
 from hubbot.machine.peak import PeakMeter
 from hubbot.planning.licence import judge_licence, require_licence
 from hubbot.publishing import release
@@ -208,6 +209,7 @@ def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Reco
     tokenizer = made[0]["tokenizer"] if made else None
     record = gate(record, job.settings.gate, tokenizer=tokenizer)
     record = replace(record, timings=spent(job.timings, made))
+    keep_licences(record.source, job.out)
     write_record(record, job.out)
     write_cards(record, job.settings.publish, job.out)
     write_report(record, job.out)

@@ -15,6 +15,7 @@ from hubbot.domain import Record
 from hubbot.hub.publish import publish
 from hubbot.hub.release import Receipt, RepoRelease
 from hubbot.hub.releases import read_existing, read_record
+from hubbot.licences import kept_licences
 from hubbot.record import FILE_NAME
 from hubbot.settings import Settings
 
@@ -61,7 +62,7 @@ def _keep_what_people_wrote(
 def repo_release(
     record: Record, repo: Repo, settings: Settings, out: Path, *, previous: Record | None = None
 ) -> RepoRelease:
-    """Every revision of a repo with its files: the variants', the card, the picture and the record."""
+    """Every revision of a repo with its files: the variants', the licence, the card, the picture and the record."""
     title, description = pull_request(record, repo, previous)
     branches: dict[str, dict[str, Path]] = {}
     for variant in repo.variants:
@@ -87,7 +88,7 @@ def _branch(name: str, settings: Settings) -> str:
 
 
 def _shared(repo: Repo, out: Path) -> Mapping[str, Path]:
-    """What every revision holds."""
+    """What every revision holds: the source's licence texts go with each copy of the model."""
     cards = out / CARDS / repo.name
-    files = {"README.md": cards / "README.md", FILE_NAME: out / FILE_NAME}
+    files = {**kept_licences(out), "README.md": cards / "README.md", FILE_NAME: out / FILE_NAME}
     return files | ({PICTURE: cards / PICTURE} if (cards / PICTURE).exists() else {})

@@ -12,10 +12,14 @@ import pytest
 from hubbot.action.inputs import read_inputs
 from hubbot.action.work import work
 from hubbot.cli import main
-from hubbot.domain import Record
+from hubbot.domain import File, Record, VariantRecord
 from hubbot.errors import HubbotError
+from hubbot.licences import keep_licences
+from hubbot.publishing import release
 from hubbot.record import write_record
+from hubbot.settings import load_settings
 from tests import records
+from tests.hub import Hub
 
 UNJUDGED: dict[str, object] = {"gate": {"enabled": False}}
 
@@ -64,8 +68,44 @@ def test_settings_without_a_gate_publish_nothing_of_an_earlier_run(tmp_path: Pat
 
 
 def test_the_action_publishes_no_record_that_nobody_judged(tmp_path: Path) -> None:
-    write_record(replace(records.record(), config=UNJUDGED), tmp_path / "out" / "1-of-1")
+    write_record(replace(records.record(), config=UNJUDGED), tmp_path / "out")
     given: dict[str, Any] = {"COMMAND": "publish", "MODEL": "org/name", "PUBLISH": "pr", "NAMESPACE": "ada"}
     environ = {f"INPUT_{name}": text for name, text in (given | {"OUT": str(tmp_path / "out")}).items()}
     with pytest.raises(HubbotError, match="nobody judged"):
         work(read_inputs(environ, tmp_path))
+
+
+def test_every_repo_holds_the_sources_licence_texts(tmp_path: Path, hub: Hub) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    texts = {"LICENSE": "the licence", "NOTICE.txt": "the notice", "USE_POLICY.md": "the policy", "README.md": "a card"}
+    for name, text in texts.items():
+        (model / name).write_text(text)
+    (model / "LICENSE.secret").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_text("hf_x")
+    listed = dict.fromkeys([*texts, "LICENSE.secret"], records.sha("any"))
+    plain = records.record()
+    made = replace(
+        plain,
+        variants=tuple(variant for variant in plain.variants if variant.name in ("Q8_0", "bnb-nf4")),
+        source=replace(plain.source, folder=str(model), files=listed),
+    )
+    small = replace(made, variants=tuple(with_small_files(variant, out) for variant in made.variants))
+    keep_licences(small.source, out)
+    write_record(small, out)
+    settings = load_settings(None, {"publish.mode": "main", "publish.namespace": "ada"})
+    release(small, settings, out=out, token=hub.user("ada"), endpoint=hub.endpoint)
+    for repo in ("ada/Testling-1B-GGUF", "ada/Testling-1B-bnb-4bit"):
+        held = {name: hub.read(repo, name).decode() for name in hub.files(repo) if name.split(".")[0].isupper()}
+        assert {name: text for name, text in held.items() if name != "README.md"} == {
+            name: text for name, text in texts.items() if name != "README.md"
+        }
+
+
+def with_small_files(variant: VariantRecord, out: Path) -> VariantRecord:
+    """The variant with one file of a few bytes, which lies in `out`."""
+    path = out / variant.files[-2 if len(variant.files) > 1 else 0].path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(variant.name)
+    file = File(path=path.relative_to(out).as_posix(), size=len(variant.name), sha256=records.sha(variant.name))
+    return replace(variant, files=(file,))

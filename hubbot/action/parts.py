@@ -22,6 +22,7 @@ from hubbot.domain import Family, File, Peak, Record
 from hubbot.errors import BadRecord
 from hubbot.fingerprint import fingerprint_of
 from hubbot.hub.release import Receipt
+from hubbot.licences import FOLDER, kept_licences
 from hubbot.record import FILE_NAME, read_record, write_record
 from hubbot.settings import PublishSettings
 
@@ -137,7 +138,7 @@ def _highest(values: Sequence[int | None]) -> int | None:
 
 
 def lay_out(parts: Sequence[Part], record: Record, out: Path) -> None:
-    """Put the release into `out`: its files, linked where the file system can, its record and its report.
+    """Put the release into `out`: its files, the licence, linked where the file system can, its record and its report.
 
     Raises BadRecord for a file of a part that is gone, or is a link out of the part.
     """
@@ -151,6 +152,8 @@ def lay_out(parts: Sequence[Part], record: Record, out: Path) -> None:
                 msg = f"{source} is no plain file of part {part.name}, though its record names it. Run the quantize job of that part again."
                 raise BadRecord(msg)
             _link(source, out / path)
+        for name, text in kept_licences(part.folder).items():
+            _link(text, out / FOLDER / name)
     write_record(record, out)
     write_report(record, out)
 

@@ -31,6 +31,7 @@ from hubbot.formats.shards import (
     split_shards,
 )
 from hubbot.intake import ModelFacts
+from hubbot.licences import LICENCE_FILES
 
 __all__ = ["VariantFolder", "companions", "folder_cost", "to_json"]
 
@@ -38,7 +39,7 @@ __all__ = ["VariantFolder", "companions", "folder_cost", "to_json"]
 _COMPANIONS = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
     "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*", "chat_template*", "additional_chat_templates/*.jinja",
-    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+    *LICENCE_FILES,
 )  # fmt: skip
 
 
