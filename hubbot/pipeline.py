@@ -164,7 +164,7 @@ def _texts(job: Run) -> dict[str, Any]:
 def _survey(
     job: Run, source: Source, *, show: str = "", refuse: bool = False, elsewhere: bool = False
 ) -> dict[str, Any]:
-    more = {"show": show, "refuse": refuse, "elsewhere": elsewhere}
+    more = {"show": show, "refuse": refuse, "elsewhere": elsewhere, "out": str(job.out)}
     answer = _confined(job, "hubbot.stages:survey", source, more)
     return dict(answer)
 

@@ -17,14 +17,14 @@ from rich.console import Console
 from hubbot import log
 from hubbot.domain import Score, Source, TextRecord
 from hubbot.errors import BadText
-from hubbot.formats import open_formats
+from hubbot.formats import open_formats, put_in_place
 from hubbot.formats.costs import costs_of
 from hubbot.formats.foreign import read_artefact
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.gate import PROBE, tokenizer_digest
 from hubbot.intake import ModelFacts, check_finite, part_layout, read_facts, unpickle
-from hubbot.machine import measure_machine
+from hubbot.machine import Machine, measure_machine
 from hubbot.planning.plan import Plan, check_architecture, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.settings import Settings
@@ -48,7 +48,7 @@ def settle_device(name: str) -> str:
 def survey(argument: dict[str, Any]) -> dict[str, Any]:
     """Plan a job from a snapshot, whole or of headers alone.
 
-    argument: source, settings, work, show (`table`, `json` or nothing is printed), refuse, elsewhere (the
+    argument: source, settings, work, out, show (`table`, `json` or nothing is printed), refuse, elsewhere (the
     budgets describe the machine, not this one).
     Returns `plan`: plan_view.as_json and the job matrix. Raises the plan's first refusal where `refuse` is set.
     """
@@ -63,7 +63,7 @@ def survey(argument: dict[str, Any]) -> dict[str, Any]:
         facts,
         variants,
         settings,
-        measure_machine(work, device, ours=work),
+        _machine(work, Path(argument["out"]), device),
         costs_of(variants, source, facts, work / "plan", settings),
         device=device,
         elsewhere=elsewhere,
@@ -72,6 +72,13 @@ def survey(argument: dict[str, Any]) -> dict[str, Any]:
     if argument.get("refuse"):
         require(found)
     return {"plan": {**as_json(found), "matrix": matrix(found)}}
+
+
+def _machine(work: Path, out: Path, device: str) -> Machine:
+    """This machine; what a killed run has left counts as free disk, for it is gone on with or makes room."""
+    there = [path for sweep in work.glob("sweep-*") for path in put_in_place(sweep / "files", out)]
+    machine = measure_machine(work, device, ours=work)
+    return replace(machine, disk_free=machine.disk_free + sum(path.stat().st_blocks * 512 for path in there))
 
 
 def describe(argument: dict[str, Any]) -> dict[str, Any]:

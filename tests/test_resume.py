@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from hubbot import stages
 from hubbot.domain import Record, Source
 from hubbot.fingerprint import shaping
+from hubbot.formats import put_in_place
+from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.names import parse_variants
+from hubbot.machine import Machine
 from hubbot.machine.versions import version
 from hubbot.record import write_record
 from hubbot.resume import finished, forget_sweeps, sweep_folder
@@ -60,6 +64,32 @@ def test_sweeps_of_other_jobs_are_dropped_and_ones_own_are_kept(tmp_path: Path) 
         path.mkdir()
     forget_sweeps(tmp_path, but=[mine])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "sweep-0-a"]
+
+
+def test_what_a_killed_sweep_has_finished_is_known_and_nothing_else(tmp_path: Path) -> None:
+    work, out = tmp_path / "files", tmp_path / "out"
+    for path in (out / "gguf" / "m-Q8_0.gguf", out / "gguf" / "m-Q4_0.gguf", out / "bnb" / "bnb-nf4" / "config.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert put_in_place(work, out) == []
+    Journal(work / "gguf").complete(["m-Q8_0.gguf", "m-Q6_K.gguf"])  # killed before the second renaming
+    (work / "bnb" / "bnb-int8").mkdir(parents=True)
+    for variant in ("bnb-nf4", "bnb-int8"):
+        (work / "bnb" / f"{variant}.json").write_text("{}")
+    assert [path.name for path in put_in_place(work, out)] == ["m-Q8_0.gguf", "config.json"]
+
+
+def test_a_plan_counts_the_finished_files_of_a_killed_run_as_free_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, out = tmp_path / "out" / ".work", tmp_path / "out"
+    file = out / "gguf" / "m-Q8_0.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(100_000))
+    Journal(work / "sweep-0-a" / "files" / "gguf").complete([file.name])
+    free = Machine(cpu="a CPU", cores=2, ram=1, ram_free=1, disk_free=1_000_000)
+    monkeypatch.setattr(stages, "measure_machine", lambda *_, **__: free)
+    assert stages._machine(work, out, "cpu").disk_free >= 1_100_000
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hubbot.settings import Settings
 if TYPE_CHECKING:
     from hubbot.intake import ModelFacts
 
-__all__ = ["open_formats"]
+__all__ = ["open_formats", "put_in_place"]
 
 
 def open_formats(
@@ -61,3 +61,14 @@ def open_formats(
 
         formats.append(BnbFormat(variants=bnbs, source=source, facts=facts, work=work, out=out, settings=settings.bnb))
     return formats
+
+
+def put_in_place(work: Path, out: Path) -> list[Path]:
+    """The files under `out` that a killed sweep, whose parts wait in `work`, has put under their final names."""
+    from hubbot.formats.folder import merged_folders
+    from hubbot.formats.gguf.journal import Journal
+
+    finals = Journal(work / "gguf").finals() if (work / "gguf").is_dir() else ()
+    folders = [folder for family in ("gptq", "bnb") for folder in merged_folders(work / family, out / family)]
+    files = [out / "gguf" / name for name in finals] + [path for folder in folders for path in folder.rglob("*")]
+    return [path for path in files if path.is_file() and not path.is_symlink()]

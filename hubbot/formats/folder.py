@@ -33,7 +33,7 @@ from hubbot.formats.shards import (
 from hubbot.intake import ModelFacts
 from hubbot.licences import LICENCE_FILES
 
-__all__ = ["VariantFolder", "companions", "folder_cost", "to_json"]
+__all__ = ["VariantFolder", "companions", "folder_cost", "merged_folders", "to_json"]
 
 # Files of a model repo that belong to every quantized copy of it.
 _COMPANIONS = (
@@ -69,6 +69,12 @@ def folder_cost(
         weight_bytes=weight_bytes,
         bits_per_weight=8 * weight_bytes / facts.parameters,
     )
+
+
+def merged_folders(parts: Path, out: Path) -> list[Path]:
+    """The finished folders of a run. parts: where it keeps its parts, one folder a variant; out: where folders go."""
+    begun = [summary.with_suffix("") for summary in sorted(parts.glob("*.json"))]
+    return [out / folder.name for folder in begun if (out / folder.name).exists() and not folder.exists()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +119,7 @@ class VariantFolder:
 
     @property
     def _merged(self) -> bool:
-        return self.parts.with_suffix(".json").exists() and self.out.exists() and not self.parts.exists()
+        return self.out.name in {folder.name for folder in merged_folders(self.parts.parent, self.out.parent)}
 
     def finish(self) -> VariantFiles:
         """Merge the parts, write the other files, rename, and drop the parts. Repeating it is harmless."""
