@@ -16,6 +16,7 @@ from rich.markdown import Markdown
 
 from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
+from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
 from hubbot.settings import Settings, load_settings
 
@@ -316,14 +317,15 @@ def publish(
     from hubbot import pipeline
     from hubbot.record import FILE_NAME, read_record
 
+    record = read_record(out / FILE_NAME)
     flags = {
         "out": out,
         "publish.mode": mode,
         "publish.namespace": namespace,
+        "publish.quantized_by": _maker(record),
         "force": force,
         "licence.allow_unlicensed": allow_unlicensed,
     }
-    record = read_record(out / FILE_NAME)
     job = _job(record.source.repo or record.source.folder, load_settings(config, flags))
     pipeline.release_record(job, record)
 
@@ -353,15 +355,18 @@ def doctor(
 
 @app.command()
 def card(
-    out: Annotated[Path, typer.Argument(help="output folder of a run")] = Path("out"), config: Config = None
+    out: Annotated[Path, typer.Argument(help="output folder of a run")] = Path("out"),
+    config: Config = None,
+    namespace: Namespace = None,
 ) -> None:
-    """Render the model cards and the report again from hubbot.json."""
+    """Render the model cards and the report again from hubbot.json; with --namespace for that owner's repos."""
     from hubbot.cards.card import write_cards
     from hubbot.cards.report import write_report
     from hubbot.record import FILE_NAME, read_record
 
     record = read_record(out / FILE_NAME)
-    for repo, folder in write_cards(record, load_settings(config, {}).publish, out).items():
+    flags = {"publish.namespace": namespace, "publish.quantized_by": _maker(record)}
+    for repo, folder in write_cards(record, load_settings(config, flags).publish, out).items():
         sys.stdout.write(f"{repo}: {folder / 'README.md'}\n")
     sys.stdout.write(f"report: {write_report(record, out)}\n")
 
@@ -387,6 +392,12 @@ def schema() -> None:
     from hubbot.wire import schema as record_schema
 
     sys.stdout.write(json.dumps(record_schema(), indent=2) + "\n")
+
+
+def _maker(record: Record) -> str | None:
+    """Who is named in the files as having made them; cards say the same."""
+    name = record.config.get("quantized_by")
+    return name if isinstance(name, str) else None
 
 
 def _run(model: str, settings: Settings) -> None:

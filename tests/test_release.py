@@ -102,6 +102,18 @@ def test_every_repo_holds_the_sources_licence_texts(tmp_path: Path, hub: Hub) ->
         }
 
 
+def test_cards_rendered_again_name_their_owner_and_who_made_the_files(tmp_path: Path) -> None:
+    made = records.record()
+    records.lay_files(made, tmp_path)
+    write_record(made, tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["card", str(tmp_path), "--namespace", "ada"])
+    assert stop.value.code == 0
+    text = (tmp_path / "cards" / "Testling-1B-GGUF" / "README.md").read_text()
+    assert "llama-server -hf ada/Testling-1B-GGUF:" in text
+    assert "quantized_by: test-press" in text
+
+
 def with_small_files(variant: VariantRecord, out: Path) -> VariantRecord:
     """The variant with one file of a few bytes, which lies in `out`."""
     path = out / variant.files[-2 if len(variant.files) > 1 else 0].path
