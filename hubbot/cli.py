@@ -18,6 +18,7 @@ from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
 from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
+from hubbot.exhausted import telling_what_ran_out
 from hubbot.settings import Settings, load_settings
 
 __all__ = ["app", "main"]
@@ -469,7 +470,8 @@ def _dataset(section: str, name: str | None) -> dict[str, Any]:
 def main(argv: list[str] | None = None, program: Callable[..., Any] = app) -> None:
     """Entry point: errors become one paragraph and their exit code."""
     try:
-        program(argv, standalone_mode=True)
+        with telling_what_ran_out():
+            program(argv, standalone_mode=True)
     except HubbotError as error:
         log.error(str(error))
         sys.exit(error.exit_code)

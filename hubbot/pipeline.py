@@ -25,6 +25,7 @@ from hubbot.cards.repos import plan_repos
 from hubbot.confine import isolate
 from hubbot.domain import Record, Source, Status, VariantRecord
 from hubbot.errors import BadSettings
+from hubbot.exhausted import telling_what_ran_out
 from hubbot.formats.names import parse_variants
 from hubbot.gate import gate
 from hubbot.hub.release import Receipt
@@ -65,7 +66,7 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.monotonic()
-        with log.stage(name):
+        with log.stage(name), telling_what_ran_out(self.out):
             yield
         self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
 

@@ -33,9 +33,7 @@ def finished(out: Path, source: Source, settings: Settings, texts: Callable[[], 
         return None
     names = [variant.name for variant in parse_variants(settings.variants)]
     known = texts_of(record)
-    wanted = fingerprint(
-        source=source, config=shaping(settings), variants=names, version=version(), texts=known
-    )
+    wanted = fingerprint(source=source, config=shaping(settings), variants=names, version=version(), texts=known)
     if fingerprint_of(record) != wanted or not _is_whole(record, out):
         return None
     return record if dict(texts()) == known else None
@@ -55,9 +53,7 @@ def sweep_folder(
     job is ever taken up: more than a release's fingerprint has in it, because the README, the licence and who
     made the files stand in their headers.
     """
-    release = fingerprint(
-        source=source, config=shaping(settings), variants=variants, version=version(), texts=texts
-    )
+    release = fingerprint(source=source, config=shaping(settings), variants=variants, version=version(), texts=texts)
     seen: dict[str, Any] = {**asdict(source), "folder": source.name, "revision": None}
     whole = [release, seen, settings.publish.maker, settings.force]
     key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Functions that tests run inside hubbot.confine.isolate: each does what a hostile model might try."""
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -94,6 +95,31 @@ def refuse(argument):
 
 def crash(_):
     return {}["missing"]
+
+
+def run_out_of(what):
+    if what == "quota":
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    if what == "memory":
+        bytearray(2**62)
+    import torch
+
+    if what == "torch":
+        torch.empty(2**50)
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def fill(argument):
+    """Write tensors until the disk of `folder` is full."""
+    import torch
+    from safetensors.torch import save_file
+
+    for number in range(10_000):
+        path = Path(argument["folder"]) / str(number)
+        if argument["how"] == "tensors":
+            save_file({"x": torch.zeros(250_000)}, path)
+        else:
+            path.write_bytes(bytes(1_000_000))
 
 
 def unserialisable(_):

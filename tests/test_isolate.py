@@ -13,7 +13,10 @@ import pytest
 
 from hubbot import llamacpp
 from hubbot.confine.isolate import call, scrubbed
-from hubbot.errors import HubbotError, ToolMissing, UnsafeSource
+from hubbot.errors import BudgetExceeded, HubbotError, ToolMissing, UnsafeSource
+from tests.disk import small_disk
+
+__all__ = ["small_disk"]
 
 TESTS = Path(__file__).parent
 TOKENS = (
@@ -166,6 +169,26 @@ def test_an_error_keeps_its_class_and_message(inside):
 def test_a_defect_is_reported_with_its_cause(inside, function, says):
     with pytest.raises(HubbotError, match=says):
         inside(function)
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("quota", "The disk under .* is full"),
+        ("memory", r"Memory \(RAM\) ran out"),
+        ("torch", r"Memory \(RAM\) ran out"),
+        ("gpu", "GPU memory ran out .*--device cpu"),
+    ],
+)
+def test_what_ran_out_is_told_as_no_defect(inside, what, says):
+    with pytest.raises(BudgetExceeded, match=says):
+        inside("run_out_of", what)
+
+
+@pytest.mark.parametrize("how", ["bytes", "tensors"])
+def test_a_full_disk_is_told_as_one_whoever_writes(inside, small_disk, how):
+    with pytest.raises(BudgetExceeded, match=r"is full .* --out"):
+        inside("fill", {"folder": str(small_disk), "how": how}, writable=[small_disk])
 
 
 def test_a_killed_child_is_reported_with_the_signal(inside):

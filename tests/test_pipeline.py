@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -24,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 from hubbot import pipeline
 from hubbot.cli import main
-from hubbot.confine import isolate
 from hubbot.demo import CALIBRATION, EVALUATION
 from hubbot.domain import Record, Status
 from hubbot.errors import HubbotError, LicenceForbids
@@ -33,49 +31,10 @@ from hubbot.record import read_record
 from hubbot.settings import load_settings
 from hubbot.stages import Texts, _windows
 from tests.hub import Hub
-from tests.models import FAMILIES, texts
+from tests.jobs import flags, in_process, make, write_texts
+from tests.models import FAMILIES
 
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Confined stages run in this process: the confinement has tests of its own, and torch is loaded already."""
-
-    def call(target: str, argument: Any, **_: Any) -> isolate.Answer:
-        module, name = target.split(":")
-        function = getattr(__import__(module, fromlist=[name]), name)
-        value = json.loads(json.dumps(function(json.loads(json.dumps(argument, default=str))), default=str))
-        return isolate.Answer(value=value, walls=None)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(isolate, "call", call)
-
-
-def write_texts(folder: Path) -> tuple[Path, Path]:
-    """Calibration and evaluation text that share nothing."""
-    pieces = texts(80)
-    for name, part in (("calibration", pieces[:40]), ("evaluation", pieces[40:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": piece}) + "\n" for piece in part))
-    return folder / "calibration.jsonl", folder / "evaluation.jsonl"
-
-
-def flags(tmp_path: Path, **changes: object) -> dict[str, object]:
-    calibration, evaluation = write_texts(tmp_path)
-    return {
-        "out": tmp_path / "out",
-        "calibration.dataset": str(calibration),
-        "calibration.samples": 8,
-        "calibration.length": 64,
-        "evaluation.dataset": str(evaluation),
-        "evaluation.context": 64,
-        "evaluation.windows": 6,
-        **{name.replace("__", "."): value for name, value in changes.items()},
-    }
-
-
-def make(
-    model: Path | str, tmp_path: Path, *, hub: Hub | None = None, token: str | None = None, **changes: object
-) -> Record:
-    settings = load_settings(None, flags(tmp_path, **changes))
-    return pipeline.run(Run(model=str(model), settings=settings, token=token, endpoint=hub.endpoint if hub else None))
+__all__ = ["in_process"]
 
 
 @pytest.mark.slow

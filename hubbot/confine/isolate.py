@@ -32,6 +32,7 @@ from hubbot import errors, llamacpp, log
 from hubbot.confine import walls
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
+from hubbot.exhausted import telling_what_ran_out
 
 __all__ = ["Answer", "call", "scrubbed"]
 
@@ -246,7 +247,7 @@ def _main(ask: int, reply: int) -> int:
         writable=[*(Path(path) for path in request["writable"]), *_devices(), _own_proc()],
         readable=[Path(path) for path in request["readable"]],
     )
-    answer = _answer(request["target"], request["argument"]) | {"walls": asdict(built)}
+    answer = _answer(request["target"], request["argument"], Path(request["writable"][0])) | {"walls": asdict(built)}
     with os.fdopen(reply, "wb") as pipe:
         pipe.write(json.dumps(answer).encode())
     return 0 if "value" in answer else 1
@@ -267,10 +268,11 @@ def _own_proc() -> Path:
     return Path("/proc/self") if os.access("/proc/sys/kernel/core_pattern", os.W_OK) else Path("/proc")
 
 
-def _answer(target: str, argument: Any) -> dict[str, Any]:
+def _answer(target: str, argument: Any, work: Path) -> dict[str, Any]:
     module, _, function = target.partition(":")
     try:
-        value = getattr(importlib.import_module(module), function)(argument)
+        with telling_what_ran_out(work):
+            value = getattr(importlib.import_module(module), function)(argument)
         json.dumps(value)
     except HubbotError as error:
         return {"error": type(error).__name__, "message": str(error)}
