@@ -26,6 +26,7 @@ from hubbot.confine import isolate
 from hubbot.domain import Record, Source, Status, VariantRecord
 from hubbot.errors import BadSettings
 from hubbot.exhausted import telling_what_ran_out
+from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.names import parse_variants
 from hubbot.gate import gate
 from hubbot.hub.release import Receipt
@@ -123,14 +124,16 @@ def evaluate(job: Run, paths: Sequence[Path]) -> dict[str, Any]:
 
     Returns `evaluation`, `base` and `scores` (artefact name -> score) as JSON.
     """
+    artefacts = dict.fromkeys(tuple(shards_of(path.absolute())) for path in paths)  # any shard stands for all of them
     job.work.mkdir(parents=True, exist_ok=True)
     settings = job.settings
     with job.stage("fetch"):
         source = _fetch(job)
         text = evaluation_text(settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
     with job.stage("evaluate"), TemporaryDirectory(dir=job.work) as work:
-        more = {"paths": [str(path.resolve()) for path in paths], "texts": text, "work": work}
-        return dict(_confined(job, "hubbot.stages:evaluate", source, more, readable=[path.resolve() for path in paths]))
+        more = {"paths": [str(files[0]) for files in artefacts], "texts": text, "work": work}
+        readable = [file for files in artefacts for file in files]
+        return dict(_confined(job, "hubbot.stages:evaluate", source, more, readable=readable))
 
 
 # --- stages -----------------------------------------------------------------------------------------

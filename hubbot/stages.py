@@ -19,7 +19,7 @@ from hubbot.domain import Score, Source, TextRecord
 from hubbot.errors import BadText
 from hubbot.formats import open_formats, put_in_place
 from hubbot.formats.costs import costs_of
-from hubbot.formats.foreign import read_artefact
+from hubbot.formats.foreign import artefact_names, read_artefact
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.gate import PROBE, tokenizer_digest
@@ -199,12 +199,13 @@ def _outcome(name: str, made: VariantFiles, result: SweepResult, facts: ModelFac
 def evaluate(argument: dict[str, Any]) -> dict[str, Any]:
     """Measure finished artefacts against their base model.
 
-    argument: source (the base), settings, work, paths, texts. Returns evaluation, base, and the scores by name.
+    argument: source (the base), settings, work, paths (absolute, distinct), texts. Returns evaluation, base, and the scores by name.
     """
     source, settings, work = _job(argument)
     facts = _facts(source, settings, work)
     check_finite(facts.folder, facts)
-    artefacts = [read_artefact(Path(path), facts) for path in argument["paths"]]
+    names = artefact_names([Path(path) for path in argument["paths"]])
+    artefacts = [read_artefact(path, facts, name) for path, name in names.items()]
     texts = _as(Texts, argument["texts"])
     _, evaluation = _windows(replace(texts, calibration=None), facts, settings)
     if evaluation is None:

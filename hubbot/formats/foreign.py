@@ -5,7 +5,7 @@ a GGUF file (or one of its shards), or a folder with a GPTQ, bitsandbytes or pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from hubbot.domain import Family, Gguf, Variant
 from hubbot.errors import SourceRefused, Unsupported
+from hubbot.formats.gguf.naming import stem_of
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part, VariantFiles
 from hubbot.intake import snapshot
 from hubbot.intake.config import read_values
@@ -23,7 +24,9 @@ from hubbot.intake.strict_json import object_of
 if TYPE_CHECKING:
     from hubbot.intake import ModelFacts
 
-__all__ = ["Artefact", "read_artefact"]
+__all__ = ["Artefact", "artefact_names", "read_artefact"]
+
+_STREAMS = ("base", "calibration")  # names of the sweep's own
 
 
 class Artefact:
@@ -52,8 +55,30 @@ class Artefact:
         return {}
 
 
-def read_artefact(path: Path, base: ModelFacts) -> Artefact:
-    """Open an artefact of the base model.
+def artefact_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for every artefact: the end of its path, as long as it takes to tell it from the others.
+
+    paths: absolute and distinct. A sweep carries what it measures under these names, beside streams of its own.
+    """
+    found = {}
+    for path in paths:
+        ends = (end for end in range(1, len(path.parts)) if _is_telling(path, end, paths))
+        found[path] = next((_end(path, end) for end in ends), str(path))
+    return found
+
+
+def _is_telling(path: Path, count: int, paths: Sequence[Path]) -> bool:
+    name = _end(path, count)
+    return name not in _STREAMS and [_end(other, count) for other in paths].count(name) == 1
+
+
+def _end(path: Path, count: int) -> str:
+    """The last parts of a path, without what a GGUF's name has for its format and shards."""
+    return "/".join((*path.parts[-count:-1], stem_of(path.name)))
+
+
+def read_artefact(path: Path, base: ModelFacts, name: str | None = None) -> Artefact:
+    """Open an artefact of the base model. name: what to measure it under, by default its file's or folder's.
 
     Raises SourceRefused where it is no checkpoint or not of this base, Unsupported for a quantization
     method that hubbot cannot decode.
@@ -61,7 +86,7 @@ def read_artefact(path: Path, base: ModelFacts) -> Artefact:
     if path.suffix == ".gguf":
         from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
 
-        return Artefact(path.stem, Family.GGUF, _guarded(read_gguf_as_checkpoint(path, base), base))
+        return Artefact(name or stem_of(path.name), Family.GGUF, _guarded(read_gguf_as_checkpoint(path, base), base))
     if not path.is_dir():
         msg = f"{path} is neither a .gguf file nor a folder with a checkpoint. Name one of these."
         raise SourceRefused(msg)
@@ -71,7 +96,7 @@ def read_artefact(path: Path, base: ModelFacts) -> Artefact:
         found = f"{path.name} holds {strangers[0]}" if strangers else f"{path.name} holds no tensor"
         msg = f"{found}, which the base model {base.folder.name} has not. Name the base that it was made from with --base."
         raise SourceRefused(msg)
-    return Artefact(path.name, family, _guarded(tensors, base))
+    return Artefact(name or path.name, family, _guarded(tensors, base))
 
 
 @dataclass(frozen=True, slots=True)

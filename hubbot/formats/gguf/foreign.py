@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,13 @@ from hubbot.errors import SourceRefused, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.converter import Captured, convert
 from hubbot.formats.gguf.decoded import DecodedTensor
+from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.intake.gguf import read_gguf_header
 
-__all__ = ["read_gguf_as_checkpoint", "shards_of"]
-
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-
-
-def shards_of(path: Path) -> list[Path]:
-    """All files of a model, given any one of them. Raises SourceRefused where one is missing."""
-    match = _SHARD.search(path.name)
-    if match is None:
-        return [path]
-    stem, count = path.name[: match.start()], int(match[2])
-    paths = [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
-    missing = [other.name for other in paths if not other.is_file()]
-    if missing:
-        msg = f"{path.name} is one of {count} files, and {', '.join(missing[:3])} is missing. Put all of them into one folder."
-        raise SourceRefused(msg)
-    return paths
+__all__ = ["read_gguf_as_checkpoint"]
 
 
 def read_gguf_as_checkpoint(path: Path, facts: Facts) -> dict[str, DecodedTensor]:

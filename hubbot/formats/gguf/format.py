@@ -19,7 +19,7 @@ from hubbot.formats.gguf.encode import EncodingQueue, Job, RawRows, cores
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.journal import Journal
-from hubbot.formats.gguf.layout import shard_names
+from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
 from hubbot.formats.gguf.snapshot import Snapshot

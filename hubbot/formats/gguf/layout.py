@@ -19,7 +19,7 @@ from hubbot import llamacpp
 from hubbot.formats.gguf.codec import row_bytes
 from hubbot.formats.gguf.converter import Captured
 
-__all__ = ["ALIGNMENT", "Placed", "Shard", "lay_out", "shard_names"]
+__all__ = ["ALIGNMENT", "Placed", "Shard", "lay_out"]
 
 ALIGNMENT = 32
 
@@ -66,13 +66,6 @@ def lay_out(
         keys = {**(metadata if number == 0 else {}), **_split_keys(number, len(groups), len(tensors))}
         shards.append(_shard(group, keys, architecture))
     return tuple(shards)
-
-
-def shard_names(stem: str, count: int) -> list[str]:
-    """File names: `stem.gguf`, or `stem-00001-of-0000N.gguf` for several shards."""
-    if count == 1:
-        return [f"{stem}.gguf"]
-    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
 def _groups(tensors: Sequence[tuple[Captured, int]], shard_size: int | None) -> list[list[tuple[Captured, int]]]:

@@ -1,0 +1,39 @@
+"""Names of GGUF files, of which several can make one model: `stem-00001-of-0000N.gguf`, as gguf-split has them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hubbot.errors import SourceRefused
+
+__all__ = ["shard_names", "shards_of", "stem_of"]
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+def shard_names(stem: str, count: int) -> list[str]:
+    """File names: `stem.gguf`, or `stem-00001-of-0000N.gguf` for several shards."""
+    return [f"{stem}.gguf"] if count == 1 else _numbered(stem, count)
+
+
+def stem_of(name: str) -> str:
+    """What the names of a model's shards have in common; of any other name, what stands before `.gguf`."""
+    return _SHARD.sub("", name).removesuffix(".gguf")
+
+
+def shards_of(path: Path) -> list[Path]:
+    """All files of a model, given any one of them. Raises SourceRefused where one is missing."""
+    match = _SHARD.search(path.name)
+    if match is None:
+        return [path]
+    paths = [path.with_name(name) for name in _numbered(path.name[: match.start()], int(match[2]))]
+    missing = [other.name for other in paths if not other.is_file()]
+    if missing:
+        msg = f"{path.name} is one of {len(paths)} files, and {', '.join(missing[:3])} is missing. Put all of them into one folder."
+        raise SourceRefused(msg)
+    return paths
+
+
+def _numbered(stem: str, count: int) -> list[str]:
+    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
