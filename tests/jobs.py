@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hubbot import pipeline
+from hubbot.cli import main
 from hubbot.confine import isolate
 from hubbot.domain import Record
 from hubbot.pipeline import Run
@@ -25,12 +27,25 @@ def unconfined(target: str, argument: Any, **_: Any) -> isolate.Answer:
     return isolate.Answer(value=value, walls=None)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def in_process() -> Iterator[None]:
+@contextmanager
+def without_walls() -> Iterator[None]:
     """Confined stages run in this process: the confinement has tests of its own, and torch is loaded already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(isolate, "call", unconfined)
         yield
+
+
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    with without_walls():
+        yield
+
+
+def command(*words: str) -> int:
+    """What the command line ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    return int(str(stop.value.code or 0))
 
 
 def write_texts(folder: Path) -> tuple[Path, Path]:

@@ -31,7 +31,7 @@ from hubbot.record import read_record
 from hubbot.settings import load_settings
 from hubbot.stages import Texts, _windows
 from tests.hub import Hub
-from tests.jobs import flags, in_process, make, write_texts
+from tests.jobs import flags, in_process, make, options
 from tests.models import FAMILIES
 
 __all__ = ["in_process"]
@@ -95,11 +95,17 @@ def assert_base_perplexity_is_transformers_own(record: Record, model: Path, sett
     assert record.base.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-3)
 
 
+KINDS = [(family, tied) for family in sorted(FAMILIES) for tied in FAMILIES[family].tied]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    ("family", "tied"), KINDS, ids=[f"{family}-{'tied' if tied else 'untied'}" for family, tied in KINDS]
+)
 @pytest.mark.usefixtures("in_process")
-def test_every_family_goes_through_the_whole_job(family: str, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    tied = FAMILIES[family].tied[-1]
+def test_every_family_goes_through_the_whole_job(
+    family: str, tied: bool, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
     model = tiny_model(family, tied=tied)
     record = make(
         model, tmp_path, variants="Q8_0,Q4_K_M,gptq-4bit-128g,bnb-nf4", gate__enabled=False, evaluation__samples=False
@@ -119,6 +125,28 @@ import sys
 from hubbot.cli import main
 main(sys.argv[1:])
 """
+CHECKPOINT = ".work/sweep-*/streams.safetensors"
+
+
+def kill_at(command: list[str], told: str, sign: str, *, after: float = 0.0) -> None:
+    """Start a run and kill it some seconds after it has told a line and written the file that is the sign."""
+    out = Path(command[command.index("--out") + 1])
+    started = time.time_ns()
+
+    def written() -> bool:
+        return any(path.stat().st_mtime_ns > started for path in out.glob(sign))
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+        assert child.stderr is not None
+        assert any(told in line for line in child.stderr), f"the run ended before it told {told!r}"
+        while not written():
+            assert child.poll() is None, f"the run ended before it wrote {sign}"
+            time.sleep(0.002)
+        time.sleep(after)
+        assert child.poll() is None, "a run that has ended is no killed run"
+        assert list(out.glob(CHECKPOINT)), "there is something to go on from"
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -126,29 +154,62 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_files(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = tiny_model("llama")
-    calibration, evaluation = write_texts(tmp_path)
 
     def command(out: str) -> list[str]:
-        text = f"--calibration {calibration} --evaluation {evaluation} --samples 8 --length 64 --context 64"
-        options = f"run {model} --out {tmp_path / out} --variants Q4_K_M,gptq-4bit-64g,bnb-nf4 --no-gate {text}"
-        return [sys.executable, "-c", KILLED, *options.split()]
+        asked = f"run {model} --out {tmp_path / out} --variants Q4_K_M,gptq-4bit-16g,bnb-nf4 --no-gate"
+        return [sys.executable, "-c", KILLED, *asked.split(), *options(tmp_path)]
 
-    start = time.monotonic()
     subprocess.run(command("whole"), check=True, capture_output=True)
-    whole_time = time.monotonic() - start
     chance = random.Random(4)
-    for _ in range(3):
-        child = subprocess.Popen(
-            command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(chance.uniform(0.3, 0.9) * whole_time)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+    kill_at(command("killed"), "== sweep", CHECKPOINT)
+    kill_at(command("killed"), "== sweep", CHECKPOINT, after=chance.uniform(0, 0.3))
+    kill_at(command("killed"), "== load check", "gguf/*.gguf", after=chance.uniform(0, 1))
     subprocess.run(command("killed"), check=True, capture_output=True)
     whole, killed = (read_record(tmp_path / out / "hubbot.json") for out in ("whole", "killed"))
     for left, right in zip(whole.variants, killed.variants, strict=True):
         assert left.files == right.files
         assert left.score == right.score
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_only_a_text_that_was_edited_makes_a_finished_run_anew_and_a_full_disk_does_not(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = flags(tmp_path, variants="Q4_0", evaluation__samples=False)
+
+    def again(**changes: object) -> Record:
+        settings = load_settings(None, {**asked, **{name.replace("__", "."): value for name, value in changes.items()}})
+        return pipeline.run(Run(model=str(tiny_model("llama")), settings=settings))
+
+    first = again()
+    assert again(budget__disk="1MB").created == first.created, "all is made: nothing is planned"
+    text = tmp_path / "calibration.jsonl"
+    text.write_text("\n".join(reversed(text.read_text().splitlines())))
+    second = again()
+    assert first.calibration is not None
+    assert second.calibration is not None
+    assert second.calibration.sha256 != first.calibration.sha256
+    assert second.variants[0].files != first.variants[0].files
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_what_was_forced_onto_the_evaluation_text_is_no_result_for_a_run_without_force(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = flags(tmp_path, variants="Q4_0", evaluation__samples=False, gate__enabled=False)
+    asked["evaluation.dataset"] = asked["calibration.dataset"]
+    forced = Run(model=str(tiny_model("llama")), settings=load_settings(None, {**asked, "force": True}))
+    record = pipeline.run(forced)
+    assert record.calibration is not None
+    assert record.calibration.overlap_forced
+    with pytest.raises(HubbotError, match="--force"):
+        pipeline.run(replace(forced, settings=load_settings(None, asked)))
+    written = read_record(forced.out / "hubbot.json")
+    assert [(file.size, file.sha256) for file in written.variants[0].files if file.path.endswith(".gguf")] == [
+        (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) for path in forced.out.glob("gguf/*.gguf")
+    ], "what the forced run made lies there as it was"
 
 
 @pytest.mark.slow
