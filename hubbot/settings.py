@@ -31,6 +31,14 @@ class CalibrationSettings(Section):
     length: int = Field(2048, ge=16, description="tokens per window; capped at the model's context")
     seed: int = Field(0, description="seed of the choice of windows")
 
+    @property
+    def name(self) -> str:
+        """What files and records call the text: a local file's name, or dataset:configuration:split."""
+        path = Path(self.dataset)
+        if path.suffix.lower() in (".txt", ".jsonl", ".parquet"):
+            return path.name
+        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+
 
 class EvaluationSettings(Section):
     """The text that perplexity and divergence are measured on."""
@@ -58,7 +66,9 @@ class GgufSettings(Section):
 class GptqSettings(Section):
     damping: float = Field(0.01, gt=0, lt=1, description="share of the mean Hessian diagonal added to the diagonal")
     shard_size: Size = Field(5 * 10**9, description="size of a safetensors shard")
-    lm_head: bool = Field(False, description="quantize the output head too; GPTQModel and vLLM read it, transformers does not")
+    lm_head: bool = Field(
+        False, description="quantize the output head too; GPTQModel and vLLM read it, transformers does not"
+    )
 
 
 class BnbSettings(Section):

@@ -64,7 +64,7 @@ def survey(argument: dict[str, Any]) -> dict[str, Any]:
         variants,
         settings,
         _machine(work, Path(argument["out"]), device),
-        costs_of(variants, source, facts, work / "plan", settings),
+        costs_of(variants, _described(source, facts), facts, work / "plan", settings),
         device=device,
         elsewhere=elsewhere,
     )

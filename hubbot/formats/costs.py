@@ -28,7 +28,15 @@ def costs_of(
     if ggufs := [variant for variant in variants if isinstance(variant, Gguf)]:
         from hubbot.formats.gguf import format as gguf
 
-        found |= gguf.costs(ggufs, source, facts, work, settings.gguf)
+        found |= gguf.costs(
+            ggufs,
+            source,
+            facts,
+            work,
+            settings.gguf,
+            text=settings.calibration.name,
+            quantized_by=settings.publish.maker,
+        )
     if gptqs := [variant for variant in variants if isinstance(variant, Gptq)]:
         from hubbot.formats import gptq
 

@@ -31,22 +31,36 @@ __all__ = ["GgufFormat", "costs"]
 
 
 def costs(
-    variants: Sequence[Gguf], source: Source, facts: Facts, work: Path, settings: GgufSettings
+    variants: Sequence[Gguf],
+    source: Source,
+    facts: Facts,
+    work: Path,
+    settings: GgufSettings,
+    *,
+    text: str = "",
+    quantized_by: str | None = None,
 ) -> dict[str, Cost]:
     """Variant name -> exact size, from headers, configuration and tokenizer alone.
 
+    text: the calibration text's name, and quantized_by: who makes the files; both stand in their headers.
     Raises Unsupported where llama.cpp's converter or quantizer cannot make a variant.
     """
-    text = _unknown_text() if settings.imatrix else None
     plan = plan_files(
-        variants, source, facts, work, imatrix=text, shard_size=settings.shard_size, read=Snapshot(facts).read
+        variants,
+        source,
+        facts,
+        work,
+        imatrix=_unread_text(text) if settings.imatrix else None,
+        shard_size=settings.shard_size,
+        quantized_by=quantized_by,
+        read=Snapshot(facts).read,
     )
     return costs_of(plan)
 
 
-def _unknown_text() -> TextRecord:
-    """Stands for a calibration text that is not fetched yet: only its presence shapes a recipe."""
-    return TextRecord(dataset="unknown", revision=None, sha256="", windows=0, length=0)
+def _unread_text(name: str) -> TextRecord:
+    """Stands for a calibration text that is not fetched yet: only its name takes room, only its presence shapes a recipe."""
+    return TextRecord(dataset=name, revision=None, sha256="", windows=0, length=0)
 
 
 class GgufFormat:
