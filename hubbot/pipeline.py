@@ -214,9 +214,9 @@ def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Reco
     record = gate(record, job.settings.gate, tokenizer=tokenizer)
     record = replace(record, timings=spent(job.timings, made))
     keep_licences(record.source, job.out)
-    write_record(record, job.out)
     write_cards(record, job.settings.publish, job.out)
     write_report(record, job.out)
+    write_record(record, job.out)  # last: where it lies, a run finds nothing left to do
     forget_sweeps(job.work)
     return record
 
