@@ -9,6 +9,7 @@ to give away.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from hubbot.log import in_actions
 
 def main() -> None:
     """`hubbot-container [hubbot] [ARGUMENT…]`: without arguments on GitHub, the action."""
+    heed_sigterm()
     become_owner_of(Path.cwd())
     arguments = sys.argv[1:]
     if arguments[:1] == ["hubbot"]:  # `docker run IMAGE hubbot run org/name` reads as it does in a shell
@@ -30,6 +32,12 @@ def main() -> None:
 
     sys.argv = ["hubbot", *arguments]
     cli.main()
+
+
+def heed_sigterm() -> None:
+    """Let `docker stop` end this process: the first one of a container is deaf to SIGTERM unless it says otherwise."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def become_owner_of(folder: Path) -> None:

@@ -61,3 +61,24 @@ def test_root_that_was_given_away_cannot_be_taken_back(theirs):
 @as_root
 def test_root_stays_where_the_workspace_is_roots(tmp_path):
     assert become(tmp_path)[0] == "0"
+
+
+DEAF = """
+import os, signal
+{before}
+os.kill(os.getpid(), signal.SIGTERM)
+print(os.getpid(), "is deaf")
+"""
+
+
+@as_root
+def test_the_first_process_of_a_container_ends_at_sigterm():
+    def first(before: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", DEAF.format(before=before)]
+        return subprocess.run(["unshare", "--pid", "--fork", *program], capture_output=True, text=True, check=False)
+
+    plain = first("")
+    if plain.stdout != "1 is deaf\n":
+        pytest.skip(f"no process namespaces here: {plain.stderr}")
+    ended = first("from hubbot.action.container import heed_sigterm; heed_sigterm()")
+    assert (ended.returncode, ended.stdout) == (143, "")
