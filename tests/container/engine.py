@@ -146,12 +146,12 @@ def llama_image() -> str:
 def run_container(
     *arguments: str, options: tuple[str, ...] = (), timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
-    """`podman run` of the image; options are podman's, arguments the container's."""
+    """`podman run` of the image; options are podman's, arguments the container's. It has one thread where these tests have."""
     # crun refuses a machine with both cgroup versions mounted: hide one in a mount namespace of our own
     alone = 'umount /sys/fs/cgroup/unified 2>/dev/null || true; exec "$@"'
     return call(
         "unshare", "-m", "--propagation", "private", "sh", "-c", alone, "_",
-        "podman", "run", "--rm", "--pull", "never", "--network", "host", *options, IMAGE, *arguments,
+        "podman", "run", "--rm", "--pull", "never", "--network", "host", "-e", "OMP_NUM_THREADS", *options, IMAGE, *arguments,
         capture_output=True, timeout=timeout,
     )  # fmt: skip
 
