@@ -154,8 +154,8 @@ def lay_out(parts: Sequence[Part], record: Record, out: Path) -> None:
             _link(source, out / path)
         for name, text in kept_licences(part.folder).items():
             _link(text, out / FOLDER / name)
-    write_record(record, out)
     write_report(record, out)
+    write_record(record, out)  # last: where it lies, the release is whole
 
 
 def _link(source: Path, target: Path) -> None:

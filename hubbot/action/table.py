@@ -70,7 +70,7 @@ INPUTS: tuple[Input, ...] = (
     Input(name="ram", setting="budget.ram", description="Most memory that the job may use, as 64GB; what is available where absent.", example="64GB"),
     Input(name="vram", setting="budget.vram", description="Most GPU memory that the job may use, as 24GB; what is free where absent.", example="24GB"),
     Input(name="elsewhere", kind=Kind.FLAG, description="Plan for another machine (command plan): disk, ram and vram say what it has, not this one; a vram above 0 means a GPU.", default="false"),
-    Input(name="parts", description="With command publish: comma list of the plan's parts, folders below out that become one release. Their weights are removed once they are published.", pattern=_PARTS, example="1-of-2,2-of-2"),
+    Input(name="parts", description="With command publish: comma list of the plan's parts, folders below out that become one release of the variants that are named. Their weights are removed once they are published.", pattern=_PARTS, example="1-of-2,2-of-2"),
     Input(name="oidc-resource", description="The one Hub repo, as org/name, that a trusted publisher lets this job write without a token. Empty: HF_OIDC_RESOURCE.", pattern=MODEL, example="my-org/name-GGUF"),
     Input(name="device", setting="device", description="auto, cpu, cuda or cuda:N.", pattern=re.compile(r"auto|cpu|cuda(:\d{1,3})?"), example="auto"),
     Input(name="benchmark", setting="benchmark", kind=Kind.FLAG, description="Measure speed and peak memory of each variant in its own runtime."),
