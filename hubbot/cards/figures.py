@@ -37,7 +37,10 @@ def ratio(value: float | None) -> str | None:
     """Perplexity over the base's, as the change in per cent: +2.33 %."""
     if value is None or not math.isfinite(value):
         return None
-    return f"{(value - 1) * 100:+.2f} %" if value < 10 else f"× {value:,.0f}"
+    if value >= 10:
+        return f"× {value:,.0f}"
+    moved = f"{(value - 1) * 100:+.2f} %"
+    return "±0.00 %" if moved[1:] == "0.00 %" else moved
 
 
 def nats(value: float | None) -> str | None:

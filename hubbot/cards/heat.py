@@ -20,7 +20,7 @@ _BLOCK = re.compile(r"^(.*?\.)?(\d+)\.(.+)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Logarithmic, from the least error of a variant to its largest: what stands out is a layer."""
+    """Logarithmic, from the least error in a variant's blocks to the largest: what stands out is a layer."""
 
     low: float
     high: float
@@ -63,9 +63,10 @@ def heat_map(variant: VariantRecord) -> HeatMap | None:
         row[block] = max(error, row.get(block, 0.0))
     kept = dict(list(cells.items())[:_MAX_ROWS])
     blocks = max((max(row) for row in kept.values()), default=-1) + 1
+    drawn = [error for row in kept.values() for error in row.values()] or list(errors.values())
     return HeatMap(
         variant=variant.name,
-        scale=Scale(low=min(errors.values()), high=max(errors.values())),
+        scale=Scale(low=min(drawn), high=max(drawn)),
         blocks=blocks,
         rows={kind: tuple(row.get(block) for block in range(blocks)) for kind, row in kept.items()},
         worst=tuple(_worst(errors, 5)),
