@@ -176,7 +176,9 @@ def main() -> None:
         answer = {"error": str(error)}
     with os.fdopen(answers, "w") as out:
         json.dump(answer, out)
-    os._exit(0)  # the answer stands; what native code does while it is taken down, a crash too, is no verdict on the file
+    os._exit(
+        0
+    )  # the answer stands; what native code does while it is taken down, a crash too, is no verdict on the file
 
 
 if __name__ == "__main__":
