@@ -115,7 +115,7 @@ $(LLAMA)/build/bin/llama-bench:
 	@[ -z "$(HUBBOT_LLAMA_CPP)" ] || { echo "HUBBOT_LLAMA_CPP is $(HUBBOT_LLAMA_CPP), but build/bin/llama-bench is not there. Unset it, or name a folder with source/ and build/bin/."; exit 1; }
 	@mkdir -p $(LLAMA).partial && exec 9>$(LLAMA).lock && flock 9 && if [ -x $@ ]; then exit 0; fi; \
 	part=$(LLAMA).partial; sdist=$$part/llama_cpp_python-$(LLAMA_PIN).tar.gz; PATH="$$PWD/$(BIN):$$PATH"; \
-	echo "setup: building llama.cpp once, in $(LLAMA) (about 7 minutes on two cores)"; \
+	echo "setup: building llama.cpp once, in $(LLAMA) (about 4 minutes on two cores)"; \
 	[ -f $$sdist ] || pip download -qq --no-deps --no-build-isolation --no-binary llama-cpp-python -d $$part llama-cpp-python==$(LLAMA_PIN); \
 	echo "$(LLAMA_SHA256)  $$sdist" | sha256sum --check --status \
 	  || { rm -f $$sdist; echo "The download of llama-cpp-python $(LLAMA_PIN) is not the pinned release (sha256 differs) and was removed. Run make setup again."; exit 1; }; \
