@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +25,7 @@ from hubbot.record import read_record
 from hubbot.settings import load_settings
 from hubbot.stages import Texts, _windows
 from tests.hub import Hub
-from tests.jobs import flags, in_process, make, options
+from tests.jobs import flags, in_process, make
 from tests.models import FAMILIES
 
 __all__ = ["in_process"]
@@ -118,57 +112,6 @@ def test_every_family_goes_through_the_whole_job(
         assert 0 < variant.score.kld.mean < 0.2
     kld = {variant.name: variant.score.kld.mean for variant in record.variants if variant.score}
     assert kld["Q8_0"] < kld["Q4_K_M"]
-
-
-KILLED = """
-import sys
-from hubbot.cli import main
-main(sys.argv[1:])
-"""
-CHECKPOINT = ".work/sweep-*/streams.safetensors"
-
-
-def kill_at(command: list[str], told: str, sign: str, *, after: float = 0.0) -> None:
-    """Start a run and kill it some seconds after it has told a line and written the file that is the sign."""
-    out = Path(command[command.index("--out") + 1])
-    started = time.time_ns()
-
-    def written() -> bool:
-        return any(path.stat().st_mtime_ns > started for path in out.glob(sign))
-
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
-        assert child.stderr is not None
-        assert any(told in line for line in child.stderr), f"the run ended before it told {told!r}"
-        while not written():
-            assert child.poll() is None, f"the run ended before it wrote {sign}"
-            time.sleep(0.002)
-        time.sleep(after)
-        assert child.poll() is None, "a run that has ended is no killed run"
-        assert list(out.glob(CHECKPOINT)), "there is something to go on from"
-        os.kill(child.pid, signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_same_files(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    model = tiny_model("llama")
-
-    def command(out: str) -> list[str]:
-        asked = f"run {model} --out {tmp_path / out} --variants Q4_K_M,gptq-4bit-16g,bnb-nf4 --no-gate"
-        return [sys.executable, "-c", KILLED, *asked.split(), *options(tmp_path)]
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    chance = random.Random(4)
-    kill_at(command("killed"), "== sweep", CHECKPOINT)
-    kill_at(command("killed"), "== sweep", CHECKPOINT, after=chance.uniform(0, 0.3))
-    kill_at(command("killed"), "== load check", "gguf/*.gguf", after=chance.uniform(0, 1))
-    subprocess.run(command("killed"), check=True, capture_output=True)
-    whole, killed = (read_record(tmp_path / out / "hubbot.json") for out in ("whole", "killed"))
-    for left, right in zip(whole.variants, killed.variants, strict=True):
-        assert left.files == right.files
-        assert left.score == right.score
 
 
 @pytest.mark.slow
