@@ -154,7 +154,7 @@ def _load(folder: Path, device: str) -> PreTrainedModel:
         return _from_gptqmodel(folder, device)
     if device != "cpu":
         return _from_pretrained(folder, device, "auto")
-    model = _from_pretrained(folder, device, torch.float32)
+    model = _from_pretrained(folder, device, torch.float32, plain=True)
     # transformers leaves the weights of norms and embeddings of a bitsandbytes folder in their stored type
     for parameter in model.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
@@ -162,14 +162,15 @@ def _load(folder: Path, device: str) -> PreTrainedModel:
     return model
 
 
-def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str) -> PreTrainedModel:
+def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, *, plain: bool = False) -> PreTrainedModel:
+    """plain: whether GPTQModel's torch kernels do, which need no compiler, where others are faster."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
     quantization = _quantization(folder)
     options = {}
-    # On a GPU GPTQModel 7.7 would choose kernels that it first compiles with CUDA's own compiler, and compile its
-    # torch kernels in further processes; on a CPU, for groups of 16, it would take a kernel that then refuses them.
-    if _kind(quantization) == "gptq" and (device != "cpu" or quantization["group_size"] == 16):
-        torch._dynamo.config.disable = True
+    # Of its own choice GPTQModel 7.7 compiles kernels first, on a CPU anew in every home and on a GPU with CUDA's
+    # compiler, which a container has not; for groups of 16 it chooses a CPU kernel that then refuses them.
+    if _kind(quantization) == "gptq" and (plain or device != "cpu" or quantization["group_size"] == 16):
+        torch._dynamo.config.disable = True  # it would have torch compile its torch kernels, in further processes
         options["quantization_config"] = GPTQConfig(bits=quantization["bits"], backend="gptq_torch")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
