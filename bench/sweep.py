@@ -14,6 +14,8 @@ import math
 import shutil
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -56,13 +58,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.work) as name:
         work = Path(name)
         folder = work / "model"
-        weights = build(
-            folder,
-            hidden=asked.hidden,
-            intermediate=asked.intermediate or asked.hidden * 11 // 4 // 256 * 256,
-            layers=asked.layers,
-            vocabulary=asked.vocabulary or json.loads((demo / "config.json").read_text())["vocab_size"],
-        )
+        shape = {
+            "hidden": asked.hidden,
+            "intermediate": asked.intermediate or asked.hidden * 11 // 4 // 256 * 256,
+            "layers": asked.layers,
+            "vocabulary": asked.vocabulary or json.loads((demo / "config.json").read_text())["vocab_size"],
+        }
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # its memory is not the sweep's
+            weights = apart.submit(build, folder, **shape).result()
         for file in COPIED:
             if (demo / file).exists():
                 shutil.copy(demo / file, folder)

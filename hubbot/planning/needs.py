@@ -18,7 +18,7 @@ __all__ = ["Need", "Shapes", "shapes_of", "sweep_need"]
 
 _PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
 _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
-_LOGITS = 256 * 2**20  # one batch of logits, see hubbot.sweep.judge
+_LOGITS = 32 * 2**20  # one batch of logits, see hubbot.sweep.judge
 _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
 _BATCH_TOKENS = 4096  # tokens that pass a block together, see hubbot.sweep.passage
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers

@@ -19,7 +19,7 @@ from hubbot.sweep.windows import Windows
 
 __all__ = ["Verdicts", "judge"]
 
-_LOGIT_BYTES = 256 * 2**20  # of one batch of logits
+_LOGIT_BYTES = 32 * 2**20  # of one batch of logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

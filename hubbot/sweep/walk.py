@@ -20,6 +20,7 @@ import torch
 from hubbot.domain import Perplexity, Score
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, Part, PartKind, VariantFiles
+from hubbot.machine.heap import return_large_blocks
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.judge import Verdicts, judge
 from hubbot.sweep.passage import Passage
@@ -70,6 +71,7 @@ def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *
     A family that raises Unsupported on the way is left behind with its reason, and the others go on.
     report: called with a part's name, how many parts are done and how many there are.
     """
+    return_large_blocks()
     walk = _Walk(task, formats)
     verdicts = walk.through(report)
     report("files", len(task.parts), len(task.parts))
