@@ -20,7 +20,7 @@ import torch
 from hubbot.domain import Perplexity, Score
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, Part, PartKind, VariantFiles
-from hubbot.machine.heap import return_large_blocks
+from hubbot.machine.heap import give_back, return_large_blocks
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.judge import Verdicts, judge
 from hubbot.sweep.passage import Passage
@@ -114,6 +114,7 @@ class _Walk:
                 continue
             report(part.name, number, len(parts))
             verdicts = self._step(part)
+            give_back()
             if part.kind is not PartKind.HEAD:
                 self.progress.parts_done = number + 1
                 self._save()
