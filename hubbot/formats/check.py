@@ -150,16 +150,21 @@ def _runtime_name(quantization: dict[str, Any]) -> str:
 
 def _load(folder: Path, device: str) -> PreTrainedModel:
     """float32 around the quantized layers on a CPU, the stored type on an accelerator, as its kernels want."""
-    if _quantization(folder).get("lm_head"):
-        return _from_gptqmodel(folder, device)
-    if device != "cpu":
-        return _from_pretrained(folder, device, "auto")
+    if device != "cpu" or _quantization(folder).get("lm_head"):
+        return _as_stored(folder, device)
     model = _from_pretrained(folder, device, torch.float32, plain=True)
     # transformers leaves the weights of norms and embeddings of a bitsandbytes folder in their stored type
     for parameter in model.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
     return model
+
+
+def _as_stored(folder: Path, device: str) -> PreTrainedModel:
+    """As users load it."""
+    if _quantization(folder).get("lm_head"):
+        return _from_gptqmodel(folder, device)
+    return _from_pretrained(folder, device, "auto")
 
 
 def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, *, plain: bool = False) -> PreTrainedModel:
@@ -210,8 +215,7 @@ def _one_line(error: Exception) -> str:
 @torch.inference_mode()
 def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int, device: str) -> Speed:
     """Best of some repetitions; the stored type everywhere, as users load it."""
-    headed = _quantization(folder).get("lm_head")
-    model = _from_gptqmodel(folder, device) if headed else _from_pretrained(folder, device, "auto")
+    model = _as_stored(folder, device)
     prompt = torch.arange(prompt_tokens, device=device)[None] % (model.config.get_text_config().vocab_size - 8) + 8
     reading, generating = [], []
     for _ in range(repetitions + 1):  # the first one warms up
