@@ -45,7 +45,7 @@ test: lint .venv/triton  ## linters, type checks and the whole suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
 # The GPU kernels are tested by Triton's interpreter. torch's CUDA build brings this very release; its CPU build has none.
-.venv/triton: tests/gptq/triton.lock $(INSTALLED)
+.venv/triton: tests/formats/gptq/triton.lock $(INSTALLED)
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP_INSTALL) --no-deps --require-hashes -r $<
 	@touch $@
 

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hubbot.demo import demo_model
+from hubbot.demo.train import demo_model
 from hubbot.domain import Gptq
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.columns import nearest_code

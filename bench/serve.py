@@ -31,7 +31,7 @@ SERVER = """
 import sys
 from pathlib import Path
 from hubbot.bot.serve import serve
-from hubbot.bot.watch_settings import ServeSettings
+from hubbot.settings.watch import ServeSettings
 serve(Path(sys.argv[1]), ServeSettings(port=int(sys.argv[2])), sys.argv[3], route=None)
 """
 

@@ -57,9 +57,9 @@ def through_hubbot(source: Path, out: Path) -> None:
 
     from hubbot.domain import Gguf, Source
     from hubbot.formats.gguf.format import GgufFormat
-    from hubbot.intake import read_facts
+    from hubbot.model import read_facts
     from hubbot.settings import GgufSettings
-    from tests.gguf.chain import parts
+    from tests.formats.gguf.chain import parts
 
     facts = read_facts(source)
     form = GgufFormat(

@@ -66,11 +66,11 @@ def run_bot(folder: Path, endpoint: str, offset: float, mode: str) -> None:
     """`hubbot watch --every --run` with the cheap pipeline."""
     from hubbot import __version__
     from hubbot.bot.daemon import Bot, keep_watching
+    from hubbot.bot.ledger.alive import worker
+    from hubbot.bot.ledger.store import open_ledger
     from hubbot.bot.stop import on_signals
     from hubbot.bot.worker import Terms, work
-    from hubbot.hub.reader import Reader
-    from hubbot.ledger.alive import worker
-    from hubbot.ledger.store import open_ledger
+    from hubbot.hub.read.reader import Reader
 
     really = time.sleep
     time.sleep = lambda seconds: really(seconds / FASTER)

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hubbot.demo import Recipe, demo_model, library_texts
+from hubbot.child.stages import make
+from hubbot.demo.train import Recipe, demo_model, library_texts
 from hubbot.domain import Peak, Source
-from hubbot.formats.protocol import PartKind
-from hubbot.intake import part_layout, read_facts
 from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
 from hubbot.machine.versions import tools
+from hubbot.model import part_layout, read_facts
+from hubbot.model.parts import PartKind
 from hubbot.settings import load_settings
-from hubbot.stages import make
 
 COPIED = "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json README.md".split()
 

@@ -61,8 +61,8 @@ def main() -> None:
 
     from hubbot import __version__
     from hubbot.bot.daemon import Bot
-    from hubbot.hub.reader import Reader
-    from hubbot.ledger.store import open_ledger
+    from hubbot.bot.ledger.store import open_ledger
+    from hubbot.hub.read.reader import Reader
     from hubbot.settings import Settings
 
     rounds = {}

@@ -18,7 +18,7 @@ from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
 from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
-from hubbot.exhausted import telling_what_ran_out
+from hubbot.machine.shortage import telling_what_ran_out
 from hubbot.settings import Settings, load_settings
 
 __all__ = ["app", "main"]
@@ -244,7 +244,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a run would make and need, before anything is downloaded but headers."""
-    from hubbot import pipeline
+    from hubbot.job import pipeline
 
     flags = {
         "revision": revision,
@@ -286,8 +286,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Measure artefacts, also ones made elsewhere, against their base model."""
-    from hubbot import pipeline
-    from hubbot.scores_view import scores_table
+    from hubbot.cards.scores import scores_table
+    from hubbot.job import pipeline
 
     flags = {
         "revision": revision,
@@ -315,8 +315,8 @@ def publish(
     allow_unlicensed: Unlicensed = None,
 ) -> None:
     """Publish what lies in an output folder. A retry goes on with what is there and never does a thing twice."""
-    from hubbot import pipeline
-    from hubbot.record import FILE_NAME, read_record
+    from hubbot.job import pipeline
+    from hubbot.record.file import FILE_NAME, read_record
 
     record = read_record(out / FILE_NAME)
     flags = {
@@ -334,7 +334,7 @@ def publish(
 @app.command()
 def demo(out: Out = None, variants: Variants = None, config: Config = None, device: Device = None) -> None:
     """Train a small language model on this machine's own text and run the main job on it."""
-    from hubbot.demo import demo_model, demo_settings
+    from hubbot.demo.train import demo_model, demo_settings
 
     with log.stage("train the demo model"):
         folder = demo_model(log=log.say)
@@ -348,7 +348,7 @@ def doctor(
     config: Config = None,
 ) -> None:
     """Look at tools, versions, GPU, disk and token, and say how to mend what is amiss."""
-    from hubbot.machine.doctor_view import show
+    from hubbot.doctor.view import show
 
     if not show(load_settings(config, {}), namespaces=namespace or [], token=_token(), endpoint=_endpoint()):
         raise typer.Exit(ToolMissing.exit_code)
@@ -363,7 +363,7 @@ def card(
     """Render the model cards and the report again from hubbot.json; with --namespace for that owner's repos."""
     from hubbot.cards.card import write_cards
     from hubbot.cards.report import write_report
-    from hubbot.record import FILE_NAME, read_record
+    from hubbot.record.file import FILE_NAME, read_record
 
     record = read_record(out / FILE_NAME)
     flags = {"publish.namespace": namespace, "publish.quantized_by": _maker(record)}
@@ -378,7 +378,7 @@ def review(
     plain: Annotated[bool, typer.Option("--plain", help="print the Markdown as it is")] = False,
 ) -> None:
     """Show a waiting pull request: its card, the gate's verdicts and the numbers against main."""
-    from hubbot.cards.reviewing import parse_pull_request, review_text
+    from hubbot.job.review import parse_pull_request, review_text
 
     text = review_text(parse_pull_request(pull, endpoint=_endpoint()), token=_token(), endpoint=_endpoint())
     if plain:
@@ -390,7 +390,7 @@ def review(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of hubbot.json."""
-    from hubbot.wire import schema as record_schema
+    from hubbot.record.schema import schema as record_schema
 
     sys.stdout.write(json.dumps(record_schema(), indent=2) + "\n")
 
@@ -402,8 +402,8 @@ def _maker(record: Record) -> str | None:
 
 
 def _run(model: str, settings: Settings) -> None:
-    from hubbot import pipeline
     from hubbot.cards.summary import reasons, results_table
+    from hubbot.job import pipeline
 
     job = _job(model, settings)
     record = pipeline.run(job)
@@ -435,7 +435,7 @@ def _say_where(out: Path) -> None:
 
 
 def _job(model: str, settings: Settings) -> Any:
-    from hubbot.pipeline import Run
+    from hubbot.job.pipeline import Run
 
     command = shlex.join(["hubbot", *sys.argv[1:]])
     return Run(

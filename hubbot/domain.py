@@ -1,6 +1,6 @@
 """The nouns of hubbot: frozen values that travel from stage to stage.
 
-`hubbot.json` is `Record` written with `hubbot.record`; every number in it was measured in that run,
+`hubbot.json` is `Record` written with `hubbot.record.file`; every number in it was measured in that run,
 and `None` stands for what was not.
 """
 

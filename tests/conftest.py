@@ -24,7 +24,7 @@ __all__ = ["demo_model", "hub", "loopback_only", "tiny_model"]
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The folder of the trained demo model, to be read only. Trained once per machine: two minutes on two cores."""
-    from hubbot.demo import demo_model as train_or_find
+    from hubbot.demo.train import demo_model as train_or_find
 
     return train_or_find()
 

@@ -151,6 +151,6 @@ def load_llama(_):
 
 
 def architecture(folder):
-    from hubbot.intake import read_facts
+    from hubbot.model import read_facts
 
     return read_facts(Path(folder)).architecture

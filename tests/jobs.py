@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from hubbot import pipeline
 from hubbot.cli import main
 from hubbot.confine import isolate
 from hubbot.domain import Record
-from hubbot.pipeline import Run
+from hubbot.job import pipeline
+from hubbot.job.pipeline import Run
 from hubbot.settings import Settings, load_settings
 from tests.hub import Hub
 from tests.models import texts

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from hubbot.demo_tokenizer import train_tokenizer, write_tokenizer
+from hubbot.demo.tokenizer import train_tokenizer, write_tokenizer
 from tests.gpt2 import write_gpt2_tokenizer
 
 VOCABULARY = 512

@@ -13,7 +13,7 @@ from hubbot.formats import bnb, gptq
 from hubbot.formats.linears import find_linears
 from hubbot.formats.names import parse_variant
 from hubbot.formats.protocol import InputStatistics
-from hubbot.intake import part_layout, read_facts
+from hubbot.model import part_layout, read_facts
 from hubbot.settings import BnbSettings, GptqSettings
 
 

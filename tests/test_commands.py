@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from hubbot.domain import File, Record, Status
 from hubbot.formats.foreign import artefact_names
-from hubbot.record import read_record
-from tests.gguf.chain import keys_and_tensors
+from hubbot.record.file import read_record
+from tests.formats.gguf.chain import keys_and_tensors
 from tests.hub import Hub
 from tests.jobs import command, in_process, options, without_walls
 

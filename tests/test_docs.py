@@ -8,8 +8,8 @@ import pytest
 
 from hubbot import errors
 from hubbot.cards.reference import settings_page
-from hubbot.sections import Section
 from hubbot.settings import Settings
+from hubbot.settings.sections import Section
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]

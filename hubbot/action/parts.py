@@ -20,10 +20,10 @@ from hubbot import log
 from hubbot.cards.report import write_report
 from hubbot.domain import Family, File, Peak, Record
 from hubbot.errors import BadRecord
-from hubbot.fingerprint import fingerprint_of
-from hubbot.hub.release import Receipt
-from hubbot.licences import FOLDER, kept_licences
-from hubbot.record import FILE_NAME, read_record, write_record
+from hubbot.hub.publish.release import Receipt
+from hubbot.record.file import FILE_NAME, read_record, write_record
+from hubbot.record.fingerprint import fingerprint_of
+from hubbot.release.licence_texts import FOLDER, kept_licences
 from hubbot.settings import PublishSettings
 
 __all__ = ["Part", "joined", "keep_receipts", "kept_receipts", "lay_out", "read_parts", "tidy"]

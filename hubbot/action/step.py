@@ -12,18 +12,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hubbot import log
-from hubbot.action import github
 from hubbot.action.inputs import BadInput, Inputs, read_inputs
-from hubbot.domain import Record, Status
-from hubbot.errors import HubbotError, VariantsRefused
-from hubbot.mask import mask
+from hubbot.action.outcome import Outcome, SomeRefused
+from hubbot.domain import Status
+from hubbot.errors import HubbotError
+from hubbot.log import github
+from hubbot.log.redact import mask
 
-__all__ = ["Outcome", "SomeRefused", "Work", "act", "main", "outputs"]
+__all__ = ["Work", "act", "main", "outputs"]
 
 # What a step may not hand to the programs that it starts: the token, and the keys to GitHub's own services.
 _SECRETS = (
@@ -33,26 +32,6 @@ _SECRETS = (
     "GITHUB_TOKEN",
     "ACTIONS_RUNTIME_TOKEN",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a command left: everything that outputs and summary are made of."""
-
-    record: Record | None = None  # None: nothing was made, as by a plan
-    record_path: Path | None = None
-    published: tuple[str, ...] = ()  # URLs of the repos that hold a release
-    pull_requests: tuple[str, ...] = ()  # URLs of pull requests that wait for a maintainer
-    matrix: Mapping[str, Any] | None = None
-    summary: str = ""  # Markdown
-
-
-class SomeRefused(VariantsRefused):
-    """The gate refused variants; what became of the others is in `outcome`."""
-
-    def __init__(self, message: str, outcome: Outcome) -> None:
-        super().__init__(message)
-        self.outcome = outcome
 
 
 Work = Callable[[Inputs], Outcome]  # does what the inputs ask for

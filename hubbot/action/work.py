@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hubbot import log, pipeline
+from hubbot import log
 from hubbot.action.inputs import Inputs
+from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, read_parts, tidy
-from hubbot.action.step import Outcome, SomeRefused
 from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
 from hubbot.domain import Record, Status
 from hubbot.formats.names import parse_variants
 from hubbot.hub.keyless import keyless_token
-from hubbot.hub.merged import finish_merged
-from hubbot.hub.release import Receipt
-from hubbot.pipeline import Run
+from hubbot.hub.publish.merged import finish_merged
+from hubbot.hub.publish.release import Receipt
+from hubbot.job import pipeline
+from hubbot.job.pipeline import Run
 from hubbot.planning.plan import NO_LIMIT
-from hubbot.record import FILE_NAME, read_record
+from hubbot.record.file import FILE_NAME, read_record
 
 __all__ = ["publishing_token", "work"]
 

@@ -18,16 +18,16 @@ from rich.console import Console
 
 from hubbot import __version__, log
 from hubbot.bot.daemon import Bot, Execute, keep_watching
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.jobs import retry as retry_job
+from hubbot.bot.ledger.mirror import forget_yank
+from hubbot.bot.ledger.report import status as status_of
+from hubbot.bot.ledger.store import open_ledger
+from hubbot.bot.matrix import handing_over
 from hubbot.bot.stop import Stopped, on_signals
 from hubbot.bot.watch_view import status_tables, verdict_table
 from hubbot.errors import BadSettings, HubFailed
-from hubbot.handover import handing_over
-from hubbot.hub.reader import ENDPOINT, Reader
-from hubbot.ledger.alive import worker
-from hubbot.ledger.jobs import retry as retry_job
-from hubbot.ledger.mirror import forget_yank
-from hubbot.ledger.report import status as status_of
-from hubbot.ledger.store import open_ledger
+from hubbot.hub.read.reader import ENDPOINT, Reader
 from hubbot.settings import Settings, load_settings
 
 app = typer.Typer(help="The bot: watch the Hub, receive its webhooks, work off the queue.")
@@ -182,7 +182,7 @@ def submit(
 ) -> None:
     """Run a model in the published container as a Hugging Face Job, with this hubbot.toml; the token is a secret."""
     from hubbot.bot.serving import carrying
-    from hubbot.hub.hosted import submit as start
+    from hubbot.hub.jobs import submit as start
 
     flags = {"flavor": flavor, "image": image, "timeout": timeout, "namespace": owner}
     config = _config(config)

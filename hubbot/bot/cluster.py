@@ -18,16 +18,16 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from hubbot import errors
+from hubbot.bot.ledger import jobs, mirror
+from hubbot.bot.ledger.jobs import Claim
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop, Stopped
 from hubbot.bot.worker import Between, Tally, Terms, Withdrawn, failed, finished, given_back, job_of, withdrawn
 from hubbot.domain import Job, Record
 from hubbot.errors import HubbotError, LedgerFailed, TokenRefused, ToolMissing
-from hubbot.hub.download import Mismatch
-from hubbot.hub.reader import ENDPOINT, Reader
-from hubbot.hub.release import Pace, keeping
-from hubbot.ledger import jobs, mirror
-from hubbot.ledger.jobs import Claim
-from hubbot.ledger.store import Ledger
+from hubbot.hub.publish.release import Pace, keeping
+from hubbot.hub.read.download import Mismatch
+from hubbot.hub.read.reader import ENDPOINT, Reader
 from hubbot.log import say
 from hubbot.settings import Settings
 

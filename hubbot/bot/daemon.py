@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from hubbot.bot import round as bot
+from hubbot.bot.ledger import events
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.poll import Poll
-from hubbot.bot.sightings import Action, Verdict
 from hubbot.bot.stop import Stop, Stopped
+from hubbot.bot.verdicts import Action, Verdict
 from hubbot.bot.worker import Between, Tally
 from hubbot.errors import HubbotError, TokenRefused
-from hubbot.hub.reader import Reader
-from hubbot.ledger import events
-from hubbot.ledger.store import Ledger
+from hubbot.hub.read.reader import Reader
 from hubbot.log import say
-from hubbot.mask import mask
+from hubbot.log.redact import mask
 from hubbot.settings import Settings
 
 WAKE = 5.0  # seconds between looks at the state file while nothing is due

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hubbot.bot.ledger import events
+from hubbot.bot.ledger.events import Accepted
+from hubbot.bot.ledger.store import Ledger, open_ledger
 from hubbot.bot.round import UNREADABLE
-from hubbot.bot.sightings import Action, Verdict
-from hubbot.bot.watch_settings import ServeSettings
+from hubbot.bot.verdicts import Action, Verdict
 from hubbot.errors import BadSettings, HubFailed
-from hubbot.ledger import events
-from hubbot.ledger.events import Accepted
-from hubbot.ledger.store import Ledger, open_ledger
 from hubbot.log import say
-from hubbot.mask import mask
+from hubbot.log.redact import mask
+from hubbot.settings.watch import ServeSettings
 
 PAUSE = 1.0  # seconds between looks for new events
 LONGEST_PAUSE = 300.0  # after failures in a row

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from hubbot.bot.ledger import jobs
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Between, Run, Tally, Terms, work
 from hubbot.domain import Job, Record, Status
 from hubbot.errors import VariantsRefused
-from hubbot.ledger import jobs
-from hubbot.ledger.store import Ledger
 from hubbot.settings import PublishSettings, Settings
 
 _LARGE = ("gguf", "gptq", "bnb", ".work")  # what of an output folder takes gigabytes
@@ -33,7 +33,7 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
 
     Raises VariantsRefused where nothing passed; any HubbotError of the pipeline.
     """
-    from hubbot import pipeline  # torch and transformers behind it take seconds; a watch without --run needs neither
+    from hubbot.job import pipeline  # torch and transformers behind it take seconds; a watch without --run needs neither
 
     out = folder_of(settings, job.model)
     own = settings.model_copy(update={"revision": job.revision, "out": out, "publish": publish_of(job, settings)})
@@ -80,7 +80,7 @@ def need_of(job: Job, settings: Settings, *, gpu: bool, token: str | None, endpo
 
     gpu: whether that machine has one, where `device` leaves it open. Raises HubbotError where no plan can be made.
     """
-    from hubbot import pipeline
+    from hubbot.job import pipeline
 
     device = settings.device if settings.device != "auto" else "cuda" if gpu else "cpu"
     out = folder_of(settings, job.model)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hubbot.ledger import events, jobs, report
-from hubbot.ledger.store import Ledger
+from hubbot.bot.ledger import events, jobs, report
+from hubbot.bot.ledger.store import Ledger
 
 
 def exposition(ledger: Ledger, answers: Mapping[str, int], transactions: int) -> str:

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from hubbot.bot.sightings import Candidate
-from hubbot.bot.watch_settings import SearchSettings, WatchSettings
+from hubbot.bot.ledger import mirror
+from hubbot.bot.ledger.mirror import SourceState
+from hubbot.bot.ledger.store import Ledger
 from hubbot.errors import HubFailed, SourceNotFound, TokenRefused
-from hubbot.hub import listing
-from hubbot.hub.reader import Params, Reader
-from hubbot.ledger import mirror
-from hubbot.ledger.mirror import SourceState
-from hubbot.ledger.store import Ledger
-from hubbot.mask import mask
+from hubbot.hub.read import listing
+from hubbot.hub.read.reader import Params, Reader
+from hubbot.hub.seen import Candidate
+from hubbot.log.redact import mask
+from hubbot.settings.watch import SearchSettings, WatchSettings
 
 HOUR = 3600.0
 

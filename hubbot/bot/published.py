@@ -7,15 +7,15 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
+from hubbot.bot.ledger import mirror
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.poll import HOUR, author_source, poll_list
-from hubbot.bot.sightings import Candidate, Release
 from hubbot.bot.watch import OUR_TAG
 from hubbot.errors import BadRecord
-from hubbot.hub import listing
-from hubbot.hub.reader import Reader
-from hubbot.ledger import mirror
-from hubbot.ledger.store import Ledger
-from hubbot.record import from_json
+from hubbot.hub.read import listing
+from hubbot.hub.read.reader import Reader
+from hubbot.hub.seen import Candidate, Release
+from hubbot.record.file import from_json
 
 YANKED_TAG = "yanked"
 

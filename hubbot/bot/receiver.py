@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hubbot.bot.ledger import events
+from hubbot.bot.ledger.events import Event
+from hubbot.bot.ledger.store import Ledger, open_ledger
 from hubbot.errors import LedgerFailed
-from hubbot.ledger import events
-from hubbot.ledger.events import Event
-from hubbot.ledger.store import Ledger, open_ledger
 
 PATIENCE = 45.0  # seconds that a request waits for the disk; longer than another writer is waited for
 

@@ -6,27 +6,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
+from hubbot.bot.ledger import events, jobs, mirror
+from hubbot.bot.ledger.mirror import SourceState
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.poll import Poll, poll, source_names
 from hubbot.bot.published import digest, poll_releases
-from hubbot.bot.sightings import Action, Candidate, Contents, Known, Verdict
+from hubbot.bot.verdicts import Action, Known, Verdict
 from hubbot.bot.watch import YANKED, Policy, judge
-from hubbot.cards.repos import target_repos
 from hubbot.domain import Gguf, Status, Variant, VariantRecord, family_of
 from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
-from hubbot.fingerprint import shaping
 from hubbot.formats.names import parse_variants
-from hubbot.gate import nominal_bits
-from hubbot.hub import listing
 from hubbot.hub.access import Patience
-from hubbot.hub.merged import finish_merged
-from hubbot.hub.reader import Reader
-from hubbot.hub.release import Pace
-from hubbot.ledger import events, jobs, mirror
-from hubbot.ledger.mirror import SourceState
-from hubbot.ledger.store import Ledger
+from hubbot.hub.publish.merged import finish_merged
+from hubbot.hub.publish.release import Pace
+from hubbot.hub.read import listing
+from hubbot.hub.read.reader import Reader
+from hubbot.hub.seen import Candidate, Contents
 from hubbot.log import say
-from hubbot.mask import mask
-from hubbot.planning import architectures
+from hubbot.log.redact import mask
+from hubbot.model import architectures
+from hubbot.record.fingerprint import shaping
+from hubbot.release.gate import nominal_bits
+from hubbot.release.repos import target_repos
 from hubbot.settings import Settings
 
 _AT_ONCE = 500  # verdicts a transaction

@@ -16,15 +16,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from hubbot import __version__
 from hubbot.bot.deliver import Route, delivering
+from hubbot.bot.ledger.events import QUEUE
+from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.metrics import exposition
 from hubbot.bot.receiver import Receiver, receiving
 from hubbot.bot.stop import on_signals
-from hubbot.bot.watch_settings import ServeSettings
 from hubbot.bot.webhook import BadDelivery, Delivery, events_of, knows_secret, read_delivery
 from hubbot.errors import LedgerFailed
-from hubbot.ledger.events import QUEUE
-from hubbot.ledger.store import open_ledger
 from hubbot.log import say
+from hubbot.settings.watch import ServeSettings
 
 _SUMMARY = "Takes the Hugging Face Hub's webhooks and queues what changed."
 _ANSWERS = {

@@ -9,15 +9,15 @@ from pathlib import Path
 from hubbot import __version__, log
 from hubbot.bot import round as bot
 from hubbot.bot.deliver import Give, Route, github, hosted_job
-from hubbot.bot.sightings import Verdict
-from hubbot.bot.watch_settings import WatchSettings
+from hubbot.bot.ledger import jobs
+from hubbot.bot.ledger.store import Ledger
+from hubbot.bot.verdicts import Verdict
 from hubbot.errors import BadSettings
-from hubbot.hub import listing
-from hubbot.hub.hosted import image_of, submit
-from hubbot.hub.reader import Reader
-from hubbot.ledger import jobs
-from hubbot.ledger.store import Ledger
+from hubbot.hub.jobs import image_of, submit
+from hubbot.hub.read import listing
+from hubbot.hub.read.reader import Reader
 from hubbot.settings import Settings
+from hubbot.settings.watch import WatchSettings
 
 _CARRIED = "/tmp/hubbot.toml"  # noqa: S108 -- in the Job's own container
 _UNPACK = f'printf %s "$HUBBOT_TOML" > {_CARRIED} && exec "$@"'

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
-from hubbot.bot.sightings import Action, Candidate, Contents, JobState, Known, Release, Verdict
-from hubbot.bot.watch_settings import WatchSettings
-from hubbot.planning.licence import judge_licence
+from hubbot.bot.ledger.rows import JobState
+from hubbot.bot.verdicts import Action, Known, Verdict
+from hubbot.hub.seen import Candidate, Contents, Release
+from hubbot.release.licence import judge_licence
+from hubbot.settings.watch import WatchSettings
 
 __all__ = ["RULES", "YANKED", "Policy", "cost", "judge"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hubbot.bot.sightings import Action, Verdict
+from hubbot.bot.verdicts import Action, Verdict
 
 _LOOKS = {Action.RUN: "green", Action.WAIT: "yellow", Action.SKIP: "dim", Action.LOOK: "yellow"}
 

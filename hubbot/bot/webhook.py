@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
+from hubbot.bot.ledger.events import Event
 from hubbot.errors import BadSettings, HubbotError
-from hubbot.ledger.events import Event
 
 SECRET_VARIABLE = "HUBBOT_WEBHOOK_SECRET"  # noqa: S105 -- the variable's name
 MAIN = "refs/heads/main"

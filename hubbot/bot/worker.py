@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
+from hubbot.bot.ledger import jobs, mirror
+from hubbot.bot.ledger.jobs import DELAYS, Claim
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop, Stopped
 from hubbot.domain import Job, Record
 from hubbot.errors import (
@@ -24,13 +27,10 @@ from hubbot.errors import (
     Unsupported,
     VariantsRefused,
 )
-from hubbot.hub.download import Mismatch
-from hubbot.hub.release import Pace, keeping
-from hubbot.ledger import jobs, mirror
-from hubbot.ledger.jobs import DELAYS, Claim
-from hubbot.ledger.store import Ledger
+from hubbot.hub.publish.release import Pace, keeping
+from hubbot.hub.read.download import Mismatch
 from hubbot.log import say
-from hubbot.mask import mask
+from hubbot.log.redact import mask
 
 Run: TypeAlias = Callable[[Job], Record]
 """Does a job from fetch to publish, idempotently. Raises HubbotError."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import sys
 
+from hubbot.bot.ledger import jobs, mirror
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.published import YANKED_TAG, poll_releases
 from hubbot.cards.escape import inline, repo_id
 from hubbot.cards.frontmatter import dump, split
-from hubbot.cards.repos import target_repos
 from hubbot.errors import BadSettings, HubFailed
 from hubbot.formats.names import parse_variants
-from hubbot.hub.reader import Reader
-from hubbot.hub.release import Pace, keeping
-from hubbot.hub.takeback import take_back, withdraw
-from hubbot.ledger import jobs, mirror
-from hubbot.ledger.store import Ledger
+from hubbot.hub.publish.release import Pace, keeping
+from hubbot.hub.publish.takeback import take_back, withdraw
+from hubbot.hub.read.reader import Reader
+from hubbot.release.repos import target_repos
 from hubbot.settings import Settings
 
 _BANNER = re.compile(r"<!-- hubbot:yanked -->.*?<!-- /hubbot:yanked -->\n*", re.DOTALL)

@@ -21,10 +21,10 @@ from hubbot.cards.marks import merge, wrap
 from hubbot.cards.memory import BUFFERS, context, memory_needed
 from hubbot.cards.picture import Point, draw
 from hubbot.cards.prompt import PromptFormat, prompt_format
-from hubbot.cards.repos import Kind, Repo, kind_of, plan_repos
 from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
-from hubbot.planning.licence import judge_licence
+from hubbot.release.licence import judge_licence
+from hubbot.release.repos import Kind, Repo, kind_of, plan_repos
 from hubbot.settings import PublishSettings
 
 __all__ = ["CARDS", "PICTURE", "check_files", "picture", "render_card", "write_cards"]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hubbot.cards import figures
 from hubbot.cards.escape import clean, code, inline, line, repo_id
 from hubbot.cards.frontmatter import dataset_parts, uses_imatrix
-from hubbot.cards.repos import Kind, Repo
 from hubbot.domain import Record, Sample, TextRecord, VariantRecord
+from hubbot.release.repos import Kind, Repo
 
 __all__ = ["facts", "link", "notes", "parted", "samples", "speed_table"]
 

@@ -6,8 +6,8 @@ import json
 from pathlib import PurePosixPath
 
 from hubbot.cards.escape import fence, line, repo_id, shell
-from hubbot.cards.repos import Kind, Repo
 from hubbot.domain import VariantRecord
+from hubbot.release.repos import Kind, Repo
 
 __all__ = ["commands"]
 

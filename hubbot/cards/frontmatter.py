@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from hubbot.cards.escape import line, repo_id, url
-from hubbot.cards.repos import Kind, Repo
 from hubbot.domain import Record, VariantRecord
 from hubbot.errors import PublishConflict
+from hubbot.release.repos import Kind, Repo
 
 __all__ = ["OWNED", "dataset_parts", "dump", "front_matter", "join", "licence_link", "split", "uses_imatrix"]
 

@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
-from hubbot.sections import Count, Section, Size
 from hubbot.settings import Settings
+from hubbot.settings.sections import Count, Section, Size
 
 __all__ = ["settings_page"]
 
 _HEAD = """# Settings
 
-Written by `make docs` from `hubbot/settings.py`. Every key can stand in `hubbot.toml`, which `--config hubbot.toml`
+Written by `make docs` from `hubbot/settings/__init__.py`. Every key can stand in `hubbot.toml`, which `--config hubbot.toml`
 names; the common ones are flags too (`hubbot run --help`). Flags win over `hubbot.toml`, which wins over the defaults
 here. A key that is not listed here is refused by its path. Sizes are written as `45GB`, `300MB` or `1.5TiB`.
 

@@ -28,7 +28,7 @@ from hubbot.cards.layout import html_environment
 from hubbot.cards.memory import memory_needed
 from hubbot.cards.picture import CSS, NARROW, WIDE, Point, draw
 from hubbot.domain import Family, Record, Sample, Status, VariantRecord
-from hubbot.gate import recommend
+from hubbot.release.gate import recommend
 
 __all__ = ["FILE_NAME", "parts", "render_report", "write_report"]
 

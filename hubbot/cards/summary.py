@@ -18,9 +18,9 @@ from hubbot.cards.card import files_table, quality_points
 from hubbot.cards.changes import Kind, changes, changes_table, conditions, verdicts
 from hubbot.cards.escape import clean, code, inline, line, url
 from hubbot.cards.picture import Point
-from hubbot.cards.repos import Repo, kind_of
 from hubbot.domain import Record, Status, VariantRecord
-from hubbot.gate import recommend
+from hubbot.release.gate import recommend
+from hubbot.release.repos import Repo, kind_of
 
 __all__ = ["SUMMARY_LIMIT", "mermaid", "pull_request", "reasons", "results_table", "review", "step_summary"]
 

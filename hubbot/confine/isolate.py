@@ -1,6 +1,6 @@
 """Runs one function of hubbot in a child process that holds no token and can do no harm.
 
-    answer = call("hubbot.pipeline:make", {"folder": "…"}, work=work)
+    answer = call("hubbot.job.pipeline:make", {"folder": "…"}, work=work)
     answer.value                      what the function returned, through JSON
     answer.walls                      what the kernel enforced: files, network, rights
 
@@ -32,7 +32,7 @@ from hubbot import errors, llamacpp, log
 from hubbot.confine import walls
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
-from hubbot.exhausted import telling_what_ran_out
+from hubbot.machine.shortage import telling_what_ran_out
 
 __all__ = ["Answer", "call", "scrubbed"]
 

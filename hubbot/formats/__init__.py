@@ -11,7 +11,7 @@ from hubbot.formats.protocol import Format
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
-    from hubbot.intake import ModelFacts
+    from hubbot.model import ModelFacts
 
 __all__ = ["open_formats", "put_in_place"]
 

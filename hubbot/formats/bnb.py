@@ -30,9 +30,10 @@ import torch
 from hubbot.domain import Bnb, Family, Source, Variant
 from hubbot.formats.folder import VariantFolder, folder_cost, to_json
 from hubbot.formats.linears import Linear, Linears, find_linears
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Part, VariantFiles
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
-from hubbot.intake import ModelFacts
+from hubbot.model import ModelFacts
+from hubbot.model.parts import Part
 from hubbot.settings import BnbSettings
 
 __all__ = ["BnbFormat", "Int8Tensor", "PackedTensor", "costs", "encode_4bit", "encode_int8"]

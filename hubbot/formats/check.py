@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig, PreTra
 from hubbot.domain import LoadCheck, Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
-from hubbot.gate import PROBE, template_digest, tokenizer_digest
-from hubbot.samples import greedy
+from hubbot.formats.samples import greedy
+from hubbot.release.gate import PROBE, template_digest, tokenizer_digest
 
 __all__ = ["TOLERANCE", "load_check", "measure_speed", "read"]
 

@@ -19,7 +19,7 @@ import torch
 
 from hubbot.domain import Source
 from hubbot.errors import Unsupported
-from hubbot.formats.protocol import Cost, Part, VariantFiles
+from hubbot.formats.protocol import Cost, VariantFiles
 from hubbot.formats.shards import (
     TensorSpec,
     index_json,
@@ -30,8 +30,9 @@ from hubbot.formats.shards import (
     shard_bytes,
     split_shards,
 )
-from hubbot.intake import ModelFacts
-from hubbot.licences import LICENCE_FILES
+from hubbot.model import ModelFacts
+from hubbot.model.parts import Part
+from hubbot.release.licence_texts import LICENCE_FILES
 
 __all__ = ["VariantFolder", "companions", "folder_cost", "merged_folders", "to_json"]
 

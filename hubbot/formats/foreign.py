@@ -16,13 +16,14 @@ from safetensors import safe_open
 from hubbot.domain import Family, Gguf, Variant
 from hubbot.errors import SourceRefused, Unsupported
 from hubbot.formats.gguf.naming import stem_of
-from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part, VariantFiles
-from hubbot.intake import snapshot
-from hubbot.intake.config import read_values
-from hubbot.intake.strict_json import object_of
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.model import snapshot
+from hubbot.model.config import read_values
+from hubbot.model.parts import Part
+from hubbot.model.strict_json import object_of
 
 if TYPE_CHECKING:
-    from hubbot.intake import ModelFacts
+    from hubbot.model import ModelFacts
 
 __all__ = ["Artefact", "artefact_names", "read_artefact"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from hubbot.errors import Unsupported
-from hubbot.intake import ModelFacts
-from hubbot.skeleton import build_model, decoder_blocks, parameter_names
+from hubbot.model import ModelFacts
+from hubbot.model.empty import build_model, decoder_blocks, parameter_names
 
 __all__ = ["Linear", "Linears", "find_linears"]
 

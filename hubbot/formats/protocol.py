@@ -14,33 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hubbot.domain import Family, LoadCheck, Variant
+from hubbot.model.parts import Part
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import, which planning does without
-
-
-class PartKind(StrEnum):
-    EMBEDDING = "embedding"
-    BLOCK = "block"
-    HEAD = "head"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One stretch of the model: the embedding, block `index`, or what follows the last block."""
-
-    kind: PartKind
-    index: int  # of the block; 0 for the embedding and the head
-    tensors: tuple[str, ...]  # checkpoint names of every tensor of this part
-
-    @property
-    def name(self) -> str:
-        return f"block-{self.index:05d}" if self.kind is PartKind.BLOCK else str(self.kind)
 
 
 class Needs(Enum):

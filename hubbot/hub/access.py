@@ -28,8 +28,8 @@ from hubbot.errors import (
     SourceRefused,
     TokenRefused,
 )
-from hubbot.hub.reader import ENDPOINT
-from hubbot.mask import mask
+from hubbot.hub.read.reader import ENDPOINT
+from hubbot.log.redact import mask
 
 __all__ = [
     "PASSING",

@@ -12,7 +12,7 @@ from huggingface_hub._oidc import oidc_login
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
 from hubbot.errors import HubFailed
-from hubbot.hub.reader import ENDPOINT
+from hubbot.hub.read.reader import ENDPOINT
 
 __all__ = ["keyless_token"]
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hubbot.domain import Family, Variant, family_of
-from hubbot.formats.protocol import Cost, Part, PartKind
-from hubbot.intake import ModelFacts, part_layout
+from hubbot.formats.protocol import Cost
+from hubbot.model import ModelFacts, part_layout
+from hubbot.model.parts import Part, PartKind
 from hubbot.settings import Settings
 
 __all__ = ["Need", "Shapes", "shapes_of", "sweep_need"]

@@ -16,11 +16,11 @@ from typing import Any
 from hubbot.domain import Family, Gguf, Source, Variant, family_of
 from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupported
 from hubbot.formats.protocol import Cost
-from hubbot.intake import ModelFacts
 from hubbot.machine import Machine
-from hubbot.planning.architectures import known_to_llama_cpp
-from hubbot.planning.licence import LicenceVerdict, judge_licence, require_licence
+from hubbot.model import ModelFacts
+from hubbot.model.architectures import known_to_llama_cpp
 from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
+from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
 from hubbot.settings import Settings
 
 __all__ = [

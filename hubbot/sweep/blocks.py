@@ -19,8 +19,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubbot.errors import SourceRefused, Unsupported
-from hubbot.formats.protocol import Part, PartKind
-from hubbot.skeleton import build_model, decoder_blocks, parameter_names
+from hubbot.model.empty import build_model, decoder_blocks, parameter_names
+from hubbot.model.parts import Part, PartKind
 
 __all__ = ["BlockArguments", "BlockModel"]
 
@@ -40,7 +40,7 @@ class _Stop(Exception):
 class BlockModel:
     """The model of a folder, built without weights.
 
-    parts: the layout of the checkpoint (see `hubbot.intake.part_layout`).
+    parts: the layout of the checkpoint (see `hubbot.model.part_layout`).
     device: where parts are computed, in float32.
     Raises Unsupported where transformers does not know the architecture or stores a block in a form
     that cannot be addressed tensor by tensor (fused experts), SourceRefused where tensors are missing.

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs
+from hubbot.model.parts import Part
 from hubbot.sweep.blocks import BlockArguments, BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
 from hubbot.sweep.streams import Progress, Streams, timed

@@ -19,8 +19,9 @@ import torch
 
 from hubbot.domain import Perplexity, Score
 from hubbot.errors import Unsupported
-from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, Part, PartKind, VariantFiles
+from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, VariantFiles
 from hubbot.machine.heap import give_back, return_large_blocks
+from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.judge import Verdicts, judge
 from hubbot.sweep.passage import Passage

@@ -1,4 +1,4 @@
-"""What a GitHub runner does with a step's log and files: the other side of `hubbot.action.github`.
+"""What a GitHub runner does with a step's log and files: the other side of `hubbot.log.github`.
 
 Follows the runner's own rules: a command is a line whose first visible characters are `::`, or any line with
 `##[…]`; after `stop-commands` everything is text until the given word comes back as a command.

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hubbot.action.step import Outcome, SomeRefused, act, outputs
+from hubbot.action.outcome import Outcome, SomeRefused
+from hubbot.action.step import act, outputs
 from hubbot.domain import Status
 from hubbot.errors import BudgetExceeded, HubFailed
 from tests import records

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hubbot import log
-from hubbot.action import github
+from hubbot.log import github
 from tests.action.runner import read_log, read_outputs
 
 HOSTILE = [

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from hubbot.action.inputs import Inputs
+from hubbot.action.outcome import Outcome
 from hubbot.action.parts import joined, read_parts
-from hubbot.action.step import Outcome, act
+from hubbot.action.step import act
 from hubbot.action.work import work
 from hubbot.domain import File, Record, Status, VariantRecord
 from hubbot.errors import BadRecord, HubFailed
-from hubbot.record import FILE_NAME, read_record, write_record
+from hubbot.record.file import FILE_NAME, read_record, write_record
 from hubbot.settings import load_settings
 from tests.action.runner import read_outputs
 from tests.hub import Hub

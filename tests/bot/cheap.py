@@ -17,10 +17,10 @@ from hubbot import __version__
 from hubbot.bot.local import folder_of, publish_of
 from hubbot.cards.card import write_cards
 from hubbot.domain import SCHEMA_VERSION, Family, File, Job, Peak, Record, Status, VariantRecord
-from hubbot.fingerprint import shaping
-from hubbot.hub.source import fetch
-from hubbot.publishing import release
-from hubbot.record import write_record
+from hubbot.hub.read.source import fetch
+from hubbot.job.upload import release
+from hubbot.record.file import write_record
+from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 
 VARIANTS = {"Q8_0": Family.GGUF, "gptq-4bit-128g": Family.GPTQ}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hubbot.bot.sightings import Action, Candidate, Verdict
+from hubbot.bot.verdicts import Action, Verdict
+from hubbot.hub.seen import Candidate
 
 
 @dataclass

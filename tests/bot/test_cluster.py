@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from hubbot.bot.cluster import Cluster, Failure, Needs, _attempt, connected, needs_of, settle
-from hubbot.bot.sightings import JobState
+from hubbot.bot.ledger import jobs, mirror
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.rows import JobState
+from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms
 from hubbot.domain import SCHEMA_VERSION, Job, Peak, Record, Source
 from hubbot.errors import HubFailed, TokenRefused, ToolMissing, UnsafeSource, Unsupported
-from hubbot.hub.download import Mismatch
-from hubbot.hub.release import kept
-from hubbot.ledger import jobs, mirror
-from hubbot.ledger.alive import worker
-from hubbot.ledger.store import open_ledger
+from hubbot.hub.publish.release import kept
+from hubbot.hub.read.download import Mismatch
 from hubbot.settings import Settings
 from tests.bot.parts import run_verdict
 

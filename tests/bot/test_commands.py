@@ -20,10 +20,10 @@ from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from hubbot.bot.cli import app, seconds
+from hubbot.bot.ledger import jobs
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.store import open_ledger
 from hubbot.errors import BadSettings, HubFailed, TokenRefused
-from hubbot.ledger import jobs
-from hubbot.ledger.alive import worker
-from hubbot.ledger.store import open_ledger
 from tests.bot.cheap import files_of_a_model
 from tests.bot.parts import run_verdict
 from tests.hub.server import Hub
@@ -231,9 +231,9 @@ from pathlib import Path
 from hubbot import __version__
 from hubbot.bot import daemon
 from hubbot.bot.daemon import Bot, keep_watching
-from hubbot.hub.reader import Reader
-from hubbot.ledger.alive import worker
-from hubbot.ledger.store import open_ledger
+from hubbot.hub.read.reader import Reader
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.stop import on_signals
 from hubbot.bot.worker import Terms, work
 from tests.bot.cheap import settings_for

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from hubbot.bot.sightings import JobState
-from hubbot.handover import handing_over
-from hubbot.ledger import jobs
-from hubbot.ledger.alive import worker
-from hubbot.ledger.store import Ledger, open_ledger
+from hubbot.bot.ledger import jobs
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.rows import JobState
+from hubbot.bot.ledger.store import Ledger, open_ledger
+from hubbot.bot.matrix import handing_over
 from tests.bot.parts import run_verdict
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.bot.sightings import JobState
+from hubbot.bot.ledger import events, jobs, mirror
+from hubbot.bot.ledger.alive import lives, worker
+from hubbot.bot.ledger.events import Event
+from hubbot.bot.ledger.rows import JobState
+from hubbot.bot.ledger.schema import MIGRATIONS
+from hubbot.bot.ledger.store import open_ledger
 from hubbot.errors import HubFailed, LedgerFailed
-from hubbot.ledger import events, jobs, mirror
-from hubbot.ledger.alive import lives, worker
-from hubbot.ledger.events import Event
-from hubbot.ledger.schema import MIGRATIONS
-from hubbot.ledger.store import open_ledger
 from tests.bot.parts import Clock, run_verdict, seen
 
 
@@ -148,9 +148,9 @@ def test_a_job_of_a_living_worker_is_left_to_it(tmp_path):
 _CLAIM_AND_HANG = """
 import sys, time
 from pathlib import Path
-from hubbot.ledger import jobs
-from hubbot.ledger.alive import worker
-from hubbot.ledger.store import open_ledger
+from hubbot.bot.ledger import jobs
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.store import open_ledger
 with open_ledger(Path(sys.argv[1])) as ledger, worker(ledger.path) as me:
     assert jobs.claim(ledger, me)
     print("claimed", flush=True)

@@ -13,19 +13,19 @@ import pytest
 
 from hubbot import __version__
 from hubbot.bot.daemon import Bot, keep_watching
+from hubbot.bot.ledger import events, jobs
+from hubbot.bot.ledger.alive import worker
+from hubbot.bot.ledger.events import Event
+from hubbot.bot.ledger.rows import JobState
+from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.local import folder_of, work_here
-from hubbot.bot.sightings import JobState
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms, work
 from hubbot.bot.yank import yank
 from hubbot.errors import HubFailed, LedgerFailed, TokenRefused, Unsupported
-from hubbot.hub.publish import publish
-from hubbot.hub.reader import Reader
-from hubbot.hub.release import kept
-from hubbot.ledger import events, jobs
-from hubbot.ledger.alive import worker
-from hubbot.ledger.events import Event
-from hubbot.ledger.store import open_ledger
+from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.release import kept
+from hubbot.hub.read.reader import Reader
 from hubbot.settings import Settings
 from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
 from tests.bot.parts import Clock

@@ -21,19 +21,19 @@ from pathlib import Path
 import pytest
 
 from hubbot.bot.deliver import Route, deliver_waiting, delivering
+from hubbot.bot.ledger import events, jobs
+from hubbot.bot.ledger.events import Event
+from hubbot.bot.ledger.store import Ledger, open_ledger
 from hubbot.bot.receiver import Receiver, receiving
 from hubbot.bot.serve import make_app
 from hubbot.bot.serving import route_of
-from hubbot.bot.sightings import Verdict
-from hubbot.bot.watch_settings import JobSettings, ServeSettings
+from hubbot.bot.verdicts import Verdict
 from hubbot.bot.webhook import from_job, knows_secret, required_secret
 from hubbot.domain import Job
 from hubbot.errors import BadSettings, HubFailed, LedgerFailed
-from hubbot.hub.reader import Reader
-from hubbot.ledger import events, jobs
-from hubbot.ledger.events import Event
-from hubbot.ledger.store import Ledger, open_ledger
+from hubbot.hub.read.reader import Reader
 from hubbot.settings import PublishSettings
+from hubbot.settings.watch import JobSettings, ServeSettings
 from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
 from tests.bot.parts import Clock
 from tests.hub.server import Hub

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from hubbot.bot.sightings import Action, Contents, JobRow, JobState, Known, Release
+from hubbot.bot.ledger.rows import JobRow, JobState
+from hubbot.bot.verdicts import Action, Known
 from hubbot.bot.watch import RULES, Policy, cost, judge
-from hubbot.bot.watch_settings import FilterSettings, WatchSettings
+from hubbot.hub.seen import Contents, Release
+from hubbot.settings.watch import FilterSettings, WatchSettings
 from tests.bot.parts import seen
 
 WEIGHTS = {"model.safetensors": "sha256:" + "a" * 64, "tokenizer.json": "blob:" + "b" * 40}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hubbot.artefacts import hashed
 from hubbot.errors import UnsafeSource
+from hubbot.record.files import hashed
 
 
 @pytest.fixture

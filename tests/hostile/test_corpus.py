@@ -11,8 +11,8 @@ import pytest
 
 from hubbot.confine.isolate import call
 from hubbot.errors import HubbotError, SourceRefused, UnsafeSource
-from hubbot.intake import check_finite, part_layout, read_facts, unpickle
-from hubbot.intake.gguf import read_gguf_header
+from hubbot.model import check_finite, part_layout, read_facts, unpickle
+from hubbot.model.gguf import read_gguf_header
 from tests.hostile import gguf_files, model, repos
 
 MEMORY = 700 * 2**20  # generous: a hundredth of what the crafted sizes ask for
@@ -52,7 +52,7 @@ def narrow():
 
 
 def _narrow():
-    from hubbot.intake import config  # noqa: F401 -- what it brings along is no part of a case
+    from hubbot.model import config  # noqa: F401 -- what it brings along is no part of a case
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY

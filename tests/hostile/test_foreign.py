@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from hubbot.errors import HubbotError, SourceRefused
 from hubbot.formats.foreign import read_artefact
-from hubbot.formats.protocol import Part, PartKind
-from hubbot.intake import TensorInfo, read_facts
+from hubbot.model import TensorInfo, read_facts
+from hubbot.model.parts import Part, PartKind
 from tests.hostile import model
 
 pytestmark = pytest.mark.slow  # imports transformers

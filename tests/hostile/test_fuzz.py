@@ -12,23 +12,23 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hubbot.bot.sightings import Known
+from hubbot.bot.verdicts import Known
 from hubbot.bot.watch import Policy, judge
-from hubbot.bot.watch_settings import WatchSettings
 from hubbot.bot.webhook import events_of, from_job, read_delivery
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.names import parse_variants
-from hubbot.hub.listing import candidate, collection, read_contents
-from hubbot.hub.reader import Page, Reader
-from hubbot.intake import read_facts
-from hubbot.intake.front_matter import parse_front_matter
-from hubbot.intake.gguf import read_gguf_header
-from hubbot.intake.safetensors import DTYPE_BITS, read_header
-from hubbot.intake.snapshot import plain_name
-from hubbot.intake.strict_json import parse_object
-from hubbot.planning.licence import judge_licence
-from hubbot.record import from_json, to_json
+from hubbot.hub.read.listing import candidate, collection, read_contents
+from hubbot.hub.read.reader import Page, Reader
+from hubbot.model import read_facts
+from hubbot.model.front_matter import parse_front_matter
+from hubbot.model.gguf import read_gguf_header
+from hubbot.model.safetensors import DTYPE_BITS, read_header
+from hubbot.model.snapshot import plain_name
+from hubbot.model.strict_json import parse_object
+from hubbot.record.file import from_json, to_json
+from hubbot.release.licence import judge_licence
 from hubbot.settings import load_settings
+from hubbot.settings.watch import WatchSettings
 from tests.hostile import model
 from tests.hub.models import record
 

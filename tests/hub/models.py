@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from hubbot.domain import SCHEMA_VERSION, Family, File, Peak, Record, Source, Status, VariantRecord
-from hubbot.hub.release import RepoRelease
-from hubbot.record import write_record
+from hubbot.hub.publish.release import RepoRelease
+from hubbot.record.file import write_record
 
 CARD = "---\nlicense: apache-2.0\nlanguage: [en]\ntags: [tiny]\npipeline_tag: text-generation\n---\n# Tiny\n"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16}

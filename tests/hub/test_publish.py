@@ -10,8 +10,8 @@ import pytest
 
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, TokenRefused
 from hubbot.hub.access import Patience
-from hubbot.hub.publish import publish
-from hubbot.hub.release import Pace, Receipt, RepoRelease, keeping
+from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.release import Pace, Receipt, RepoRelease, keeping
 from tests.hub import Hub
 from tests.hub.models import CARD, gguf_release, gptq_release
 
@@ -89,7 +89,9 @@ def test_the_same_release_is_not_published_again(hub: Hub, ada: Publisher, tmp_p
 def test_nothing_is_hashed_where_nothing_is_to_be_done(hub: Hub, ada: Publisher, tmp_path: Path, monkeypatch):
     release = gptq_release(tmp_path, "gptq-4bit-128g", "gptq-8bit-128g")
     ada(release)
-    monkeypatch.setattr("hubbot.hub.publish.hash_files", lambda _: pytest.fail("gigabytes were read for nothing"))
+    monkeypatch.setattr(
+        "hubbot.hub.publish.publish.hash_files", lambda _: pytest.fail("gigabytes were read for nothing")
+    )
     assert ada(release).status == "unchanged"
     monkeypatch.undo()
 
@@ -400,7 +402,7 @@ def test_a_declined_pull_request_is_not_opened_again_but_a_newer_release_is(hub:
 def test_a_strangers_request_with_our_mark_is_not_ours(hub: Hub, ada: Publisher, tmp_path: Path):
     from huggingface_hub import HfApi
 
-    from hubbot.hub.pulls import mark
+    from hubbot.hub.publish.pulls import mark
 
     hub.model("ada/tiny-GGUF")
     eve = HfApi(endpoint=hub.endpoint, token=hub.user("eve"))
@@ -434,7 +436,7 @@ def test_a_gptq_release_is_one_pull_request_that_becomes_branches_after_the_merg
 
 
 def test_a_merged_request_is_finished_without_the_files_at_hand(hub: Hub, ada: Publisher, tmp_path: Path):
-    from hubbot.hub.merged import finish_merged
+    from hubbot.hub.publish.merged import finish_merged
 
     options = {"token": ada.token, "endpoint": hub.endpoint, "patience": Patience(sleep=ada.slept.append)}
     release = gptq_release(tmp_path / "a", "gptq-4bit-128g", "gptq-8bit-128g")

@@ -10,10 +10,10 @@ from threading import Thread
 import pytest
 
 from hubbot.errors import HubFailed
-from hubbot.hub import reader as reading
 from hubbot.hub.access import explained
-from hubbot.hub.reader import Reader
-from hubbot.mask import mask
+from hubbot.hub.read import reader as reading
+from hubbot.hub.read.reader import Reader
+from hubbot.log.redact import mask
 from tests.hub import Hub
 
 SIGNED = "https://bucket.s3.example.org/repos/ab?X-Amz-Signature=5ecret5ecret&X-Amz-Expires=3600"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from hubbot.doctor.examine import Status
+from hubbot.doctor.view import rights_findings
 from hubbot.errors import TokenRefused
 from hubbot.hub.access import Patience
-from hubbot.hub.publish import publish
-from hubbot.hub.releases import read_existing, read_record, read_text
+from hubbot.hub.publish.existing import read_existing, read_record, read_text
+from hubbot.hub.publish.publish import publish
 from hubbot.hub.rights import token_rights
-from hubbot.machine.doctor import Status
-from hubbot.machine.doctor_view import rights_findings
 from tests.hub import Hub
 from tests.hub.models import gguf_release
 

@@ -12,8 +12,8 @@ import pytest
 
 from hubbot.errors import HubbotError
 from hubbot.hub.access import Patience
-from hubbot.hub.publish import publish
-from hubbot.hub.release import RepoRelease
+from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.release import RepoRelease
 from tests.hub import Hub
 from tests.hub.models import gguf_release, gptq_release
 
@@ -98,7 +98,7 @@ def test_no_fault_ever_leaves_half_a_release_or_makes_two(hub: Hub, tmp_path: Pa
 PROGRAM = """
 import sys
 from pathlib import Path
-from hubbot.hub.publish import publish
+from hubbot.hub.publish.publish import publish
 from tests.hub.models import gptq_release
 release = gptq_release(Path(sys.argv[3]), "gptq-4bit-128g", "gptq-8bit-128g")
 publish(release, mode=sys.argv[2], token=sys.argv[4], endpoint=sys.argv[1])

@@ -29,11 +29,11 @@ from hubbot.errors import (
     TokenRefused,
     UnsafeSource,
 )
-from hubbot.hub import download
 from hubbot.hub.access import Patience
-from hubbot.hub.download import Mismatch
-from hubbot.hub.source import fetch, fetch_headers, resolve
-from hubbot.intake.safetensors import read_header
+from hubbot.hub.read import download
+from hubbot.hub.read.download import Mismatch
+from hubbot.hub.read.source import fetch, fetch_headers, resolve
+from hubbot.model.safetensors import read_header
 from tests.hub import Hub
 from tests.hub.models import NEEDED, sharded, weights
 
@@ -353,7 +353,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_the_download(
 ):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("hubbot.hub.source.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("hubbot.hub.read.source.shutil.disk_usage", lambda _: usage)
     with pytest.raises(BudgetExceeded, match="Make room"):
         fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
     assert hub.journal.count("/resolve/") == 0
@@ -377,7 +377,7 @@ def test_a_disk_that_fills_up_half_way_is_said_and_gone_on_with(
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors.index.json": json.dumps(index), **contents})
     usage = type("Usage", (), {"free": 10**12})  # somebody else takes the room after we have looked
-    monkeypatch.setattr("hubbot.hub.source.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("hubbot.hub.read.source.shutil.disk_usage", lambda _: usage)
     with pytest.raises(BudgetExceeded, match=r"disk .* is full"):
         fetch("ada/tiny", into=small_disk, endpoint=hub.endpoint, patience=patience)
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)

@@ -14,7 +14,7 @@ import pytest
 
 from hubbot.errors import BadText, HubFailed, TokenRefused
 from hubbot.hub.access import Patience
-from hubbot.hub.texts import TextFile, fetch_text
+from hubbot.hub.read.datasets import TextFile, fetch_text
 from hubbot.settings import CalibrationSettings, EvaluationSettings
 from tests.hub import Hub
 
@@ -91,7 +91,7 @@ def test_private_datasets_come_with_a_token_that_no_process_shows(hub: Hub, tmp_
         seen.append((command, options["env"]))
         return genuine(command, **options)
 
-    monkeypatch.setattr("hubbot.hub.texts.subprocess.run", watched)
+    monkeypatch.setattr("hubbot.hub.read.datasets.subprocess.run", watched)
     monkeypatch.setenv("HF_TOKEN", token)
     section = EvaluationSettings()
     fetch_text(section, into=tmp_path, characters=None, endpoint=hub.endpoint, token=token, patience=PATIENCE)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hubbot.domain import Family, Gguf, Variant
-from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part, PartKind, VariantFiles
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.model.parts import Part, PartKind
 
 
 @dataclass(frozen=True)

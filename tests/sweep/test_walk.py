@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hubbot.errors import Unsupported
-from hubbot.formats.protocol import Encoded, InputStatistics, Needs, Part
-from hubbot.intake import part_layout, read_facts
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs
+from hubbot.model import part_layout, read_facts
+from hubbot.model.parts import Part
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepInput, SweepResult, sweep
 from hubbot.sweep.windows import Windows

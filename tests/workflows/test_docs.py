@@ -13,8 +13,8 @@ import typer
 import yaml
 
 from hubbot.action.inputs import read_inputs
-from hubbot.bot.runner import REMEDIES, Place, gpu_remedy, place
 from hubbot.errors import BadSettings
+from hubbot.machine.place import REMEDIES, Place, gpu_remedy, place
 from hubbot.settings import load_settings
 from tests.workflows.test_workflows import ROOT, WORKFLOWS, ask, contexts, needs_node, one
 

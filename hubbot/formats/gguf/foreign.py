@@ -19,7 +19,7 @@ from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts
 from hubbot.formats.gguf.snapshot import Snapshot
-from hubbot.intake.gguf import read_gguf_header
+from hubbot.model.gguf import read_gguf_header
 
 __all__ = ["read_gguf_as_checkpoint"]
 

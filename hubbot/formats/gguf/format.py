@@ -24,7 +24,8 @@ from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Part, PartKind, VariantFiles
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GgufSettings
 
 __all__ = ["GgufFormat", "costs"]

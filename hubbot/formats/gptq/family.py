@@ -14,9 +14,10 @@ from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.solver import Curvature, prepare, solve
 from hubbot.formats.linears import Linear, Linears, find_linears
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Part, VariantFiles
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
-from hubbot.intake import ModelFacts
+from hubbot.model import ModelFacts
+from hubbot.model.parts import Part
 from hubbot.settings import GptqSettings
 
 __all__ = ["GptqFormat", "costs"]

@@ -1,0 +1,156 @@
+"""Reads every finished variant in its own runtime: the load check, samples and, where asked for, speed.
+
+Runs in the confined child, like `hubbot.child.stages`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from pydantic import TypeAdapter
+from transformers.utils import logging as transformers_logging
+
+from hubbot import log
+from hubbot.child.stages import settle_device
+from hubbot.domain import Family, Source, Speed, VariantRecord
+from hubbot.errors import ToolMissing
+from hubbot.formats import samples
+from hubbot.formats.protocol import Reading
+from hubbot.model import read_facts
+from hubbot.settings import Settings
+from hubbot.sweep.windows import load_tokenizer
+
+__all__ = ["check"]
+
+_PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
+
+
+def check(argument: dict[str, Any]) -> dict[str, Any]:
+    """argument: source, settings, work, out, record (for its variants), references (variant -> path).
+
+    Returns `variants` with load check, samples and speed filled in.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    source = TypeAdapter(Source).validate_python(argument["source"])
+    settings = Settings.model_validate(argument["settings"])
+    variants = TypeAdapter(tuple[VariantRecord, ...]).validate_python(argument["record"]["variants"])
+    out, references = Path(argument["out"]), argument["references"]
+    spoken = _Spoken(source, settings) if settings.evaluation.samples else None
+    checked = []
+    with log.progress("load check", len(variants), "variants") as advance:
+        for variant in variants:
+            paths = [out / file.path for file in variant.files]
+            _let_go()
+            device = _device_for(paths, settle_device(settings.device))
+            with _aside(Path(argument["work"]) / "load-check.log"):
+                prompts = spoken.prompts if spoken else []
+                reading = _read(variant.family, paths, references.get(variant.name), prompts, device)
+            variant = replace(variant, load_check=reading.check)
+            if spoken and spoken.base and reading.check.loaded:
+                found = samples.compare(spoken.tokenizer, spoken.base, reading.continuations)
+                variant = replace(variant, samples=found)
+            if settings.benchmark and reading.check.loaded:
+                _let_go()
+                variant = _timed(variant, paths, device, source.context_length)
+            checked.append(asdict(variant))
+            advance(1)
+    return {"variants": checked}
+
+
+def _let_go() -> None:
+    """Give back the memory of the variant before, the GPU's too: other processes want it."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was never used
+
+
+def _device_for(paths: Sequence[Path], device: str) -> str:
+    """The asked device; the CPU where a GPU's memory does not hold a variant whole."""
+    weights = sum(path.stat().st_size for path in paths)
+    return device if _fits(weights, device) or not device.startswith("cuda") else "cpu"
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[None]:
+    """Send what the runtimes print, also from native code, to a file: banners and hints of other programs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        with path.open("ab") as file:
+            for number, _ in kept:
+                os.dup2(file.fileno(), number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+class _Spoken:
+    """The prompts and what the base model makes of them; `base` is empty where it does not fit into memory."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        folder = Path(source.folder)
+        self.tokenizer = load_tokenizer(folder)
+        self.prompts = samples.encode_prompts(self.tokenizer)
+        device = settle_device(settings.device)
+        self.base: list[list[int]] = []
+        if _fits(read_facts(folder).weight_bytes, device):
+            self.base = samples.continue_base(folder, self.prompts, torch.device(device))
+        else:
+            log.warning("The base model does not fit into memory whole, so no samples are compared.")
+
+
+def _fits(weight_bytes: int, device: str) -> bool:
+    if device.startswith("cuda"):
+        return bool(weight_bytes * 1.3 < torch.cuda.mem_get_info(device)[0])
+    return bool(weight_bytes * 2.6 < psutil.virtual_memory().available)  # float32
+
+
+def _read(
+    family: Family, paths: Sequence[Path], reference: str | None, prompts: Sequence[Sequence[int]], device: str
+) -> Reading:
+    known = Path(reference) if reference else None
+    match family:
+        case Family.GGUF:
+            from hubbot.formats.gguf import check as gguf
+
+            return gguf.read(paths, known, prompts=prompts, new_tokens=samples.NEW_TOKENS)
+        case Family.GPTQ | Family.BNB:
+            from hubbot.formats import check as folders
+
+            return folders.read(paths, known, prompts=prompts, new_tokens=samples.NEW_TOKENS, device=device)
+
+
+def _timed(variant: VariantRecord, paths: Sequence[Path], device: str, context: int | None) -> VariantRecord:
+    """The variant with its speed; where its runtime fails at that, with a note that says so."""
+    generated = min(_GENERATED_TOKENS, (context or sys.maxsize) // 4)
+    prompt = min(_PROMPT_TOKENS, (context or sys.maxsize) - generated - 1)
+    try:
+        return replace(variant, speed=_speed(variant.family, paths, prompt, generated, device))
+    except ToolMissing as error:
+        return replace(variant, notes=(*variant.notes, f"speed was not measured: {error}"))
+
+
+def _speed(family: Family, paths: Sequence[Path], prompt_tokens: int, generated_tokens: int, device: str) -> Speed:
+    match family:
+        case Family.GGUF:
+            from hubbot.formats.gguf.speed import measure_speed as measure_gguf
+
+            return measure_gguf(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+        case Family.GPTQ | Family.BNB:
+            from hubbot.formats.check import measure_speed as measure_folder
+
+            return measure_folder(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, device=device)

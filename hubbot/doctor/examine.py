@@ -1,0 +1,250 @@
+"""What this machine has and lacks for hubbot's work, each with the next step. Asks nothing of the network.
+
+Tools that load native libraries are imported in a child process: a broken one takes only that child along.
+What the Hub says of the token is found out elsewhere (hubbot.hub.rights) and not here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hubbot import llamacpp
+from hubbot.confine import isolate
+from hubbot.confine.walls import Walls
+from hubbot.errors import HubbotError, ToolMissing
+from hubbot.machine import Machine, measure_machine
+from hubbot.machine.place import REMEDIES, Place, place
+
+__all__ = ["Finding", "Status", "examine"]
+
+_GIB = 2**30
+_DISK = 20 * _GIB  # a 7B model with the default variants needs about twice that, the demo a tenth
+_RAM = 8 * _GIB
+_PATIENCE = 180  # seconds for one import on a busy machine
+
+_SETUP = "Run `make setup` in the checkout."
+
+
+class Status(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. remedy is empty where nothing is amiss."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+Ask = Callable[[str], str]  # a line of Python -> what it printed; raises ToolMissing with the last line of its error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Import:
+    """A package that must not only be installed but load."""
+
+    package: str
+    code: str
+    serves: str
+    tested: str | None = None  # the version that hubbot's tests ran with
+
+
+_IMPORTS = (
+    _Import(package="transformers", code="import transformers", serves="reads every model", tested="5.23.0"),
+    _Import(package="bitsandbytes", code="import bitsandbytes", serves="makes and loads bnb variants", tested="0.50.2"),
+    _Import(package="gptqmodel", code="import gptqmodel, optimum", serves="loads GPTQ variants", tested="7.7.0"),
+    _Import(
+        package="llama-cpp-python",
+        code="from hubbot.llamacpp import bindings; bindings()",
+        serves="loads GGUF variants",
+        tested=llamacpp.PIN,
+    ),
+)
+
+
+def examine(work: Path, *, device: str = "auto", token: bool, environ: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Look at everything once, in the order of a report.
+
+    work: the folder that runs will write to. token: whether a Hub token was given; its value is not wanted here.
+    """
+    machine = measure_machine(work, device)
+    findings = [_python(sys.version_info[:3])]
+    findings += [_torch(machine, _ask), *_gpu_road(machine, Path("/"), environ)]
+    findings += [_llama_cpp(), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
+    return [*findings, _disk(machine, work), _ram(machine), _token(token)]
+
+
+def _python(version: tuple[int, int, int]) -> Finding:
+    found = ".".join(map(str, version))
+    if version < (3, 11, 0):
+        return Finding(name="Python", status=Status.FAIL, found=found, remedy="Install Python 3.11 or newer.")
+    return Finding(name="Python", status=Status.OK, found=found)
+
+
+def _torch(machine: Machine, ask: Ask) -> Finding:
+    """Whether torch and the driver agree about the GPU."""
+    try:
+        answer = ask("import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())")
+    except ToolMissing as error:
+        return Finding(name="torch", status=Status.FAIL, found=str(error), remedy=_SETUP)
+    version, cuda, sees = answer.split()
+    if machine.gpu and sees != "True":
+        build = "is a build for CPUs" if cuda == "None" else f"was built for CUDA {cuda}"
+        return Finding(
+            name="torch",
+            status=Status.WARN,
+            found=f"{version} {build} and does not see the {machine.gpu} (driver {machine.driver})",
+            remedy="Install torch's CUDA build, or update the driver; until then everything runs on the CPU.",
+        )
+    where = f"CUDA {cuda} on {machine.gpu}, driver {machine.driver}" if sees == "True" else "CPU"
+    return Finding(name="torch", status=Status.OK, found=f"{version}, {where}")
+
+
+def _gpu_road(machine: Machine, root: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """How a GPU gets into a container: a Docker action cannot ask for one, so it must be the runner's default."""
+    marks = (root / ".dockerenv", root / "run/.containerenv")
+    inside = any(mark.exists() for mark in marks) or "container" in environ
+    if inside and not machine.gpu:
+        yield Finding(
+            name="GPU in the container",
+            status=Status.WARN,
+            found="this is a container without a GPU",
+            remedy=REMEDIES[where if (where := place(environ, marks)) is not Place.MACHINE else Place.CONTAINER],
+        )
+    elif not inside and machine.gpu and shutil.which("docker"):
+        yield _docker_runtime(root / "etc/docker/daemon.json")
+
+
+def _docker_runtime(path: Path) -> Finding:
+    try:
+        runtime = json.loads(path.read_text(encoding="utf-8")).get("default-runtime", "runc")
+    except (OSError, ValueError, AttributeError):
+        runtime = "runc"
+    name = "GPU in containers"
+    if runtime == "nvidia":
+        return Finding(name=name, status=Status.OK, found="nvidia is Docker's default runtime")
+    return Finding(
+        name=name,
+        status=Status.WARN,
+        found=f"Docker's default runtime is {runtime}: a Docker action of GitHub will see no GPU",
+        remedy="nvidia-ctk runtime configure --runtime=docker --set-as-default, then restart Docker.",
+    )
+
+
+def _llama_cpp() -> Finding:
+    try:
+        place = llamacpp.find()
+        missing = [name for name in ("llama-quantize", "llama-bench") if not (place.bin / name).is_file()]
+        found = f"{llamacpp.runtime_name()} in {place.bin}"
+    except ToolMissing as error:
+        return Finding(name="llama.cpp", status=Status.FAIL, found="not there", remedy=str(error))
+    if missing:
+        return Finding(
+            name="llama.cpp", status=Status.FAIL, found=f"{place.bin} lacks {', '.join(missing)}", remedy=_SETUP
+        )
+    return Finding(name="llama.cpp", status=Status.OK, found=found)
+
+
+def _imported(each: _Import, ask: Ask) -> Finding:
+    try:
+        version = metadata.version(each.package)
+        ask(each.code)
+    except metadata.PackageNotFoundError:
+        found = f"not installed; it {each.serves}"
+        return Finding(name=each.package, status=Status.FAIL, found=found, remedy=_SETUP)
+    except ToolMissing as error:
+        found = f"{version} does not load: {error}"
+        return Finding(name=each.package, status=Status.FAIL, found=found, remedy=_SETUP)
+    if each.tested not in (None, version):
+        found = f"{version}, tested with {each.tested}"
+        return Finding(name=each.package, status=Status.WARN, found=found, remedy=_SETUP)
+    return Finding(name=each.package, status=Status.OK, found=version)
+
+
+def _built() -> Walls:
+    """The walls that a confined process on this machine gets."""
+    with TemporaryDirectory() as work:
+        return isolate.call("hubbot.doctor.examine:stand_behind", None, work=Path(work)).walls
+
+
+def stand_behind(_: object) -> None:
+    """What the confined process does: nothing."""
+
+
+def _walls(build: Callable[[], Walls]) -> Finding:
+    name = "walls around models"
+    try:
+        built = build()
+    except HubbotError as error:
+        return Finding(name=name, status=Status.FAIL, found=str(error), remedy=_SETUP)
+    found = f"files: {built.files}, network: {built.network}, rights: {built.rights}"
+    if built.complete:
+        return Finding(name=name, status=Status.OK, found=found)
+    remedy = (
+        "What reads strangers' files has no token, but the kernel keeps it from less than it could: docs/security.md says "
+        "which kernel and container has what. Run models that you do not trust elsewhere."
+    )
+    return Finding(name=name, status=Status.WARN, found=found, remedy=remedy)
+
+
+def _ask(code: str) -> str:
+    """Run a line of Python in a child that inherits no token."""
+    variables = {name: value for name, value in os.environ.items() if "TOKEN" not in name.upper()}
+    variables["GPTQMODEL_CPU_WORKERS"] = "2"
+    command = [sys.executable, "-c", code]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False, env=variables
+        )
+    except subprocess.TimeoutExpired:
+        msg = f"no answer within {_PATIENCE} s"
+        raise ToolMissing(msg) from None
+    if answer.returncode != 0:
+        lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+        raise ToolMissing(lines[-1])
+    lines = answer.stdout.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _disk(machine: Machine, work: Path) -> Finding:
+    found = f"{machine.disk_free / _GIB:.0f} GiB free for {work}"
+    if machine.disk_free < _DISK:
+        remedy = (
+            "Enough for small models only; `hubbot plan MODEL` says what a model needs. Name a larger disk by --out."
+        )
+        return Finding(name="disk", status=Status.WARN, found=found, remedy=remedy)
+    return Finding(name="disk", status=Status.OK, found=found)
+
+
+def _ram(machine: Machine) -> Finding:
+    found = f"{machine.ram_free / _GIB:.1f} of {machine.ram / _GIB:.1f} GiB free, {machine.cores} cores"
+    if machine.ram < _RAM:
+        remedy = "Enough for small models only; `hubbot plan MODEL` says what a model needs."
+        return Finding(name="memory", status=Status.WARN, found=found, remedy=remedy)
+    return Finding(name="memory", status=Status.OK, found=found)
+
+
+def _token(given: bool) -> Finding:
+    if given:
+        return Finding(name="Hub token", status=Status.OK, found="given")
+    return Finding(
+        name="Hub token",
+        status=Status.WARN,
+        found="none",
+        remedy="Public models can be read without one; set HF_TOKEN to read gated models and to publish.",
+    )

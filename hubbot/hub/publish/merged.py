@@ -1,0 +1,102 @@
+"""After a maintainer has merged: the other revisions of the pull request become branches, without any local file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from huggingface_hub import CommitOperationCopy, CommitOperationDelete
+
+from hubbot.hub.access import Patience, speaking_plainly, status_of
+from hubbot.hub.publish.places import ensure_branch
+from hubbot.hub.publish.pulls import Pull, Pulls
+from hubbot.hub.publish.release import MAIN, Pace, RepoRelease, kept
+from hubbot.hub.publish.target import Target, Tree
+
+__all__ = ["finish_merged"]
+
+_REVISION = re.compile(r"\[branch ([A-Za-z0-9][\w.-]*)\]$")  # how `publish` titles the commits of other revisions
+
+
+def finish_merged(
+    repo_id: str,
+    *,
+    token: str,
+    endpoint: str | None = None,
+    patience: Patience | None = None,
+    pace: Pace | None = None,
+) -> Mapping[str, str]:
+    """Bring every revision of our merged pull request to the branch of its name, if it is not there.
+
+    A missing branch begins at the pull request's commit; one of an older release gets a commit that copies
+    the files on the Hub itself. Returns revision -> commit for those that changed; nothing where main does
+    not hold what the newest pull request of ours offered.
+    Raises TokenRefused, HubFailed.
+    """
+    patience = patience or Patience()
+    release = RepoRelease(repo_id=repo_id, branches={}, title="")
+    target = Target(release, token, endpoint, patience, pace or kept(patience.sleep))
+    with speaking_plainly(repo_id, token=token, endpoint=endpoint):
+        main = target.tree(target.refs()[MAIN])
+        pull = Pulls(target).latest()
+        if pull is None or pull.status != "merged" or main.record is None:
+            return {}
+        changed = {}
+        for revision, tree in _offered(target, pull, main).items():
+            there = target.refs().get(revision)
+            if there is None:
+                ensure_branch(target, revision, tree.sha)
+                changed[revision] = tree.sha
+            elif not _same(target.tree(there), tree):
+                changed[revision] = _copy(target, revision, tree)
+        return changed
+
+
+def _offered(target: Target, pull: Pull, main: Tree) -> dict[str, Tree]:
+    """Revision -> the newest commit of the pull request that holds it as part of main's release."""
+    wanted = target.fingerprint(main.record)
+    found: dict[str, Tree] = {}
+    history = target.patience.insist(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
+    for commit in history:
+        name = _REVISION.search(commit.title)
+        if name and name[1] not in found:
+            tree = target.tree(commit.commit_id)
+            if target.fingerprint(tree.record) == wanted:
+                found[name[1]] = tree
+    return found
+
+
+def _same(one: Tree, other: Tree) -> bool:
+    return {p: (f.sha256, f.blob_id) for p, f in one.files.items()} == {
+        p: (f.sha256, f.blob_id) for p, f in other.files.items()
+    }
+
+
+def _copy(target: Target, revision: str, offered: Tree) -> str:
+    """One commit that makes a branch hold what a commit of the same repo holds; large files are not moved."""
+    for attempt in range(target.patience.tries):
+        head = target.tree(target.refs()[revision])
+        if _same(head, offered):
+            return head.sha
+        operations = [
+            CommitOperationCopy(path, path, src_revision=offered.sha)
+            for path, file in offered.files.items()
+            if path not in head.files
+            or (file.sha256, file.blob_id) != (head.files[path].sha256, head.files[path].blob_id)
+        ]
+        gone = [CommitOperationDelete(path, is_folder=False) for path in head.files.keys() - offered.files.keys()]
+        target.pace.take()
+        try:
+            info = target.api.create_commit(
+                target.repo_id,
+                [*operations, *gone],
+                commit_message=f"The release of main ({revision})",
+                revision=revision,
+                parent_commit=head.sha,
+            )
+        except Exception as error:
+            if status_of(error) != 412 and not target.patience.pause(attempt, error):
+                raise
+        else:
+            return str(info.oid)
+    return target.refs()[revision]

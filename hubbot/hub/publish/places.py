@@ -1,0 +1,39 @@
+"""The repo and the branches that a release goes to, made where they are not there yet."""
+
+from __future__ import annotations
+
+from hubbot.hub.access import status_of
+from hubbot.hub.publish.target import Target
+
+__all__ = ["ensure_branch", "ensure_repo"]
+
+
+def ensure_repo(target: Target) -> bool:
+    """Make the repo if it is not there; True if so. Two makers at once end with one repo."""
+    for attempt in range(target.patience.tries):
+        try:
+            if target.patience.insist(lambda: target.api.repo_exists(target.repo_id)):
+                return False
+            target.api.create_repo(target.repo_id, private=target.release.private)
+        except Exception as error:
+            if status_of(error) == 409:
+                return False
+            if not target.patience.pause(attempt, error):
+                raise
+        else:
+            return True
+    raise AssertionError  # the last try returned or raised
+
+
+def ensure_branch(target: Target, revision: str, start: str | None = None) -> None:
+    """Make a branch at a commit, by default at the repo's first one, which holds no files of anybody."""
+    for attempt in range(target.patience.tries):
+        try:
+            if revision in target.refs():
+                return
+            start = start or target.api.list_repo_commits(target.repo_id)[-1].commit_id
+            target.pace.take()
+            target.api.create_branch(target.repo_id, branch=revision, revision=start)
+        except Exception as error:
+            if status_of(error) != 409 and not target.patience.pause(attempt, error):
+                raise

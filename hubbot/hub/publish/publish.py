@@ -1,0 +1,297 @@
+"""Publishing a release: one repo, one commit for each revision or one pull request, and a receipt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+from hubbot.domain import Record
+from hubbot.errors import BadSettings, HubFailed, PublishConflict, SourceRefused, TokenRefused
+from hubbot.hub.access import Patience, speaking_plainly
+from hubbot.hub.publish.places import ensure_branch, ensure_repo
+from hubbot.hub.publish.pulls import Pull, Pulls
+from hubbot.hub.publish.release import LocalFile, Pace, Published, Receipt, RepoRelease, hash_files, kept, need_files
+from hubbot.hub.publish.target import CARD, Target, Tree, compared, land, outdated, same
+from hubbot.record.file import FILE_NAME, from_json
+
+__all__ = ["publish"]
+
+MOST_ROUNDS = 5  # times that another machine may mix its bytes into a release of several branches before we give in
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def publish(
+    release: RepoRelease,
+    *,
+    mode: Literal["pr", "main"],
+    token: str,
+    endpoint: str | None = None,
+    force: bool = False,
+    patience: Patience | None = None,
+    pace: Pace | None = None,
+    xet: bool | None = None,
+) -> Receipt:
+    """Bring a release to the Hub; called again, it goes on or finds that nothing is left to do.
+
+    mode main: one commit on each revision, the base last. mode pr: one pull request, which holds the base's files at
+    its head and the other revisions as commits below; once it is merged, the next call makes the branches.
+    The same fingerprint in the repo's hubbot.json means: done, unless `force`.
+    pace: the budget of commits; None: the one that is kept here. xet: use the client's xet protocol for
+    uploads; None: where the server offers it.
+    Raises TokenRefused, PublishConflict, HubFailed.
+    """
+    if not _ID.fullmatch(release.repo_id):
+        raise BadSettings(f"{release.repo_id!r} is no repo to publish to. Name the owner with --namespace.")
+    if not token:
+        raise TokenRefused("Publishing needs a token. Set HF_TOKEN to one that may write, or leave --publish out.")
+    patience = patience or Patience()
+    target = Target(release, token, endpoint, patience, pace or kept(patience.sleep), xet)
+    with _as_publishing(release.repo_id, token, endpoint):
+        target.pace.allowed()
+        job = _Job(target, force=force)
+        for revision, files in release.branches.items():
+            need_files(files.values())
+            if CARD in files:
+                target.check_card(files[CARD], revision)
+        created = ensure_repo(target)
+        receipt = _to_branches(job) if mode == "main" else _to_pull_request(job)
+    return replace(receipt, created=created)
+
+
+@contextmanager
+def _as_publishing(repo_id: str, token: str, endpoint: str | None) -> Iterator[None]:
+    """Errors in our words; a target that is gone is the Hub's failure, not a bad source."""
+    try:
+        with speaking_plainly(repo_id, token=token, endpoint=endpoint):
+            yield
+    except SourceRefused as error:
+        raise HubFailed(str(error)) from None
+
+
+@dataclass
+class _Job:
+    """A release on its way: what is wanted of every revision, and how to see that it is there."""
+
+    target: Target
+    force: bool
+
+    @cached_property
+    def hashed(self) -> Mapping[Path, LocalFile]:
+        """Every file with its hashes; many gigabytes to read, so not before there is something to do."""
+        return hash_files(self.release.branches)
+
+    @property
+    def release(self) -> RepoRelease:
+        return self.target.release
+
+    def revisions(self) -> list[str]:
+        """The base last: who finds it finds the others."""
+        return sorted(self.release.branches, key=lambda name: name == self.release.base)
+
+    def files(self, revision: str) -> dict[str, LocalFile]:
+        return {path: self.hashed[file] for path, file in self.release.branches[revision].items()}
+
+    def record(self, revision: str) -> Record | None:
+        path = self.release.branches[revision].get(FILE_NAME)
+        return from_json(path.read_bytes(), origin=str(path)) if path else None
+
+    def held(self, revision: str, refs: Mapping[str, str] | None = None) -> Tree | None:
+        """A branch that is marked as this very release already. refs: as they were read just now."""
+        sha = (refs or self.target.refs()).get(revision)
+        tree = self.target.tree(sha) if sha and not self.force else None
+        return tree if tree and self.is_ours(tree, revision) else None
+
+    def whole(self) -> dict[str, Tree] | None:
+        """Every branch, where all are marked as this release and hold the files that the base's record lists.
+
+        Two machines do not always make the same bytes: what counts is that they are of one of them.
+        """
+        refs = self.target.refs()
+        base = self.held(self.release.base, refs)
+        if base is None:
+            return None
+        found = {revision: self.held(revision, refs) for revision in self.revisions()}
+        if any(tree is None or not self.describes(base.record, tree, name) for name, tree in found.items()):
+            return None
+        return {name: tree for name, tree in found.items() if tree}
+
+    def is_ours(self, tree: Tree, revision: str) -> bool:
+        """Whether a tree is marked as this very release."""
+        made = self.target.fingerprint(self.record(revision))
+        return made is not None and made == self.target.fingerprint(tree.record)
+
+    def is_done(self, tree: Tree, revision: str) -> bool:
+        """Whether a tree is marked as this very release and holds the bytes that were made here."""
+        return self.is_ours(tree, revision) and self.describes(self.record(revision), tree, revision)
+
+    def describes(self, record: Record | None, tree: Tree, revision: str) -> bool:
+        """Whether the files of a revision are those that a record of this release lists, made here or elsewhere."""
+        listed = {file.path: file for variant in record.variants for file in variant.files} if record else {}
+        for path, local in self.release.branches[revision].items():
+            file = next((file for name, file in listed.items() if str(local).endswith(f"/{name}")), None)
+            if file is not None and not (path in tree.files and same(tree.files[path], file)):
+                return False
+        return True
+
+    def outdated(self, revision: str) -> Callable[[Tree], list[str]]:
+        return partial(outdated, self.release, self.files(revision), self.record(revision))
+
+    def land(self, revision: str) -> tuple[Tree, bool]:
+        """Commit a revision to the branch of its name."""
+        return land(
+            self.target,
+            revision,
+            self.files(revision),
+            title=self.release.title,
+            done=lambda tree: not self.force and self.is_done(tree, revision),
+            ours=lambda tree: self.is_ours(tree, revision),
+            obsolete=self.outdated(revision),
+        )
+
+    def stack(self, revision: str, pull: Pull) -> tuple[Tree, bool]:
+        """Commit a revision to the pull request, on top of what is there."""
+        others = {path for files in self.release.branches.values() for path in files}
+        wanted = self.files(revision)
+
+        def obsolete(tree: Tree) -> list[str]:
+            stale = set(self.outdated(revision)(tree)) | (others & tree.files.keys()) - wanted.keys()
+            return sorted(stale)
+
+        def done(tree: Tree) -> bool:
+            title = self.stacked_title(revision)
+            return not self.force and self.is_done(tree, revision) and self.target.title(tree.sha) == title
+
+        return land(
+            self.target,
+            pull.ref,
+            wanted,
+            title=self.stacked_title(revision),
+            done=done,
+            ours=lambda tree: self.is_ours(tree, revision),
+            obsolete=obsolete,
+        )
+
+    def stacked_title(self, revision: str) -> str:
+        return self.release.title if revision == self.release.base else f"{self.release.title} [branch {revision}]"
+
+    def receipt(
+        self,
+        status: Literal["published", "pull-request", "unchanged", "declined"],
+        commits: Mapping[str, str],
+        pull: Pull | None = None,
+        files: tuple[Published, ...] = (),
+        notes: tuple[str, ...] = (),
+    ) -> Receipt:
+        return Receipt(
+            repo_id=self.release.repo_id,
+            url=self.target.url,
+            status=status,
+            commits=commits,
+            pull_request=pull.num if pull else None,
+            pull_request_url=f"{self.target.url}/discussions/{pull.num}" if pull else None,
+            files=files,
+            notes=notes,
+        )
+
+
+def _to_branches(job: _Job) -> Receipt:
+    if held := job.whole():
+        return job.receipt("unchanged", {revision: tree.sha for revision, tree in held.items()})
+    files: dict[tuple[str, str], Published] = {}
+    for _ in range(MOST_ROUNDS):
+        commits, changed = _land_all(job)
+        files |= {(file.revision, file.path): file for file in changed}
+        if (
+            job.force or len(commits) == 1 or not changed or job.whole()
+        ):  # unchanged: every branch holds what was made here
+            return job.receipt("published" if files else "unchanged", commits, files=tuple(files.values()))
+    msg = f"Somebody else goes on publishing the same release to {job.release.repo_id}. Run `hubbot publish` again when they have ended."
+    raise PublishConflict(msg)
+
+
+def _land_all(job: _Job) -> tuple[dict[str, str], tuple[Published, ...]]:
+    """Commit every revision that does not hold what was made here. Returns revision -> commit, and the files of those that changed."""
+    commits: dict[str, str] = {}
+    files: list[Published] = []
+    for revision in job.revisions():
+        ensure_branch(job.target, revision)
+        tree, committed = job.land(revision)
+        commits[revision] = tree.sha
+        files += compared(job.target, revision, tree, job.files(revision)) if committed else ()
+    return commits, tuple(files)
+
+
+def _to_pull_request(job: _Job) -> Receipt:
+    target = job.target
+    pulls = Pulls(target)
+    if base := job.held(job.release.base):
+        return _finish_merged(job, pulls, base)
+    pull = pulls.latest()
+    if pull and pull.status == "closed" and not job.force and _is_stacked(job, pull):
+        note = f"Pull request {pull.num} with this release was closed without merging; it is not opened again."
+        return job.receipt("declined", {}, pull, notes=(note,))
+    if pull is None or pull.status in ("closed", "merged"):
+        ensure_branch(target, job.release.base)
+        pull = pulls.open()
+    if not job.force and _is_stacked(job, pull):
+        commits = _stacked(job, pull)
+        pulls.describe(pull)
+        return job.receipt("pull-request", commits, pull)
+    pull = pulls.updating(pull)
+    commits, files = {}, list[Published]()
+    for revision in job.revisions():
+        tree, committed = job.stack(revision, pull)
+        commits[revision] = tree.sha
+        files += compared(target, revision, tree, job.files(revision)) if committed else ()
+    pulls.describe(pull)
+    return job.receipt("pull-request", commits, pull, tuple(files))
+
+
+def _stacked(job: _Job, pull: Pull) -> dict[str, str]:
+    """Revision -> the newest commit of the pull request that holds it as this release has it."""
+    target = job.target
+    history = target.patience.insist(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
+    found: dict[str, str] = {}
+    for revision in job.release.branches:
+        for commit in history:
+            if commit.title == job.stacked_title(revision) and job.is_ours(target.tree(commit.commit_id), revision):
+                found[revision] = commit.commit_id
+                break
+    return found
+
+
+def _is_stacked(job: _Job, pull: Pull) -> bool:
+    """Whether a pull request holds all of this release, the base's files at its head."""
+    found = _stacked(job, pull)
+    last = job.revisions()[-1]
+    return found.keys() == job.release.branches.keys() and found[last] == job.target.refs().get(pull.ref)
+
+
+def _finish_merged(job: _Job, pulls: Pulls, base: Tree) -> Receipt:
+    """After the merge: the other revisions become branches, at the commits of the pull request where there are none.
+
+    What the base's record does not describe is not committed here: another machine's bytes belong to it.
+    """
+    commits: dict[str, str] = {}
+    files: list[Published] = []
+    changed = False
+    pull = pulls.latest()
+    stacked = _stacked(job, pull) if pull else {}
+    for revision in job.revisions():
+        if revision not in job.target.refs() and revision in stacked:
+            ensure_branch(job.target, revision, stacked[revision])
+            changed = True
+        if (held := job.held(revision)) and job.describes(base.record, held, revision):
+            commits[revision] = held.sha
+            continue
+        ensure_branch(job.target, revision)
+        tree, committed = job.land(revision)
+        commits[revision] = tree.sha
+        changed = changed or committed
+        files += compared(job.target, revision, tree, job.files(revision)) if committed else ()
+    return job.receipt("published" if changed else "unchanged", commits, pull, tuple(files))

@@ -1,0 +1,106 @@
+"""Which files of a model repo are needed, and which are left where they are."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from hubbot.errors import SourceRefused, UnsafeSource
+from hubbot.model.snapshot import plain_name
+from hubbot.model.strict_json import object_of, parse_object
+
+__all__ = ["INDEX", "LARGEST_TEXT", "PICKLE_INDEX", "RemoteFile", "needed_files"]
+
+INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+LARGEST_INDEX = 32 * 2**20  # bytes, as the intake allows
+LARGEST_TEXT = 256 * 2**20  # bytes of any file that holds no weights; the largest tokenizers have 35 MB
+
+# Everything beside the weights that reaches a variant, its card or its licence.
+_COMPANIONS = (
+    "config.json generation_config.json quantize_config.json preprocessor_config.json processor_config.json "
+    "tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* special_tokens_map.json added_tokens.json "
+    "vocab.json vocab.txt merges.txt spiece.model sentencepiece.bpe.model *.tiktoken chat_template.json chat_template.jinja "
+    "README.md LICENSE* LICENCE* NOTICE* USE_POLICY* COPYING*"
+).split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """A file as the Hub describes it at one commit."""
+
+    path: str
+    size: int  # bytes
+    sha256: str | None  # of large files
+    blob_id: str | None  # git's SHA-1 of "blob SIZE\\0" and the content; of a large file's pointer, so of no use there
+
+    @property
+    def is_weights(self) -> bool:
+        return self.path.endswith((".safetensors", ".bin", ".pt", ".pth"))
+
+
+def needed_files(
+    files: Iterable[RemoteFile], read: Callable[[RemoteFile], bytes], *, allow_pickle: bool = False
+) -> tuple[RemoteFile, ...]:
+    """The files of a repo that make the model, companions first.
+
+    read: fetches the bytes of a small file; asked for the index of a sharded checkpoint alone.
+    Raises SourceRefused without safetensors (pickles count with allow_pickle), UnsafeSource for an index
+    that names other files than the repo's own.
+    """
+    by_path = {file.path: file for file in files}
+    weights = _weights(by_path, read, "model.safetensors", INDEX)
+    if not weights and allow_pickle:
+        weights = _weights(by_path, read, "pytorch_model.bin", PICKLE_INDEX)
+    if not weights:
+        raise SourceRefused(_no_weights(by_path))
+    companions = [file for file in by_path.values() if _is_companion(file.path)]
+    for file in companions:
+        if file.size > LARGEST_TEXT:
+            msg = f"{file.path} has {file.size:,} bytes; at most {LARGEST_TEXT:,} are fetched of a file that holds no weights."
+            raise UnsafeSource(msg)
+    return (*companions, *weights)
+
+
+def _weights(
+    files: dict[str, RemoteFile], read: Callable[[RemoteFile], bytes], single: str, index: str
+) -> list[RemoteFile]:
+    """One file, or an index and its shards: the order in which transformers looks."""
+    if single in files:
+        return [files[single]]
+    return [files[index], *_shards(files, files[index], read)] if index in files else []
+
+
+def _shards(files: dict[str, RemoteFile], index: RemoteFile, read: Callable[[RemoteFile], bytes]) -> list[RemoteFile]:
+    if index.size > LARGEST_INDEX:
+        msg = f"{index.path} has {index.size:,} bytes; at most {LARGEST_INDEX:,} are read. Such a file is no honest part of a model."
+        raise UnsafeSource(msg)
+    values = parse_object(read(index), name=index.path, most_values=2_000_000)
+    names = sorted({*map(str, object_of(values.get("weight_map"), f"{index.path}: weight_map").values())})
+    for name in names:
+        if not plain_name(name):
+            msg = f"{index.path} names {name[:200]!a}, which is no plain file name. An index may name files of the repo's own folder only."
+            raise UnsafeSource(msg)
+        if name not in files:
+            msg = f"{index.path} names {name}, which the repo does not hold. The upload is unfinished; wait for its author or take another revision."
+            raise SourceRefused(msg)
+    return [files[name] for name in names]
+
+
+def _is_companion(path: str) -> bool:
+    return "/" not in path and any(fnmatch.fnmatchcase(path, pattern) for pattern in _COMPANIONS)
+
+
+def _no_weights(files: dict[str, RemoteFile]) -> str:
+    endings = {PurePosixPath(path).suffix for path in files}
+    if "adapter_config.json" in files:
+        return "The repo holds an adapter (LoRA), not a whole model. Merge it into its base model first and give the merged one."
+    if ".safetensors" in endings:
+        return f"The repo holds safetensors under other names than model.safetensors or those in {INDEX}. The layout that transformers writes is needed."
+    if ".gguf" in endings:
+        return "The repo holds GGUF files, which are already quantized or converted. Name the repo with the original weights."
+    if endings & {".bin", ".pt", ".pth", ".ckpt"}:
+        return "The repo holds its weights as pickles only, which can run code when they are read. Ask its author for safetensors, or opt in to torch's weights-only loader with --allow-pickle."
+    return "The repo holds no safetensors. Name a repo with the original weights."

@@ -1,0 +1,258 @@
+"""The texts that a model is calibrated and evaluated on: streamed from the Hub, or local files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow
+import pyarrow.parquet
+
+from hubbot.errors import BadText, HubbotError, HubFailed, SourceNotFound
+from hubbot.hub.access import Patience, room_needed
+from hubbot.hub.read.reader import ENDPOINT, Reader
+from hubbot.log.redact import mask
+from hubbot.settings import CalibrationSettings, EvaluationSettings
+
+__all__ = ["TextFile", "fetch_text"]
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_LIMIT = 1800  # seconds that streaming may take
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFile:
+    """A text on this disk: one JSON object {"text": …} a line, a row of the dataset each, in its order."""
+
+    path: Path
+    name: str  # "allenai/c4:en:train", or a local file's name
+    revision: str | None  # full sha of the dataset's commit
+    sha256: str  # of the file
+
+
+def fetch_text(
+    section: CalibrationSettings | EvaluationSettings,
+    *,
+    into: Path,
+    characters: int | None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    patience: Patience | None = None,
+) -> TextFile:
+    """The text that a section of the settings names, as a file in `into`; nothing is fetched twice.
+
+    characters: rows are read until there are that many; None: the whole split or file (at most 2^28).
+    Rows keep their text as it is, the empty ones too: wikitext is joined with blank lines between all of them.
+    Raises BadText: missing, empty, no such column, split or configuration; TokenRefused, HubFailed.
+    """
+    path = Path(section.dataset).expanduser()
+    with room_needed(into):
+        into.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in _SUFFIXES or path.is_file():
+            return _local(path, section.column, into, characters)
+        return _streamed(section, into, characters, token, endpoint or ENDPOINT, patience or Patience(tries=4))
+
+
+# --- local --------------------------------------------------------------------------------------------
+
+
+def _local(path: Path, column: str, into: Path, characters: int | None) -> TextFile:
+    if path.suffix.lower() not in _SUFFIXES:
+        raise BadText(f"{path} is no text that hubbot reads. Give a .txt, .jsonl or .parquet file, or a Hub dataset.")
+    if not path.is_file():
+        raise BadText(f"{path} does not exist. Name a file that does, or a Hub dataset such as allenai/c4.")
+    out = into / f"{_slug(path.stem)}-{_digest(str(path.resolve()), column, characters)}.jsonl"
+    total = 0
+    with out.open("w", encoding="utf-8") as stream:
+        for text in _rows(path, column):
+            stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            total += len(text.strip())
+            if characters is not None and total >= characters:
+                break
+    if not total:
+        out.unlink()
+        raise BadText(f"{path} holds no text. Give a file with some.")
+    return TextFile(path=out, name=path.name, revision=None, sha256=_sha256(out))
+
+
+def _rows(path: Path, column: str) -> Iterator[str]:
+    try:
+        match path.suffix.lower():
+            case ".txt":
+                yield path.read_text(encoding="utf-8")
+            case ".jsonl":
+                yield from _json_rows(path, column)
+            case _:
+                yield from _parquet_rows(path, column)
+    except (UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise BadText(f"{path} cannot be read as {path.suffix}: {str(error)[:200]}. Text has to be UTF-8.") from None
+
+
+def _json_rows(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise BadText(f"{path}, line {number}, is no JSON. Every line has to be one object.") from None
+            text = row.get(column) if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                have = sorted(row)[:20] if isinstance(row, dict) else type(row).__name__
+                raise BadText(
+                    f"{path}, line {number}, has no text under {column!r} (found {have}). Name the column with `column`."
+                )
+            yield text
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[str]:
+    file = pyarrow.parquet.ParquetFile(path)
+    if column not in file.schema_arrow.names:
+        raise BadText(
+            f"{path} has no column {column!r} (found {file.schema_arrow.names[:20]}). Name one with `column`."
+        )
+    kind = file.schema_arrow.field(column).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise BadText(f"The column {column!r} of {path} holds {kind}, not text. Name another with `column`.")
+    for batch in file.iter_batches(columns=[column]):
+        yield from (text or "" for text in batch.column(0).to_pylist())
+
+
+# --- the Hub ------------------------------------------------------------------------------------------
+
+
+def _streamed(
+    section: CalibrationSettings | EvaluationSettings,
+    into: Path,
+    characters: int | None,
+    token: str | None,
+    endpoint: str,
+    patience: Patience,
+) -> TextFile:
+    if not _ID.fullmatch(section.dataset):
+        raise BadText(
+            f"{section.dataset[:200]!r} is neither a file nor a Hub dataset. Write org/name, or the path of a .txt, .jsonl or .parquet file."
+        )
+    revision = _pinned(section, token, endpoint, patience)
+    name = ":".join(part for part in (section.dataset, section.config, section.split) if part)
+    digest = _digest(endpoint, name, revision, section.column, characters)
+    out = into / f"{_slug(name)}-{digest}.jsonl"
+    if not out.exists():
+        part = out.with_suffix(".part")
+        request = {
+            "dataset": section.dataset,
+            "config": section.config,
+            "split": section.split,
+            "revision": revision,
+            "column": section.column,
+            "token": token,
+            "characters": characters,
+            "out": str(part),
+        }
+        _stream(request, name, into, endpoint, patience)
+        part.replace(out)
+    return TextFile(path=out, name=name, revision=revision, sha256=_sha256(out))
+
+
+def _pinned(
+    section: CalibrationSettings | EvaluationSettings, token: str | None, endpoint: str, patience: Patience
+) -> str:
+    """The commit that the dataset's revision stands for now."""
+    reader = Reader(token=token, endpoint=endpoint, sleep=patience.sleep, chance=patience.chance)
+    at = f"/revision/{quote(section.revision, safe='')}" if section.revision else ""
+    try:
+        body = reader.get(f"/api/datasets/{section.dataset}{at}").body
+    except SourceNotFound:
+        what = f"{section.dataset} at {section.revision!r}" if section.revision else section.dataset
+        raise BadText(
+            f"The Hub has no dataset {what}, or hides it from this token. Check its name, or give a local file."
+        ) from None
+    sha = body.get("sha") if isinstance(body, dict) else None
+    if not isinstance(sha, str):
+        raise HubFailed(f"The Hub names no commit of the dataset {section.dataset}. Run it again later.")
+    return sha
+
+
+def _stream(request: dict[str, Any], name: str, into: Path, endpoint: str, patience: Patience) -> None:
+    for attempt in range(patience.tries):
+        answer = _child(request, into, endpoint)
+        if answer.get("characters"):
+            return
+        problem = _problem(answer, request, name, endpoint)
+        if not answer.get("passing") or attempt + 1 == patience.tries:
+            raise problem
+        patience.sleep(min(60.0, 2.0**attempt) * (0.5 + patience.chance()))
+
+
+def _child(request: dict[str, Any], into: Path, endpoint: str) -> dict[str, Any]:
+    """Run hubbot.hub.read.stream: no secret in its environment, a home of its own, the Hub's address."""
+    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(into / ".client"), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "hubbot.hub.read.stream"],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            env=environment,
+            timeout=_LIMIT,
+            check=False,
+        )
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"message": f"it took more than {_LIMIT // 60} minutes", "passing": True}
+    except (IndexError, ValueError):
+        return {"message": mask(done.stderr.decode(errors="replace")[-500:], request["token"])}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _problem(answer: dict[str, Any], request: dict[str, Any], name: str, endpoint: str) -> HubbotError:
+    if answer.get("full"):
+        raise OSError(errno.ENOSPC, "no room for the text")
+    text = mask(" ".join(str(answer.get("message", "")).split())[:600], request["token"])
+    if "columns" in answer:
+        return BadText(
+            f"{name} has no column {request['column']!r} (found {', '.join(answer['columns'][:20])}). Name one with `column`."
+        )
+    if "type" in answer:
+        return BadText(
+            f"The column {request['column']!r} of {name} holds {answer['type']}, not text. Name another with `column`."
+        )
+    if "characters" in answer:
+        return BadText(f"{name} holds no text. Choose another split or dataset.")
+    if answer.get("passing"):
+        return HubFailed(
+            f"{name} could not be streamed from {endpoint}: {text}. Run it again later, or give a local file."
+        )
+    if answer.get("status") in (401, 403) or "gated" in text.lower():
+        return BadText(
+            f"{name} is not open to this token. Accept its terms at {endpoint}/datasets/{request['dataset']}, or give a local file."
+        )
+    return BadText(
+        f"{name} could not be read: {text} Check the configuration, the split and the column, or give a local file."
+    )
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:80]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

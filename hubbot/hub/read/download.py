@@ -1,0 +1,226 @@
+"""Files of the Hub onto the disk: each resumed where it broke off, and never believed before its hash agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+from huggingface_hub import get_session
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
+
+from hubbot import __version__
+from hubbot.errors import HubbotError, SourceRefused
+from hubbot.hub.access import Patience, room_needed, speaking_plainly
+from hubbot.hub.read.contents import RemoteFile
+
+__all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "fetch_files", "git_blob_id", "read_range"]
+
+PIECE = 1 << 20
+_THREADS = 4
+Progress = Callable[[str, int, int], None]  # path, bytes so far, bytes in all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repo:
+    """Where files come from: a repo at one commit, and with what right."""
+
+    id: str
+    revision: str  # full sha
+    token: str | None
+    endpoint: str
+    kind: str = "model"
+
+    def url(self, path: str) -> str:
+        prefix = "" if self.kind == "model" else f"{self.kind}s/"
+        return f"{self.endpoint}/{prefix}{self.id}/resolve/{self.revision}/{quote(path)}"
+
+    def headers(self) -> dict[str, str]:
+        made: dict[str, str] = build_hf_headers(
+            token=self.token or False, library_name="hubbot", library_version=__version__
+        )
+        return {**made, "Accept-Encoding": "identity"}
+
+
+class Mismatch(SourceRefused):
+    """What arrived is not what the Hub describes."""
+
+
+class Abandoned(HubbotError):
+    """Nobody waits for the file any more."""
+
+
+def fetch_file(
+    repo: Repo,
+    file: RemoteFile,
+    into: Path,
+    *,
+    patience: Patience,
+    progress: Progress | None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> str:
+    """Bring one file to into/path and return its sha256.
+
+    What an earlier, broken try has left is continued. Content that differs from the Hub's sha256 (or
+    git's id of small files) or does not end where it should is thrown away and fetched once more; if it differs
+    again: Mismatch. wanted: asked at every piece; once it says no, Abandoned is raised and the piece is kept.
+    """
+    target = into / file.path
+    with room_needed(into), speaking_plainly(f"{repo.id}/{file.path}", token=repo.token, endpoint=repo.endpoint):
+        if target.is_file() and (found := _verified(target, file, wanted)):
+            return found
+        part = into / ".parts" / file.path
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            patience.insist(lambda: _download(repo, file, part, progress, wanted))
+            if found := _verified(part, file, wanted):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target)
+                return found
+            part.unlink()
+    msg = (
+        f"{file.path} of {repo.id} arrived twice with other content than the Hub describes "
+        f"(expected {file.sha256 or file.blob_id}). Nothing of it was kept. Something between here and the Hub alters files; try another network."
+    )
+    raise Mismatch(msg)
+
+
+def fetch_files(
+    repo: Repo, files: Sequence[RemoteFile], into: Path, *, patience: Patience, progress: Progress | None
+) -> dict[str, str]:
+    """Bring several files, a few at a time; path -> sha256. Raises the first error, or what a signal raises, at once.
+
+    The threads are told to stop and are not waited for, not even by the end of the process: an answer that
+    stalls would hold it for minutes.
+    """
+    waiting: SimpleQueue[RemoteFile] = SimpleQueue()
+    for file in files:
+        waiting.put(file)
+    ended = threading.Event()
+    done: SimpleQueue[tuple[str, str] | BaseException] = SimpleQueue()
+    bring = partial(
+        fetch_file, repo, into=into, patience=patience, progress=progress, wanted=lambda: not ended.is_set()
+    )
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                file = waiting.get_nowait()
+                done.put((file.path, bring(file)))
+        except Empty:
+            return
+        except BaseException as error:  # noqa: BLE001 -- it is raised again by whoever waits
+            done.put(error)
+
+    for _ in range(min(_THREADS, len(files))):
+        threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        return dict(_got(done.get()) for _ in files)
+    finally:
+        ended.set()
+
+
+def _got(outcome: tuple[str, str] | BaseException) -> tuple[str, str]:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _download(repo: Repo, file: RemoteFile, part: Path, progress: Progress | None, wanted: Callable[[], bool]) -> None:
+    """Append what is missing to `part`, up to the file's size; one byte more where the answer goes on past it."""
+    done = part.stat().st_size if part.exists() else 0
+    if done > file.size:
+        part.unlink()
+        done = 0
+    if done == file.size and part.exists():
+        return
+    asked = {"Range": f"bytes={done}-"} if done else {}
+    with _stream(repo, file.path, asked) as answer, part.open("ab") as stream:
+        if done and answer.status_code != 206:
+            stream.truncate(0)
+            done = 0
+        for piece in answer.iter_raw():
+            _need(wanted, file)
+            stream.write(piece[: file.size + 1 - done])
+            done += len(piece)
+            if done > file.size:
+                return  # the size shows that it is not the file that the Hub describes
+            if progress:
+                progress(file.path, done, file.size)
+    if done < file.size:
+        # A proxy that ends an answer early looks like success: go on from here.
+        raise httpx2.ReadError(f"{file.path} ended after {done} of {file.size} bytes")
+
+
+def _need(wanted: Callable[[], bool], file: RemoteFile) -> None:
+    if not wanted():
+        raise Abandoned(f"{file.path} was not fetched to its end. Run the same command again; it goes on from there.")
+
+
+@contextmanager
+def _stream(repo: Repo, path: str, headers: dict[str, str]) -> Iterator[Any]:
+    """An answer to read from. Redirects to other hosts are followed without the token."""
+    with get_session().stream(
+        "GET", repo.url(path), headers={**repo.headers(), **headers}, follow_redirects=True
+    ) as answer:
+        if answer.is_error:
+            answer.read()
+        hf_raise_for_status(answer)
+        yield answer
+
+
+def read_range(repo: Repo, path: str, start: int, stop: int, *, patience: Patience) -> bytes:
+    """Bytes start..stop (exclusive) of a file."""
+
+    def read() -> bytes:
+        got = bytearray()
+        with _stream(repo, path, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+            skip = 0 if answer.status_code == 206 else start
+            for piece in answer.iter_raw():
+                got += piece
+                if len(got) >= skip + stop - start:
+                    break
+        if len(got) < skip + stop - start:
+            raise httpx2.ReadError(f"{path} ended early")
+        return bytes(got[skip : skip + stop - start])
+
+    with speaking_plainly(f"{repo.id}/{path}", token=repo.token, endpoint=repo.endpoint):
+        return patience.insist(read)
+
+
+def _verified(path: Path, file: RemoteFile, wanted: Callable[[], bool]) -> str | None:
+    """The sha256 of a file if its size and hash are the Hub's, else None."""
+    size = path.stat().st_size
+    if size != file.size:
+        return None
+    sha256 = hashlib.sha256()
+    sha1 = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    small = file.sha256 is None
+    with path.open("rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while block := stream.read(PIECE):
+            _need(wanted, file)
+            sha256.update(block)
+            if small:
+                sha1.update(block)
+    agrees = sha1.hexdigest() == file.blob_id if small else sha256.hexdigest() == file.sha256
+    return sha256.hexdigest() if agrees else None
+
+
+def git_blob_id(path: Path) -> str:
+    """The id that git, and so the Hub, gives a small file's content."""
+    sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(PIECE):
+            sha1.update(block)
+    return sha1.hexdigest()

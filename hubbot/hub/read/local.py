@@ -1,0 +1,61 @@
+"""A model that lies in a folder of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from hubbot.domain import Source
+from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
+from hubbot.model.snapshot import visible_files
+
+__all__ = ["is_local", "local_source"]
+
+
+def is_local(model: str) -> bool:
+    """Whether a name stands for a folder of this machine: it exists, or is written as a path."""
+    return model.startswith(("/", "./", "../", "~")) or model in (".", "..") or bool(model and Path(model).is_dir())
+
+
+def local_source(folder: Path, into: Path, revision: str | None) -> Source:
+    """A folder of this machine. One of the client's cache, all links, is gathered into `into` by hard links."""
+    if revision is not None:
+        raise SourceRefused(f"{folder} is a local folder and has no revision {revision!r}. Leave --revision out.")
+    if not folder.is_dir():
+        raise SourceNotFound(f"{folder} is no folder. Name one that exists, or a Hub id such as org/name.")
+    blobs = folder.resolve().parent.parent / "blobs"
+    if folder.resolve().parent.name == "snapshots" and blobs.is_dir():
+        folder = _gathered(folder.resolve(), blobs, into)
+    files = visible_files(folder)
+    return Source(
+        folder=str(folder.resolve()),
+        repo=None,
+        revision=None,
+        files={path: _sha256(file) for path, file in files.items() if "/" not in path},
+    )
+
+
+def _gathered(snapshot: Path, blobs: Path, into: Path) -> Path:
+    """The files of a cache snapshot without its links, which lead out of the folder on purpose."""
+    if into.exists():
+        shutil.rmtree(into)
+    into.mkdir(parents=True)
+    for link in sorted(snapshot.iterdir()):
+        target = link.resolve()
+        if not link.is_file() or link.name.startswith("."):
+            continue
+        if not target.is_relative_to(blobs) and not target.is_relative_to(snapshot):
+            msg = f"{link.name} is a symbolic link that leaves the cache it lies in. Fetch the model again."
+            raise UnsafeSource(msg)
+        try:
+            os.link(target, into / link.name)
+        except OSError:  # another file system
+            shutil.copyfile(target, into / link.name)
+    return into
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,94 @@
+"""From a judged record to the repos on the Hub: what goes where, under which title."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from hubbot import log
+from hubbot.cards.card import CARDS, PICTURE, write_cards
+from hubbot.cards.marks import merge
+from hubbot.cards.summary import pull_request
+from hubbot.domain import Record
+from hubbot.hub.publish.existing import read_existing, read_record
+from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.release import Receipt, RepoRelease
+from hubbot.record.file import FILE_NAME
+from hubbot.release.licence_texts import kept_licences
+from hubbot.release.repos import Kind, Repo, plan_repos
+from hubbot.settings import Settings
+
+__all__ = ["release", "repo_release"]
+
+
+def release(
+    record: Record, settings: Settings, *, out: Path, token: str | None, endpoint: str | None
+) -> dict[str, Receipt]:
+    """Publish every repo of a record. Returns repo id -> receipt; raises what hubbot.hub.publish.publish raises."""
+    write_cards(record, settings.publish, out)  # under the names of this publication, whatever the run was told
+    receipts = {}
+    mode: Literal["pr", "main"] = "main" if settings.publish.mode == "main" else "pr"
+    for repo in plan_repos(record, settings.publish):
+        previous = _keep_what_people_wrote(repo, out, mode=mode, token=token, endpoint=endpoint)
+        receipt = publish(
+            repo_release(record, repo, settings, out, previous=previous),
+            mode=mode,
+            token=token or "",
+            endpoint=endpoint,
+            force=settings.force,
+        )
+        log.say(f"{receipt.status}: {receipt.pull_request_url or receipt.url}")
+        receipts[repo.repo_id] = receipt
+    return receipts
+
+
+def _keep_what_people_wrote(
+    repo: Repo, out: Path, *, mode: str, token: str | None, endpoint: str | None
+) -> Record | None:
+    """Merge the card in `out` with the one that it would replace. Returns the record on main, to compare with."""
+    if not token or "/" not in repo.repo_id:
+        return None  # publish() says what is missing
+    existing = read_existing(repo.repo_id, mode=mode, token=token, endpoint=endpoint)
+    if existing is None:
+        return None
+    card = out / CARDS / repo.name / "README.md"
+    card.write_text(merge(existing.card, card.read_text(encoding="utf-8")), encoding="utf-8")
+    if existing.revision == "main":
+        return existing.record
+    return read_record(repo.repo_id, token=token, endpoint=endpoint)
+
+
+def repo_release(
+    record: Record, repo: Repo, settings: Settings, out: Path, *, previous: Record | None = None
+) -> RepoRelease:
+    """Every revision of a repo with its files: the variants', the licence, the card, the picture and the record."""
+    title, description = pull_request(record, repo, previous)
+    branches: dict[str, dict[str, Path]] = {}
+    for variant in repo.variants:
+        files = {repo.place(variant, file): out / file.path for file in variant.files}
+        branches.setdefault(repo.revision(variant), {}).update(files)
+    shared = _shared(repo, out)
+    return RepoRelease(
+        repo_id=repo.repo_id,
+        branches={_branch(name, settings): {**files, **shared} for name, files in branches.items()},
+        title=title,
+        description=description,
+        private=settings.publish.visibility == "private",
+        family=None if repo.kind is Kind.GGUF else repo.variants[0].family,
+    )
+
+
+def _branch(name: str, settings: Settings) -> str:
+    """The branch itself, or where the release is to stand beside another one, a branch of its own."""
+    beside = settings.publish.revision
+    if beside is None:
+        return name
+    return beside if name == "main" else f"{name}-{beside}"
+
+
+def _shared(repo: Repo, out: Path) -> Mapping[str, Path]:
+    """What every revision holds: the source's licence texts go with each copy of the model."""
+    cards = out / CARDS / repo.name
+    files = {**kept_licences(out), "README.md": cards / "README.md", FILE_NAME: out / FILE_NAME}
+    return files | ({PICTURE: cards / PICTURE} if (cards / PICTURE).exists() else {})

@@ -1,0 +1,178 @@
+"""config.json of a model: the few fields that hubbot reads, checked for type and range.
+
+What is not read here is not checked here: transformers and llama.cpp get the whole file, inside the
+confined process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubbot.errors import SourceRefused, UnsafeSource, Unsupported
+from hubbot.model.architectures import known_to_transformers
+from hubbot.model.strict_json import object_of, read_object
+
+__all__ = ["ModelConfig", "read_config", "read_values"]
+
+_LARGEST = 4 * 2**20  # bytes; configs with a thousand labels have 100 KB
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,99}")
+
+# What a number means -> its names in the configurations of transformers, and the greatest honest value.
+_LAYERS = (("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2_000)
+_HIDDEN = (("hidden_size", "n_embd", "d_model", "dim"), 2**20)
+_HEADS = (("num_attention_heads", "n_head", "n_heads", "num_heads"), 2**16)
+_KV_HEADS = (("num_key_value_heads", "n_head_kv", "num_kv_heads"), 2**16)
+_HEAD_SIZE = (("head_dim", "kv_channels"), 2**16)
+_VOCABULARY = (("vocab_size", "padded_vocab_size"), 2**24)
+_CONTEXT = (("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"), 2**27)
+_INNER = (("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"), 2**24)
+_EXPERTS = (("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts"), 2**16)
+_WINDOW = (("sliding_window",), 2**27)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What config.json says, checked."""
+
+    values: Mapping[str, Any]  # the whole file
+    architecture: str  # architectures[0]
+    model_type: str
+    hidden_size: int
+    layers: int
+    vocab_size: int
+    context_length: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_size: int | None
+    experts: int  # of a mixture-of-experts layer, 0: dense
+    ties_embeddings: bool | None  # None: not said
+    notes: tuple[str, ...]
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read and check config.json.
+
+    Raises UnsafeSource for absurd or mistyped values and remote code, SourceRefused for a model that is
+    already quantized, Unsupported for an architecture that transformers does not know.
+    """
+    values = read_values(path)
+    text = _text_part(values)
+    architecture = _architecture(values)
+    _refuse_quantized(values, text)
+    notes = _refuse_unknown(values, architecture)
+    numbers = {name: _number(text, *field) for name, field in _FIELDS.items()}
+    hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
+    heads = numbers["heads"]
+    return ModelConfig(
+        values=values,
+        architecture=architecture,
+        model_type=_word(values.get("model_type"), "model_type"),
+        hidden_size=hidden,
+        layers=layers,
+        vocab_size=vocabulary,
+        context_length=numbers["context"],
+        heads=heads,
+        kv_heads=numbers["key/value heads"] or heads,
+        head_size=numbers["head size"] or (hidden // heads if heads else None),
+        experts=numbers["experts"] or 0,
+        ties_embeddings=_truth(values.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
+        notes=notes,
+    )
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The whole of a config.json as it is, within bounds; no field is checked."""
+    return read_object(path, largest=_LARGEST, constants=True)
+
+
+_FIELDS = {
+    "layers": _LAYERS,
+    "hidden size": _HIDDEN,
+    "heads": _HEADS,
+    "key/value heads": _KV_HEADS,
+    "head size": _HEAD_SIZE,
+    "vocabulary": _VOCABULARY,
+    "context": _CONTEXT,
+    "inner size": _INNER,
+    "experts": _EXPERTS,
+    "window": _WINDOW,
+}
+
+
+def _text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's own section; multimodal configurations keep it in `text_config`."""
+    return object_of(values["text_config"], "text_config of config.json") if "text_config" in values else values
+
+
+def _architecture(values: Mapping[str, Any]) -> str:
+    names = values.get("architectures")
+    if not isinstance(names, list) or len(names) != 1:
+        msg = f"config.json must name one class in `architectures`; found {str(names)[:100]}. Without it nobody knows how to run the weights."
+        raise Unsupported(msg)
+    return _word(names[0], "architectures[0]")
+
+
+def _word(value: object, key: str) -> str:
+    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+        msg = f"{key} of config.json must be a plain identifier; found {ascii(value)[:100]}."
+        raise UnsafeSource(msg)
+    return value
+
+
+def _refuse_quantized(values: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    found = next((part[key] for part in (values, text) for key in _QUANTIZED if part.get(key)), None)
+    if found is None:
+        return
+    method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else "an unnamed method"
+    msg = f"The model is already quantized ({ascii(method)[:40]} in config.json). Quantizing twice adds the errors of both; give the original model."
+    raise SourceRefused(msg)
+
+
+_QUANTIZED = ("quantization_config", "compression_config")
+
+
+def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
+    """Refuse what transformers cannot run itself; notes on what is ignored."""
+    known = known_to_transformers(architecture)
+    if "auto_map" in values and not known:
+        msg = f"{architecture} needs Python code from the model's repo (auto_map in config.json). hubbot never runs such code; a model whose architecture is part of transformers is needed."
+        raise UnsafeSource(msg)
+    if not known:
+        msg = f"transformers does not know {architecture} as a causal language model. A newer hubbot may; see docs/formats.md for what is supported."
+        raise Unsupported(msg)
+    if values.get("is_encoder_decoder"):
+        msg = f"{architecture} is an encoder-decoder model; hubbot makes decoder-only language models."
+        raise Unsupported(msg)
+    return ("remote code (auto_map) was ignored",) if "auto_map" in values else ()
+
+
+def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int) -> int | None:
+    """The first of `names` that is there and not null."""
+    for name in names:
+        value = text.get(name)
+        if value is None:
+            continue
+        if type(value) is not int or not 0 <= value <= greatest:
+            msg = f"{name} of config.json must be a whole number from 0 to {greatest:,}; found {ascii(value)[:60]}."
+            raise UnsafeSource(msg)
+        return value
+    return None
+
+
+def _needed(numbers: Mapping[str, int | None], name: str) -> int:
+    value = numbers[name]
+    if not value:
+        msg = f"config.json does not give the number that every language model has: {name}. It is damaged or not of a language model."
+        raise UnsafeSource(msg)
+    return value
+
+
+def _truth(value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    msg = f"tie_word_embeddings of config.json must be true or false; found {ascii(value)[:60]}."
+    raise UnsafeSource(msg)

@@ -1,0 +1,102 @@
+"""Cuts a checkpoint into the embedding, the decoder blocks and the head, by the names of its tensors.
+
+No architecture is known by name: the decoder is the numbered list with as many members as config.json
+says, whatever stands before the number (model.layers.7., gpt_neox.layers.7., transformer.h.7., h.7.,
+language_model.model.layers.7.).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hubbot.errors import Unsupported
+from hubbot.model.safetensors import TensorInfo
+
+__all__ = ["Part", "PartKind", "part_layout_of"]
+
+_NUMBERED = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*\.)*[A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.")
+_TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
+
+# What follows the last block, by the module's own name; everything else outside of blocks comes before.
+_HEAD = frozenset(
+    "lm_head embed_out output output_norm head norm norm_f ln_f ln_out final_norm final_layernorm "
+    "final_layer_norm score".split()
+)
+
+
+class PartKind(StrEnum):
+    EMBEDDING = "embedding"
+    BLOCK = "block"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One stretch of the model: the embedding, block `index`, or what follows the last block."""
+
+    kind: PartKind
+    index: int  # of the block; 0 for the embedding and the head
+    tensors: tuple[str, ...]  # checkpoint names of every tensor of this part
+
+    @property
+    def name(self) -> str:
+        return f"block-{self.index:05d}" if self.kind is PartKind.BLOCK else str(self.kind)
+
+
+def part_layout_of(tensors: Mapping[str, TensorInfo], layers: int) -> tuple[Part, ...]:
+    """Every tensor in exactly one part, parts in the order of computation.
+
+    layers: number of decoder blocks that config.json gives.
+    Raises Unsupported where the names show no such list of blocks.
+    """
+    blocks = _decoder(tensors, layers)
+    inside: dict[int, list[str]] = {index: [] for index in range(layers)}
+    before: list[str] = []
+    after: list[str] = []
+    for name in tensors:
+        index = _index(name, blocks)
+        if index is not None:
+            inside[index].append(name)
+        else:
+            (after if _follows(name, blocks) else before).append(name)
+    return (
+        Part(kind=PartKind.EMBEDDING, index=0, tensors=tuple(before)),
+        *(Part(kind=PartKind.BLOCK, index=index, tensors=tuple(names)) for index, names in inside.items()),
+        Part(kind=PartKind.HEAD, index=0, tensors=tuple(after)),
+    )
+
+
+def _decoder(tensors: Mapping[str, TensorInfo], layers: int) -> str:
+    """The name of the list of decoder blocks, `model.layers`."""
+    lists: dict[str, dict[int, int]] = {}  # list -> index -> bytes
+    for name, info in tensors.items():
+        if match := _NUMBERED.match(name):
+            sizes = lists.setdefault(match[1], {})
+            sizes[int(match[2])] = sizes.get(int(match[2]), 0) + info.size
+    fitting = {name: sum(sizes.values()) for name, sizes in lists.items() if sizes.keys() == set(range(layers))}
+    if not fitting:
+        counts = ", ".join(f"{name} with {len(sizes)}" for name, sizes in list(lists.items())[:4]) or "none"
+        msg = f"config.json speaks of {layers} decoder blocks; the checkpoint's names show lists of blocks: {counts}. The two must agree: fetch the model whole, or name one that hubbot supports."
+        raise Unsupported(msg)
+    return max(fitting, key=lambda name: (not _TOWERS.search(name), fitting[name]))
+
+
+def _index(name: str, blocks: str) -> int | None:
+    match = _NUMBERED.match(name)
+    return int(match[2]) if match and match[1] == blocks else None
+
+
+def _follows(name: str, blocks: str) -> bool:
+    """Whether a tensor outside of the blocks is used after them: a norm or head beside the list or above it."""
+    module, _, _ = name.rpartition(".")
+    parent, _, own = module.rpartition(".")
+    return own in _HEAD and parent in _ancestors(blocks)
+
+
+def _ancestors(blocks: str) -> Iterable[str]:
+    """`language_model.model.layers` -> language_model.model, language_model and the top."""
+    parts = blocks.split(".")[:-1]
+    return {".".join(parts[:length]) for length in range(len(parts) + 1)}

@@ -1,0 +1,164 @@
+"""Which files of a model's folder are looked at, and which of them hold the weights.
+
+A folder is refused for a link that leads out of it, for special files, and for names that a shell, a
+terminal or a card could trip over.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from pathlib import Path
+
+from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
+from hubbot.model.safetensors import TensorInfo, read_header
+from hubbot.model.strict_json import object_of, read_object
+
+__all__ = ["plain_name", "read_tensors", "visible_files"]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MOST_FILES = 10_000
+_DEEPEST = 6
+_LARGEST_INDEX = 32 * 2**20  # bytes; DeepSeek-V3's has 9 MB
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def visible_files(folder: Path) -> dict[str, Path]:
+    """Every file of the snapshot by its path with forward slashes; hidden files and folders are not looked at.
+
+    Raises SourceNotFound where there is no folder, UnsafeSource for links out of it and special files.
+    """
+    if not folder.is_dir():
+        msg = f"{folder} is no folder. Give the folder that holds config.json and the safetensors, or a Hub id such as org/name."
+        raise SourceNotFound(msg)
+    root = folder.resolve()
+    files: dict[str, Path] = {}
+    waiting = [(root, 0)]
+    seen = 0
+    while waiting:
+        place, depth = waiting.pop()
+        for entry in os.scandir(place):
+            seen += 1
+            if seen > _MOST_FILES or depth > _DEEPEST:
+                msg = f"{folder} holds more than {_MOST_FILES:,} files or folders deeper than {_DEEPEST} levels. Give the model's own folder."
+                raise UnsafeSource(msg)
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            kind = _kind(path, root)
+            if stat.S_ISDIR(kind):
+                waiting.append((path, depth + 1))
+            else:
+                files[path.relative_to(root).as_posix()] = path
+    return dict(sorted(files.items()))
+
+
+def _kind(path: Path, root: Path) -> int:
+    """The mode of a file or folder, after the checks that every one must pass."""
+    shown = ascii(path.relative_to(root).as_posix())[1:-1]
+    if not _printable(path.name):
+        msg = f"The file name {shown!r} holds control characters or is not valid UTF-8. Such names are refused."
+        raise UnsafeSource(msg)
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            msg = f"{shown} is a symbolic link that leaves the model's folder. Copy the folder with its links followed (cp -rL), or give the Hub id."
+            raise UnsafeSource(msg)
+        if target.is_dir():
+            msg = f"{shown} is a symbolic link to a folder. Only links to files inside the model's folder are followed."
+            raise UnsafeSource(msg)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        msg = f"{shown} is a symbolic link that leads nowhere. Fetch the model again."
+        raise SourceRefused(msg) from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        msg = f"{shown} is neither a file nor a folder but a device, pipe or socket. A model has no use for one."
+        raise UnsafeSource(msg)
+    return mode
+
+
+def _printable(name: str) -> bool:
+    return not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") for character in name)
+
+
+def plain_name(name: object) -> bool:
+    """Whether a file name from an index stays in the folder on every system."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 255
+        and _printable(name)
+        and not name.startswith(".")
+        and not any(character in name for character in '/\\:*?"<>|')
+    )
+
+
+def read_tensors(files: dict[str, Path]) -> dict[str, TensorInfo]:
+    """Every tensor of the checkpoint, by the header of its own file.
+
+    Raises SourceRefused where there are no safetensors or some are missing, UnsafeSource where the
+    index and the files do not say the same.
+    """
+    shards = _shards(files)
+    strays = [
+        name
+        for name in files
+        if name.startswith("model") and name.endswith(".safetensors") and "/" not in name and name not in shards
+    ]
+    if strays:
+        msg = f"{strays[0]} lies beside the weights but the checkpoint does not name it, so that two readers would see different models. Remove it from a copy of the folder."
+        raise UnsafeSource(msg)
+    tensors: dict[str, TensorInfo] = {}
+    for shard, listed in shards.items():
+        held = read_header(files[shard])
+        if twice := held.keys() & tensors.keys():
+            msg = f"{min(twice)} is stored in {tensors[min(twice)].file} and again in {shard}; every tensor must be stored once."
+            raise UnsafeSource(msg)
+        if listed is not None and listed != held.keys():
+            name = min(listed ^ held.keys())
+            says = "names a tensor that is not in" if name in listed else "leaves out a tensor of"
+            msg = f"{INDEX} {says} {shard}: {name[:200]}. Index and files must agree; fetch the model again."
+            raise UnsafeSource(msg)
+        tensors |= held
+    if not tensors:
+        msg = "The safetensors hold no tensor at all. Check that this is the model's folder."
+        raise SourceRefused(msg)
+    return tensors
+
+
+def _shards(files: dict[str, Path]) -> dict[str, set[str] | None]:
+    """Files of weights in order, each with the tensors that the index says are in it (None: no index)."""
+    if SINGLE in files:
+        return {SINGLE: None}
+    if INDEX not in files:
+        raise SourceRefused(_no_weights(files))
+    index = read_object(files[INDEX], largest=_LARGEST_INDEX, most_values=1_000_000)
+    shards: dict[str, set[str]] = {}
+    for tensor, shard in object_of(index.get("weight_map"), f"weight_map of {INDEX}").items():
+        if not plain_name(shard):
+            msg = f"{INDEX} puts a tensor into the file {ascii(shard)[:120]}. A plain name of a file in the model's folder is needed."
+            raise UnsafeSource(msg)
+        shards.setdefault(shard, set()).add(tensor)
+    missing = [shard for shard in shards if shard not in files]
+    if missing:
+        msg = f"{len(missing)} of {len(shards)} files that {INDEX} names are missing, {missing[0]} first. Fetch the model again."
+        raise SourceRefused(msg)
+    return {shard: shards[shard] for shard in sorted(shards)}
+
+
+def _no_weights(files: dict[str, Path]) -> str:
+    """Why a folder without the usual safetensors is refused, as specific as its files allow."""
+    names = list(files)
+    if "adapter_config.json" in names:
+        return "This is an adapter (LoRA), not a whole model: adapter_config.json is here and no full weights are. Merge it into its base model first and give the merged one."
+    if any(name.endswith(".gguf") for name in names):
+        return "Only GGUF files are here, which are already quantized or converted. Give the original model with its safetensors."
+    if any(name.endswith(_PICKLES) for name in names):
+        return "Only pickle files are here (.bin or .pt), and unpickling a stranger's file can run code. Ask the author for safetensors, or pass --allow-pickle to read them with torch's weights-only loader."
+    if "model_index.json" in names:
+        return "This is a pipeline of diffusers, not a language model. Give a model with config.json and model.safetensors."
+    if any(name.endswith((".safetensors", ".onnx", ".msgpack", ".h5")) for name in names):
+        return f"Neither {SINGLE} nor {INDEX} is here, only weights under other names. The layout that transformers writes is needed."
+    return f"No weights are here: neither {SINGLE} nor {INDEX}. Check that this is the model's folder and that it was fetched whole."

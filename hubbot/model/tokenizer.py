@@ -1,0 +1,121 @@
+"""Tokenizer files and chat templates: bounded and of the right kind before any library reads them.
+
+Templates are not run here; whoever renders one does it in jinja's sandbox and with a time limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubbot.errors import SourceRefused, UnsafeSource
+from hubbot.model.strict_json import read_bytes, read_object
+
+__all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_template"]
+
+LARGEST_TEMPLATE = 256 * 2**10  # bytes; the longest in use have 30 KB
+_MEGABYTE = 2**20
+
+# JSON objects by name: largest size, most values (a merge is an array of two).
+_JSON = {
+    "tokenizer.json": (160 * _MEGABYTE, 8_000_000),  # Gemma's has 33 MB
+    "tokenizer_config.json": (16 * _MEGABYTE, 400_000),
+    "special_tokens_map.json": (_MEGABYTE, 50_000),
+    "added_tokens.json": (4 * _MEGABYTE, 200_000),
+    "generation_config.json": (_MEGABYTE, 50_000),
+    "vocab.json": (64 * _MEGABYTE, 2_000_000),
+    "chat_template.json": (_MEGABYTE, 1_000),
+}
+_LARGEST_MERGES = 64 * _MEGABYTE
+_LARGEST_SENTENCEPIECE = 64 * _MEGABYTE
+_ENOUGH = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+
+def check_tokenizer(files: Mapping[str, Path]) -> None:
+    """Check every tokenizer file that is there.
+
+    Raises SourceRefused where there is none, UnsafeSource for a file of the wrong type or size.
+    """
+    if not any(name in files for name in _ENOUGH):
+        msg = f"No tokenizer is here: none of {', '.join(_ENOUGH)}. Without one nothing can be measured; fetch the model whole."
+        raise SourceRefused(msg)
+    for name, (largest, values) in _JSON.items():
+        if name in files:
+            found = read_object(files[name], largest=largest, most_values=values, constants=True)
+            _check_content(name, found, files)
+    for name in ("tokenizer.model", "spiece.model"):
+        if name in files:
+            _check_sentencepiece(files[name])
+    if "merges.txt" in files:
+        _read_text(files["merges.txt"], _LARGEST_MERGES)
+
+
+def read_chat_template(files: Mapping[str, Path]) -> str | None:
+    """The template that a conversation is written with: its own file first, else tokenizer_config.json's.
+
+    Raises UnsafeSource for one past LARGEST_TEMPLATE or of another type.
+    """
+    templates = [path for name, path in files.items() if name.endswith(".jinja")]
+    read = {path.name: _read_text(path, LARGEST_TEMPLATE) for path in templates}
+    if "chat_template.jinja" in read:
+        return read["chat_template.jinja"]
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if name in files:
+            largest, values = _JSON[name]
+            config = read_object(files[name], largest=largest, most_values=values, constants=True)
+            if (found := config.get("chat_template")) is not None:
+                return _default_template(found, name)
+    return None
+
+
+def _default_template(found: Any, file: str) -> str | None:
+    """One template, or the one called `default` of a list of {name, template}."""
+    named = {"default": found} if isinstance(found, str) else _named(found)
+    if named is None or not all(isinstance(text, str) for text in named.values()):
+        msg = f"chat_template of {file} must be a string or a list of named strings."
+        raise UnsafeSource(msg)
+    for name, text in named.items():
+        if len(text.encode("utf-8", "surrogatepass")) > LARGEST_TEMPLATE:
+            msg = f"The chat template {ascii(name)[:40]} of {file} has {len(text):,} characters; at most {LARGEST_TEMPLATE:,} bytes are read."
+            raise UnsafeSource(msg)
+    return named.get("default")
+
+
+def _named(found: Any) -> dict[str, Any] | None:
+    if not isinstance(found, list) or not all(
+        isinstance(item, dict) and {"name", "template"} <= set(item) for item in found
+    ):
+        return None
+    return {str(item["name"]): item["template"] for item in found}
+
+
+def _check_content(name: str, found: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    if name == "tokenizer.json" and not isinstance(found.get("model"), dict):
+        msg = "tokenizer.json has no `model` object, so it is no file of the tokenizers library."
+        raise UnsafeSource(msg)
+    if (
+        name == "tokenizer_config.json"
+        and found.get("auto_map")
+        and not {"tokenizer.json", "tokenizer.model"} & files.keys()
+    ):
+        msg = "The tokenizer needs Python code from the model's repo (auto_map in tokenizer_config.json). hubbot never runs such code; a tokenizer.json is needed."
+        raise UnsafeSource(msg)
+    if name == "vocab.json" and not all(type(number) is int for number in found.values()):
+        msg = "vocab.json must map tokens to whole numbers."
+        raise UnsafeSource(msg)
+
+
+def _check_sentencepiece(path: Path) -> None:
+    """A SentencePiece model is a protocol buffer whose first field is a list of pieces: it begins with 0x0A."""
+    if not read_bytes(path, _LARGEST_SENTENCEPIECE).startswith(b"\x0a"):
+        msg = f"{path.name} is no SentencePiece model: it does not begin with a list of pieces. The file is damaged or of another type."
+        raise UnsafeSource(msg)
+
+
+def _read_text(path: Path, largest: int) -> str:
+    try:
+        return read_bytes(path, largest).decode("utf-8")
+    except UnicodeDecodeError:
+        msg = f"{path.name} is not UTF-8 text. The file is damaged or of another type."
+        raise UnsafeSource(msg) from None

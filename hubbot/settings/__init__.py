@@ -1,0 +1,199 @@
+"""hubbot.toml, inputs of the action and flags become `Settings`; the only reader of the environment.
+
+Flags win over hubbot.toml, which wins over the defaults here. Unknown keys are refused by their path.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+
+from hubbot.errors import BadSettings
+from hubbot.settings.sections import Section, Size
+from hubbot.settings.watch import JobSettings, ServeSettings, WatchSettings
+
+Configuration = Annotated[str | None, BeforeValidator(lambda name: name or None)]  # "" says: none
+
+
+class CalibrationSettings(Section):
+    """The text that GPTQ and the importance matrix are calibrated on."""
+
+    dataset: str = Field("allenai/c4", description="Hub dataset id, or a local .txt, .jsonl or .parquet file")
+    config: Configuration = Field("en", description="configuration of the Hub dataset")
+    split: str = Field("train", description="split of the Hub dataset")
+    revision: str | None = Field(None, description="branch, tag or commit of the Hub dataset")
+    column: str = Field("text", description="column that holds the text")
+    samples: int = Field(128, ge=1, le=4096, description="number of windows")
+    length: int = Field(2048, ge=16, description="tokens per window; capped at the model's context")
+    seed: int = Field(0, description="seed of the choice of windows")
+
+    @property
+    def name(self) -> str:
+        """What files and records call the text: a local file's name, or dataset:configuration:split."""
+        path = Path(self.dataset)
+        if path.suffix.lower() in (".txt", ".jsonl", ".parquet"):
+            return path.name
+        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+
+
+class EvaluationSettings(Section):
+    """The text that perplexity and divergence are measured on."""
+
+    dataset: str = Field(
+        "Salesforce/wikitext", description="Hub dataset id, a local file, or `none` to skip the evaluation"
+    )
+    config: Configuration = Field("wikitext-2-raw-v1", description="configuration of the Hub dataset")
+    split: str = Field("test", description="split of the Hub dataset")
+    revision: str | None = Field(None, description="branch, tag or commit of the Hub dataset")
+    column: str = Field("text", description="column that holds the text")
+    context: int = Field(2048, ge=16, description="tokens per window; capped at the model's context")
+    stride: int | None = Field(
+        None, ge=1, description="tokens from one window to the next; default: the context, no overlap"
+    )
+    windows: int | None = Field(None, ge=1, description="use only the first windows; default: all")
+    samples: bool = Field(True, description="compare greedy continuations of a dozen prompts")
+
+
+class GgufSettings(Section):
+    imatrix: bool = Field(True, description="weigh the quantization error by the importance matrix")
+    shard_size: Size = Field(45 * 10**9, description="split files above this size")
+
+
+class GptqSettings(Section):
+    damping: float = Field(0.01, gt=0, lt=1, description="share of the mean Hessian diagonal added to the diagonal")
+    shard_size: Size = Field(5 * 10**9, description="size of a safetensors shard")
+    lm_head: bool = Field(
+        False, description="quantize the output head too; GPTQModel and vLLM read it, transformers does not"
+    )
+
+
+class BnbSettings(Section):
+    shard_size: Size = Field(5 * 10**9, description="size of a safetensors shard")
+    double_quant: bool = Field(True, description="quantize the scales of nf4 and fp4 again")
+
+
+_MAX_RATIO = {"16": 1.005, "8": 1.01, "6": 1.02, "5": 1.05, "4": 1.15, "3": 1.5, "2": 3.0, "1": 10.0}
+_MAX_KLD = {"16": 0.005, "8": 0.02, "6": 0.03, "5": 0.05, "4": 0.15, "3": 0.5, "2": 1.5, "1": 3.0}
+_Limits = dict[Annotated[str, Field(pattern=r"^[1-9][0-9]?$")], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
+class GateSettings(Section):
+    """Limits by the bits in a variant's name; a variant past its limit is refused. docs/numbers.md explains them."""
+
+    enabled: bool = Field(True, description="refuse variants past a limit; without the gate nothing is published")
+    max_ratio: _Limits = Field(
+        default=_MAX_RATIO, description="perplexity over the base's, by bits; classes left out keep their default"
+    )
+    max_kld: _Limits = Field(default=_MAX_KLD, description="mean divergence from the base in nats, by bits; likewise")
+
+    @field_validator("max_ratio", "max_kld")
+    @classmethod
+    def _with_defaults(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        return {**(_MAX_RATIO if info.field_name == "max_ratio" else _MAX_KLD), **value}
+
+
+class PublishSettings(Section):
+    mode: Literal["none", "pr", "main"] = Field(
+        "none", description="publish nothing, open pull requests, or commit to main"
+    )
+    namespace: str | None = Field(None, description="user or organisation that owns the published repos")
+    revision: str | None = Field(
+        None, pattern=r"^[\w.-]{1,64}$", description="publish beside the release on main, as branches with this name"
+    )
+    visibility: Literal["public", "private"] = Field("public", description="visibility of a repo that hubbot creates")
+    gguf: str = Field("{name}-GGUF", description="name of the GGUF repo")
+    gptq: str = Field("{name}-GPTQ", description="name of the GPTQ repo")
+    bnb_4bit: str = Field("{name}-bnb-4bit", description="name of the bitsandbytes 4-bit repo")
+    bnb_8bit: str = Field("{name}-bnb-8bit", description="name of the bitsandbytes int8 repo")
+    quantized_by: str | None = Field(None, description="name in cards and GGUF metadata; default: the namespace")
+
+    @property
+    def maker(self) -> str | None:
+        """The name that files and cards give as who made them."""
+        return self.quantized_by or self.namespace
+
+
+class LicenceSettings(Section):
+    allow_unlicensed: bool = Field(
+        False, description="go on where the source names no licence or one that forbids redistribution"
+    )
+
+
+class BudgetSettings(Section):
+    disk: Size | None = Field(None, description="default: what is free in the work folder")
+    ram: Size | None = Field(None, description="default: what is available")
+    vram: Size | None = Field(None, description="default: what is free on the device")
+
+
+class Settings(Section):
+    """Everything that a run can be told. Section by section in docs/settings.md."""
+
+    revision: str | None = Field(None, description="branch, tag or commit of the model")
+    variants: str = Field("default", description="comma list of variant or preset names")
+    out: Path = Field(Path("out"), description="output folder")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    allow_pickle: bool = Field(False, description="read pickle-only checkpoints with torch's weights-only loader")
+    benchmark: bool = Field(False, description="measure speed and peak memory of each variant in its runtime")
+    force: bool = Field(False, description="calibrate on evaluation text, redo what is done")
+    calibration: CalibrationSettings = CalibrationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gguf: GgufSettings = GgufSettings()
+    gptq: GptqSettings = GptqSettings()
+    bnb: BnbSettings = BnbSettings()
+    gate: GateSettings = GateSettings()
+    publish: PublishSettings = PublishSettings()
+    licence: LicenceSettings = LicenceSettings()
+    budget: BudgetSettings = BudgetSettings()
+    watch: WatchSettings = WatchSettings()
+    serve: ServeSettings = ServeSettings()
+    job: JobSettings = JobSettings()
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings of one run.
+
+    flags: dotted path -> value (`calibration.samples`); None means that the flag was not given.
+    Raises BadSettings naming the path of every wrong or unknown key.
+    """
+    values = _read_toml(config) if config else {}
+    for path, value in flags.items():
+        if value is not None:
+            _put(values, path, value)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise BadSettings(_explain(error, config)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{path} does not exist. Name an existing hubbot.toml with --config, or leave the option out."
+        raise BadSettings(msg) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is not valid TOML: {error}. Mend that line; docs/settings.md shows every key."
+        raise BadSettings(msg) from None
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[key] = value
+
+
+def _explain(error: ValidationError, config: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where} is no setting")
+        else:
+            lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
+    origin = f" in {config}" if config else ""
+    return f"Wrong settings{origin}: {'; '.join(lines)}. docs/settings.md lists every key with its default."

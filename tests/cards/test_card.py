@@ -1,0 +1,351 @@
+"""The card: what the Hub accepts, what a reader needs, no number that was not measured, nothing from outside that acts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_cards
+from hubbot.cards.frontmatter import split
+from hubbot.domain import Record, Status, VariantRecord
+from hubbot.errors import BadRecord
+from hubbot.record.file import from_json, to_json
+from hubbot.release.repos import Kind, Repo, plan_repos
+from hubbot.settings import PublishSettings
+from tests.cards.test_escape import MARKDOWN, Seen
+from tests.records import BASE, HOSTILE, hostile_record, lay_files, record
+
+PUBLISH = PublishSettings(namespace="test-press", quantized_by="Test Press")
+
+
+def repo(kind: Kind, made: Record | None = None) -> Repo:
+    return next(found for found in plan_repos(made or record(), PUBLISH) if found.kind is kind)
+
+
+def card(kind: Kind = Kind.GGUF, made: Record | None = None) -> str:
+    return render_card(made or record(), repo(kind, made), quantized_by="Test Press")
+
+
+def seen(text: str) -> Seen:
+    return Seen(MARKDOWN.render(split(text)[1]))
+
+
+def change(made: Record, name: str, **values: Any) -> Record:
+    variants = tuple(replace(v, **values) if v.name == name else v for v in made.variants)
+    return replace(made, variants=variants)
+
+
+# --- the head ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_hubs_own_client_reads_the_head(kind: Kind) -> None:
+    read = ModelCard(card(kind)).data
+    assert read.base_model == "example-org/Testling-1B"
+    assert read.to_dict()["base_model_relation"] == "quantized"
+    assert read.license == "apache-2.0"
+    assert read.language == ["en", "is"]
+    assert read.pipeline_tag == "text-generation"
+    assert read.library_name == ("gguf" if kind is Kind.GGUF else "transformers")
+    assert read.to_dict()["quantized_by"] == "Test Press"
+    assert "conversational" in read.tags
+    assert not {"region:us", "safetensors"} & set(read.tags)
+
+
+def test_the_model_index_holds_the_measured_perplexities_of_this_repo_alone() -> None:
+    read = ModelCard(card(Kind.GPTQ)).data
+    measured = {f"Perplexity ({v.name})": v.score.perplexity for v in repo(Kind.GPTQ).variants if v.score}
+    assert {result.metric_name: result.metric_value for result in read.eval_results} == pytest.approx(measured)
+    first = read.eval_results[0]
+    assert (first.dataset_type, first.dataset_config, first.dataset_split) == (
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        "test",
+    )
+    assert BASE not in {result.metric_value for result in read.eval_results}
+
+
+def test_without_an_evaluation_there_is_no_model_index() -> None:
+    made = replace(
+        record(), evaluation=None, base=None, variants=tuple(replace(v, score=None) for v in record().variants)
+    )
+    head, _ = split(card(made=made))
+    assert "model-index" not in head
+
+
+def test_a_licence_of_its_own_keeps_its_name_and_a_link_to_its_text() -> None:
+    source = replace(record().source, license="other", license_name="Odd Licence 1.0", license_link="LICENSE.md")
+    head, _ = split(card(made=replace(record(), source=source)))
+    assert head["license"] == "other"
+    assert head["license_name"] == "odd-licence-1.0"
+    assert head["license_link"] == "https://huggingface.co/example-org/Testling-1B/blob/main/LICENSE.md"
+
+
+def test_a_local_folder_names_no_base_model() -> None:
+    made = replace(record(), source=replace(record().source, repo=None, revision=None))
+    head, body = split(card(made=made))
+    assert "base_model" not in head
+    assert "base_model_relation" not in head
+    assert "huggingface.co/example-org" not in body
+    assert "/srv/models" not in card(made=made)
+
+
+# --- the body ---------------------------------------------------------------------------------------
+
+
+def rows(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")
+    ]
+
+
+def test_the_table_has_every_variant_that_passed_and_no_other() -> None:
+    names = {re.sub(r"[\\*★\[]|\]\(.*?\)", "", row[0]).strip() for row in rows(card())}
+    passed = {v.name for v in record().variants if v.family == "gguf" and v.status is Status.PASSED}
+    assert passed <= names
+    assert "Q2_K" not in names
+    assert "Not published" not in card()
+
+
+def test_the_recommended_variant_is_marked_and_used_in_the_commands() -> None:
+    text = card()
+    best = repo(Kind.GGUF).recommended.name
+    assert text.count("★ |") == 1
+    assert f"llama-server -hf test-press/Testling-1B-GGUF:{best}" in text
+    assert f"ollama run hf.co/test-press/Testling-1B-GGUF:{best}" in text
+    assert "lms get https://huggingface.co/test-press/Testling-1B-GGUF" in text
+
+
+def test_other_gptq_variants_are_found_by_their_revision() -> None:
+    text = card(Kind.GPTQ)
+    assert "vllm serve test-press/Testling-1B-GPTQ" in text
+    assert 'revision = "main"  # or "gptq-4bit-128g", "gptq-8bit-128g"' in text
+    assert "gptq-2bit-64g" not in text.split("## How to run it")[1].split("##")[0]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_python_in_a_card_compiles_and_the_shell_parses(kind: Kind) -> None:
+    for made in (record(), hostile_record()):
+        for language, block in re.findall(r"(?ms)^```(python|sh)\n(.*?)\n```$", card(kind, made)):
+            if language == "python":
+                compile(block, "card", "exec")
+            elif "hubbot run" not in block and "secrets" not in block:
+                assert shlex.split(block, comments=True)
+
+
+def test_refused_variants_stand_there_with_their_reason() -> None:
+    text = card()
+    assert "- `Q2_K`: mean divergence 1.91 nats is above 1.5 nats, the limit for 2-bit variants" in text
+    assert "gptq-2bit-64g" not in text
+
+
+def numbers(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return {n for item in value.values() for n in numbers(item)}
+    if isinstance(value, list):
+        return {n for item in value for n in numbers(item)}
+    return {repr(value)} if isinstance(value, (int, float)) and not isinstance(value, bool) else set()
+
+
+def test_a_null_number_takes_its_column_with_it() -> None:
+    made = record()
+    bare = tuple(replace(v, score=None, speed=None, bits_per_weight=None, samples=()) for v in made.variants)
+    text = card(made=replace(made, variants=bare, evaluation=None, base=None, calibration=None, chat_template=None))
+    for gone in (
+        "Perplexity",
+        "KL ",
+        "Bits/weight",
+        "Same top",
+        "## Speed",
+        "## Side by side",
+        "## Prompt",
+        "Calibration:",
+        "Evaluation:",
+        "original*",
+        PICTURE,
+    ):
+        assert gone not in text.replace("Perplexity, divergence and agreement", ""), gone
+
+
+def test_one_missing_number_leaves_a_dash_and_no_invented_one() -> None:
+    text = card(made=change(record(), "Q8_0", score=None))
+    row = next(row for row in rows(text) if "Q8" in row[0] and "GB" in row[1])
+    assert row.count("–") == 5
+
+
+def test_no_section_is_empty() -> None:
+    for made in (record(), hostile_record(), replace(record(), tools={}, hardware={}, timings={}, calibration=None)):
+        for kind in (found.kind for found in plan_repos(made, PUBLISH)):
+            body = split(card(kind, made))[1]
+            for name, content in re.findall(r"(?s)<!-- hubbot:begin ([a-z]+) -->\n(.*?)<!-- hubbot:end \1 -->", body):
+                text = [line for line in content.splitlines() if line.strip() and not line.startswith("#")]
+                assert text, name
+            assert not re.search(r"(?m)^##? .*\n+(?=##? )", re.sub(r"<!--.*?-->", "", body))
+
+
+def test_a_card_depends_on_the_record_alone() -> None:
+    made = from_json(to_json(record()))
+    assert card(made=made) == card(made=from_json(to_json(made)))
+    assert card(made=made) == card(made=record())
+
+
+def test_a_forced_overlap_is_said() -> None:
+    made = record()
+    assert made.calibration is not None
+    assert "overlaps the evaluation text" not in card(made=made)
+    assert "overlaps the evaluation text" in card(
+        made=replace(made, calibration=replace(made.calibration, overlap_forced=True))
+    )
+
+
+def test_a_run_without_the_gate_is_said() -> None:
+    text = card(made=change(record(), "Q4_K_M", notes=("not gated: mean divergence 9 nats is above 0.15 nats",)))
+    assert "gate was off" in text
+    assert "divergence 9 nats" in text
+
+
+def test_the_prompt_format_is_rendered_and_a_hostile_template_is_left_out_with_the_reason() -> None:
+    assert "<|assistant|>" in card()
+    evil = replace(record(), chat_template="{{ ''.__class__.__mro__ }}")
+    assert "SecurityError" in seen(card(made=evil)).text
+    assert "<|assistant|>" not in card(made=evil)
+
+
+def test_memory_is_the_stated_sum() -> None:
+    row = next(row for row in rows(card()) if row[0].startswith("[Q8"))
+    best = next(v for v in repo(Kind.GGUF).variants if v.name == "Q8_0")
+    expected = best.files[0].size + 4_096 * 32_768 + 500_000_000
+    assert row[-1].rstrip(" |") == f"{expected / 1e9:.2f} GB"
+    assert "plus a 16-bit key/value cache of 4,096 tokens (134.2 MB), plus 500.0 MB" in card()
+
+
+def test_shards_are_one_line_with_their_sum_and_their_number() -> None:
+    whole = next(v for v in record().variants if v.name == "Q8_0").files[0]
+    shards = tuple(replace(whole, path=f"gguf/Testling-1B-Q8_0-0000{i}-of-00002.gguf", size=10**9) for i in (1, 2))
+    text = card(made=change(record(), "Q8_0", files=shards))
+    assert "[Q8\\_0](./Testling-1B-Q8_0-00001-of-00002.gguf) (2 files) | 2.00 GB" in text
+
+
+# --- hostile input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_hostile_record_gives_no_tag_link_or_picture_of_its_own(kind: Kind) -> None:
+    page = seen(card(kind, hostile_record()))
+    plain = seen(card(kind, record()))
+    assert set(page.tags) <= set(plain.tags) | {"blockquote", "details", "summary", "br"}
+    assert not {"script", "iframe", "style", "form"} & set(page.tags)
+    rendered = MARKDOWN.render(split(card(kind, hostile_record()))[1])
+    links = re.findall(r'(?:href|src)="([^"]*)"', rendered)
+    assert links
+    assert all(link.startswith(("#", "hubbot", "./", "https://huggingface.co/")) for link in links), links
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_hostile_record_cannot_touch_the_head_or_the_marks(kind: Kind) -> None:
+    text = card(kind, hostile_record())
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert set(head) <= {*split(card(kind))[0], "license_name"}
+    assert head["license"] == "other"
+    assert "base_model" not in head
+    marks = re.findall(r"(?m)^<!-- hubbot:(?:begin|end) \S+ -->$", text)
+    assert len(marks) == len(set(marks))
+    assert marks[0].endswith("begin head -->")
+    assert marks[-1].endswith("end licence -->")
+
+
+def test_every_hostile_text_is_still_shown_somewhere() -> None:
+    text = seen(card(Kind.GPTQ, hostile_record())).text
+    for said in (HOSTILE[0], HOSTILE[2], "${{ secrets.HF_TOKEN }}"):
+        assert said in text
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def test_cards_and_pictures_are_written_for_every_repo(tmp_path: Path) -> None:
+    lay_files(record(), tmp_path)
+    written = write_cards(record(), PUBLISH, tmp_path)
+    assert list(written) == [f"test-press/Testling-1B-{end}" for end in ("GGUF", "GPTQ", "bnb-4bit", "bnb-8bit")]
+    for folder in written.values():
+        assert folder.parent == tmp_path / CARDS
+        assert {entry.name for entry in folder.iterdir()} == {"README.md", PICTURE}
+        assert f"]({PICTURE})" in (folder / "README.md").read_text()
+
+
+def test_a_file_that_is_missing_or_has_another_size_stops_the_card(tmp_path: Path) -> None:
+    made = record()
+    lay_files(made, tmp_path)
+    check_files(made, tmp_path)
+    file = tmp_path / made.variants[1].files[0].path
+    with file.open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(BadRecord, match=r"Q8_0\.gguf has 1,320,176,257 bytes; the record says 1,320,176,256 bytes"):
+        write_cards(made, PUBLISH, tmp_path)
+    file.unlink()
+    with pytest.raises(BadRecord, match="is not there"):
+        check_files(made, tmp_path)
+    assert not (tmp_path / CARDS).exists()
+
+
+def test_files_of_refused_variants_are_not_asked_for(tmp_path: Path) -> None:
+    lay_files(record(), tmp_path)
+    (tmp_path / "gguf/Testling-1B-Q2_K.gguf").unlink()
+    check_files(record(), tmp_path)
+
+
+def test_a_second_writing_keeps_what_was_written_outside_the_marks(tmp_path: Path) -> None:
+    lay_files(record(), tmp_path)
+    folder = write_cards(record(), PUBLISH, tmp_path)["test-press/Testling-1B-GGUF"]
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text() + "\nMy own words.\n")
+    write_cards(replace(record(), created="2027-01-01T00:00:00Z"), PUBLISH, tmp_path)
+    assert readme.read_text().endswith("My own words.\n")
+    assert "2027-01-01" in readme.read_text()
+
+
+# --- repos ------------------------------------------------------------------------------------------
+
+
+def test_the_recommended_variant_is_on_main_and_the_others_on_branches() -> None:
+    found = repo(Kind.GPTQ)
+    assert {v.name: found.revision(v) for v in found.variants} == {
+        "gptq-4bit-32g-actorder": "main",
+        "gptq-4bit-128g": "gptq-4bit-128g",
+        "gptq-8bit-128g": "gptq-8bit-128g",
+    }
+    assert {repo(Kind.GGUF).revision(v) for v in repo(Kind.GGUF).variants} == {"main"}
+
+
+def places(found: Repo, variant: VariantRecord) -> list[str]:
+    return [found.place(variant, file) for file in variant.files]
+
+
+def test_files_lie_at_the_root_of_their_branch() -> None:
+    gptq, gguf = repo(Kind.GPTQ), repo(Kind.GGUF)
+    assert places(gptq, gptq.variants[0]) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert places(gguf, gguf.recommended) == [f"Testling-1B-{gguf.recommended.name}.gguf"]
+
+
+def test_a_kind_of_which_nothing_passed_has_no_repo() -> None:
+    made = change(record(), "bnb-int8", status=Status.REFUSED)
+    assert Kind.BNB_8BIT not in {found.kind for found in plan_repos(made, PUBLISH)}
+
+
+def test_a_name_that_the_hub_would_refuse_is_made_one_that_it_takes() -> None:
+    source = replace(record().source, repo=None, folder="/srv/my model; rm -rf $HOME")
+    assert plan_repos(replace(record(), source=source), PUBLISH)[0].repo_id == "test-press/my-model-rm-rf-HOME-GGUF"
+
+
+def test_the_record_behind_a_card_is_json_that_holds_its_numbers() -> None:
+    held = numbers(json.loads(to_json(record())))
+    index = split(card())[0]["model-index"][0]["results"][0]["metrics"]
+    assert {metric["value"] for metric in index} <= {round(float(number), 6) for number in held}

@@ -1,0 +1,103 @@
+"""bitsandbytes folders against what transformers itself writes and computes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from hubbot.formats import bnb
+from hubbot.formats.check import load_check
+from hubbot.formats.names import parse_variant
+from hubbot.model import read_facts
+from hubbot.settings import BnbSettings
+from tests.models import make_model
+from tests.quantized import bnb_format, checkpoint, encode_all, logits, source_of, tokens
+
+KINDS = ["bnb-nf4", "bnb-fp4", "bnb-int8"]
+
+
+def _on_the_fly(folder: Path, name: str, *, double_quant: bool = True):
+    """The model as transformers quantizes it while loading."""
+    if name == "bnb-int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=name.removeprefix("bnb-"),
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_compute_dtype="bfloat16",
+        )
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16).eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    work = tmp_path_factory.mktemp("llama")
+    folder = make_model("llama", work / "tiny", tied=False)
+    family = bnb_format(folder, KINDS, work / "out")
+    return folder, encode_all(family, folder), family.finish()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tensors_and_config_are_those_of_transformers_own_save_pretrained(made, name, tmp_path):
+    folder, _, files = made
+    model = _on_the_fly(folder, name)
+    model.save_pretrained(tmp_path)
+    ours, theirs = checkpoint(files[name].paths[0].parent), checkpoint(tmp_path)
+    assert set(ours) == set(theirs)
+    for key, tensor in theirs.items():
+        assert ours[key].dtype == tensor.dtype, key
+        assert torch.equal(ours[key], tensor), key
+    assert _quantization(files[name].paths[0].parent) == _quantization(tmp_path)
+
+
+def _quantization(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_from_pretrained_takes_the_files_as_they_are_and_computes_as_quantized_on_the_fly(made, name):
+    folder, _, files = made
+    loaded = AutoModelForCausalLM.from_pretrained(files[name].paths[0].parent, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        expected = _on_the_fly(folder, name)(tokens(2, 32)).logits
+        assert torch.equal(loaded(tokens(2, 32)).logits, expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_load_check_agrees_with_the_decoded_weights(made, name, tmp_path):
+    folder, decoded, files = made
+    reference = tmp_path / "reference.safetensors"
+    values = {"tokens": tokens(2, 48), "logits": logits(folder, decoded[name]), "first": torch.tensor([0])}
+    save_file(values, reference)
+    check = load_check(files[name].paths, reference)
+    assert check.passed, check
+    assert check.kld < (1e-2 if name == "bnb-int8" else 1e-3)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_weight_bytes_are_known_exactly_and_files_to_a_few_bytes(double_quant, tmp_path):
+    folder = make_model("qwen2", tmp_path / "tiny", tied=True)
+    settings = BnbSettings(double_quant=double_quant)
+    variants = [parse_variant(name) for name in KINDS]
+    expected = bnb.costs(variants, read_facts(folder), source_of(folder), settings)
+    family = bnb_format(folder, KINDS, tmp_path / "out", double_quant=double_quant)
+    encode_all(family, folder)
+    for name, files in family.finish().items():
+        assert files.weight_bytes == expected[name].weight_bytes
+        size = sum(path.stat().st_size for path in files.paths)
+        assert abs(size - expected[name].file_bytes) <= 64
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_decoded_weights_are_close_to_the_source(made, name):
+    folder, decoded, _ = made
+    source = checkpoint(folder)
+    assert decoded[name]
+    for key, weight in decoded[name].items():
+        assert weight.dtype == torch.float32
+        relative = (weight - source[key].float()).norm() / source[key].float().norm()
+        assert relative < {"bnb-nf4": 0.12, "bnb-fp4": 0.2, "bnb-int8": 0.02}[name]

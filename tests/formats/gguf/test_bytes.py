@@ -1,0 +1,70 @@
+"""Whole files, byte for byte what llama.cpp's own converter and llama-quantize write from the same weights."""
+
+import shutil
+
+import pytest
+
+from hubbot.formats.names import GGUF_TYPES
+from tests.formats.gguf.chain import convert, make, quantize
+from tests.models import make_model
+
+NEED_IMATRIX = {"IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
+PLAIN = {"F32", "F16", "BF16"}
+
+
+def _equal_files(folder, types, out, monkeypatch, *, imatrix=False, outtype="bf16"):
+    files, _ = make(folder, types, out, imatrix=imatrix, decoded=False)
+    base = convert(folder, out / "base.gguf", outtype)
+    monkeypatch.chdir(out / "gguf")  # llama-quantize writes the importance matrix's name as it was given
+    for name in types:
+        weighed = f"{folder.name}.imatrix" if imatrix and name not in PLAIN else None
+        theirs = quantize(base, out / f"{name}.gguf", name, weighed)
+        assert files[name].paths[0].read_bytes() == theirs.read_bytes(), name
+        assert files[name].paths[0].stat().st_size == sum(path.stat().st_size for path in files[name].paths[:1])
+
+
+def test_static_files_equal_llama_quantizes(llama, tmp_path, monkeypatch):
+    _equal_files(llama, ["Q8_0", "Q4_K_M", "BF16"], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_static_files_of_all_types_equal_llama_quantizes(llama, tmp_path, monkeypatch):
+    _equal_files(llama, [name for name in GGUF_TYPES if name not in NEED_IMATRIX], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_files_of_all_types_with_an_importance_matrix_equal_llama_quantizes(llama, tmp_path, monkeypatch):
+    _equal_files(llama, list(GGUF_TYPES), tmp_path, monkeypatch, imatrix=True)
+
+
+@pytest.mark.slow
+def test_ggmls_own_encoders_write_the_same_files(llama, tmp_path, monkeypatch):
+    from hubbot.formats.gguf import codec
+
+    monkeypatch.setattr(codec, "encoder", lambda kind: None)
+    _equal_files(llama, ["Q4_K_M", "IQ4_XS"], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_sources_of_other_precisions_are_converted_without_loss(dtype, tmp_path, monkeypatch):
+    folder = make_model("llama", tmp_path / "tiny", dtype=dtype)
+    outtype = {"float16": "f16", "float32": "f32"}[dtype]
+    _equal_files(folder, ["Q5_K_M", "F16", "BF16", "F32"], tmp_path / "out", monkeypatch, outtype=outtype)
+
+
+@pytest.mark.slow
+def test_widths_that_k_quants_cannot_hold_fall_back_as_llama_cpp_does(tmp_path, monkeypatch):
+    from tests.formats.gguf.odd import make_odd_llama
+
+    folder = make_odd_llama(tmp_path / "odd")
+    _equal_files(folder, ["Q4_K_M", "IQ4_XS", "Q6_K", "Q2_K"], tmp_path / "out", monkeypatch)
+    files, _ = make(folder, ["Q4_K_M"], tmp_path / "again")
+    assert any("falling back" in note for note in files["Q4_K_M"].notes)
+
+
+def test_the_same_input_gives_the_same_bytes_whatever_the_folder_was_called(llama, tmp_path):
+    first, _ = make(llama, ["Q4_0"], tmp_path / "a")
+    copy = shutil.copytree(llama, tmp_path / "b" / llama.name)
+    second, _ = make(copy, ["Q4_0"], tmp_path / "c", threads=1)
+    assert first["Q4_0"].paths[0].read_bytes() == second["Q4_0"].paths[0].read_bytes()

@@ -1,0 +1,195 @@
+"""The plan: sweeps under the budgets, verdicts with found, needed and next step."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hubbot.domain import Source
+from hubbot.errors import BudgetExceeded, LicenceForbids, Unsupported
+from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import Cost
+from hubbot.machine import Machine
+from hubbot.model import read_facts
+from hubbot.planning.plan import check_architecture, device_elsewhere, matrix, plan, require
+from hubbot.planning.plan_view import as_json, as_table
+from hubbot.release.licence import judge_licence
+from hubbot.settings import load_settings
+from tests.hostile import model
+
+GB, MB = 10**9, 10**6
+SIZE = 10 * MB  # of every file
+MACHINE = Machine(cpu="a CPU", cores=2, ram=64 * GB, ram_free=60 * GB, disk_free=500 * GB)
+NAMES = "Q4_K_M,gptq-4bit-128g,Q8_0,bnb-nf4"
+
+
+@pytest.fixture
+def facts(tmp_path):
+    return read_facts(model.write_model(tmp_path / "model"))
+
+
+@pytest.fixture
+def planned(facts):
+    """A plan of the small model with files of 10 MB."""
+
+    def make(names=NAMES, machine=MACHINE, source=None, device="cpu", elsewhere=False, **flags):
+        variants = parse_variants(names)
+        costs = {v.name: Cost(file_bytes=SIZE, weight_bytes=9 * MB, bits_per_weight=4.5) for v in variants}
+        settings = load_settings(None, {path.replace("__", "."): value for path, value in flags.items()})
+        source = source or Source(folder=str(facts.folder), repo="a/b", revision="0" * 40, files={}, license="mit")
+        return plan(source, facts, variants, settings, machine, costs, device=device, elsewhere=elsewhere)
+
+    return make
+
+
+def test_one_sweep_makes_everything_where_it_fits(planned):
+    found = planned()
+    require(found)
+    assert [sweep.variants for sweep in found.sweeps] == [("Q4_K_M", "Q8_0", "gptq-4bit-128g", "bnb-nf4")]
+    assert [variant.name for variant in found.variants] == NAMES.split(",")
+
+
+def test_variants_are_cut_into_sweeps_that_stay_under_the_memory_budget(planned, facts):
+    whole = planned().need.ram
+    stream = 4 * facts.hidden_size * 350_000
+    found = planned(budget__ram=whole - 2 * stream)
+    require(found)
+    assert len(found.sweeps) == 2
+    assert sorted(name for sweep in found.sweeps for name in sweep.variants) == sorted(NAMES.split(","))
+    assert all(sweep.need.ram <= whole - 2 * stream for sweep in found.sweeps)
+
+
+def test_a_later_sweep_counts_the_files_that_the_earlier_ones_left(planned, facts):
+    whole = planned().need.ram
+    found = planned(budget__ram=whole - 8 * facts.hidden_size * 350_000)
+    first, second = found.sweeps
+    assert second.need.disk >= SIZE * (len(first.variants) + len(second.variants))
+
+
+def test_a_budget_that_one_variant_exceeds_is_refused_with_found_needed_and_next_step(planned):
+    found = planned(budget__disk="15MB")
+    with pytest.raises(BudgetExceeded, match=r"needs \d+ MB of disk .* 15 MB may be used\. Free some space"):
+        require(found)
+    assert not as_json(found)["fits"]
+
+
+def test_the_budget_is_never_more_than_the_machine_has(planned):
+    found = planned(machine=replace(MACHINE, ram_free=GB), budget__ram="100GB")
+    with pytest.raises(BudgetExceeded, match=r"memory \(RAM\)"):
+        require(found)
+
+
+def test_a_plan_for_another_machine_takes_the_budgets_for_what_that_machine_has(planned):
+    small = replace(MACHINE, ram_free=GB, disk_free=MB)
+    told = planned(machine=small, elsewhere=True, budget__ram="100GB", budget__disk="1TB")
+    require(told)
+    assert (told.budget.ram, told.budget.disk) == (100 * GB, 1000 * GB)
+    require(planned(machine=small, elsewhere=True))  # nothing is said, so nothing speaks against it
+    with pytest.raises(BudgetExceeded, match="15 MB may be used"):
+        require(planned(machine=MACHINE, elsewhere=True, budget__disk="15MB"))
+
+
+def test_a_machine_elsewhere_has_a_gpu_where_its_budget_has_gpu_memory(planned):
+    device = {vram: device_elsewhere(load_settings(None, {"budget.vram": vram})) for vram in (None, "0GB", "24GB")}
+    assert device == {None: "cpu", "0GB": "cpu", "24GB": "cuda"}
+    assert device_elsewhere(load_settings(None, {"budget.vram": "24GB", "device": "cpu"})) == "cpu"
+    found = planned(elsewhere=True, device="cuda", budget__vram="24GB")
+    require(found)
+    assert 0 < found.need.vram < found.budget.vram == 24 * GB
+
+
+def test_a_limit_that_nobody_set_is_not_shown_as_a_number(planned):
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(as_table(planned(elsewhere=True)))
+    assert console.export_text().count("not said") == 2  # disk and RAM
+
+
+def test_a_gpu_takes_the_computing_out_of_the_memory(planned):
+    gpu = replace(MACHINE, gpu="a GPU", vram=24 * GB, vram_free=23 * GB)
+    with_gpu, without = planned(machine=gpu, device="cuda:0"), planned(machine=gpu)
+    assert 0 < with_gpu.need.vram < 23 * GB
+    assert with_gpu.need.ram < without.need.ram
+    assert without.need.vram == 0
+    with pytest.raises(BudgetExceeded, match="GPU memory"):
+        require(planned(machine=replace(gpu, vram_free=GB // 2), device="cuda:0"))
+
+
+def test_a_local_folder_is_not_counted_as_a_download(planned, facts):
+    local = Source(folder=str(facts.folder), repo=None, revision=None, files={}, license="mit")
+    assert planned().need.disk - planned(source=local).need.disk == facts.weight_bytes
+
+
+def test_no_evaluation_needs_no_streams(planned):
+    assert planned("Q4_K_M", evaluation__dataset="none", gguf__imatrix=False).need.ram < planned("Q4_K_M").need.ram
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"license": "mit"}, False),
+        ({"license": "other", "license_name": "llama3"}, False),
+        ({"license": "cc-by-nc-4.0"}, False),
+        ({"license": "other"}, True),
+        ({"license": "unknown"}, True),
+        ({"license": "cc-by-nc-nd-4.0"}, True),
+        ({"license": "other", "license_name": "mit, cc-by-nd-4.0"}, True),
+    ],
+)
+def test_a_licence_that_forbids_copies_is_refused_unless_the_user_takes_it_on(planned, facts, fields, refused):
+    source = Source(folder=str(facts.folder), repo="a/b", revision=None, files={}, **fields)
+    found = planned(source=source)
+    if not refused:
+        require(found)
+        return
+    with pytest.raises(LicenceForbids, match="allow_unlicensed"):
+        require(found)
+    require(planned(source=source, licence__allow_unlicensed=True))
+
+
+def test_the_licence_of_the_folders_own_card_counts_where_the_hub_says_nothing(planned, facts):
+    source = Source(folder=str(facts.folder), repo=None, revision=None, files={})
+    require(planned(source=source))
+
+
+def test_a_mixture_of_experts_is_refused_naming_the_families(facts):
+    with pytest.raises(Unsupported, match=r"mixture of 8 experts, which bnb, gguf of hubbot cannot make"):
+        check_architecture(replace(facts, experts=8), parse_variants("Q8_0,bnb-nf4"))
+
+
+def test_an_architecture_that_llama_cpp_does_not_know_is_refused_for_gguf_alone(facts):
+    unknown = replace(facts, architecture="NobodyKnowsThisForCausalLM")
+    with pytest.raises(Unsupported, match="no GGUF can be made"):
+        check_architecture(unknown, parse_variants("Q8_0"))
+    check_architecture(unknown, parse_variants("bnb-nf4"))
+
+
+def test_the_matrix_has_a_job_for_every_sweep(planned):
+    found = planned(budget__ram=planned().need.ram - 1)
+    jobs = matrix(found)["include"]
+    assert [job["variants"].split(",") for job in jobs] == [list(sweep.variants) for sweep in found.sweeps]
+    assert {(job["model"], job["revision"]) for job in jobs} == {("a/b", "0" * 40)}
+
+
+def test_the_plan_is_json_and_a_table_that_shows_markup_as_text(planned, facts):
+    source = Source(
+        folder=str(facts.folder), repo="a/[bold]b[/bold]", revision=None, files={}, license="mit", gated=True
+    )
+    found = planned(source=source)
+    assert json.loads(json.dumps(as_json(found)))["need"]["disk"] == found.need.disk
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(as_table(found))
+    shown = console.export_text()
+    assert "a/[bold]b[/bold]" in shown
+    assert "10.0 MB" in shown
+    assert "gated" in shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "duty"),
+    [(("llama3.1",), "Built with Llama"), (("other", "Llama 4"), "Built with Llama"), (("mit",), None)],
+)
+def test_a_licence_with_duties_names_them(fields, duty):
+    found = judge_licence(*fields)
+    assert found.duty is None if duty is None else duty in found.duty
