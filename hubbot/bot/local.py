@@ -33,7 +33,7 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
 
     Raises VariantsRefused where nothing passed; any HubbotError of the pipeline.
     """
-    from hubbot.job import pipeline  # torch and transformers behind it take seconds; a watch without --run needs neither
+    from hubbot.job import pipeline  # not above: torch comes with it, which a watch without --run needs not
 
     out = folder_of(settings, job.model)
     own = settings.model_copy(update={"revision": job.revision, "out": out, "publish": publish_of(job, settings)})

@@ -20,7 +20,7 @@ __all__ = ["settings_page"]
 
 _HEAD = """# Settings
 
-Written by `make docs` from `hubbot/settings/__init__.py`. Every key can stand in `hubbot.toml`, which `--config hubbot.toml`
+Written by `make docs` from `hubbot/settings/`. Every key can stand in `hubbot.toml`, which `--config hubbot.toml`
 names; the common ones are flags too (`hubbot run --help`). Flags win over `hubbot.toml`, which wins over the defaults
 here. A key that is not listed here is refused by its path. Sizes are written as `45GB`, `300MB` or `1.5TiB`.
 
