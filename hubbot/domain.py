@@ -214,6 +214,11 @@ class Status(StrEnum):
     REFUSED = "refused"
     FAILED = "failed"
 
+    @property
+    def passed(self) -> bool:
+        """Whether the gate let it through, published meanwhile or not."""
+        return self in (Status.PASSED, Status.PUBLISHED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantRecord:
@@ -230,6 +235,10 @@ class VariantRecord:
     seconds: float | None = None  # spent on this variant in the sweep
     notes: tuple[str, ...] = ()  # "damping rose to 0.1 in model.layers.3.mlp.down_proj", …
     layer_errors: dict[str, float] = field(default_factory=dict)  # checkpoint tensor -> relative squared error
+
+    @property
+    def passed(self) -> bool:
+        return self.status.passed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 from hubbot import log
 from hubbot.action.inputs import BadInput, Inputs, read_inputs
 from hubbot.action.outcome import Outcome, SomeRefused
-from hubbot.domain import Status
 from hubbot.errors import HubbotError
 from hubbot.log import github
 from hubbot.log.redact import mask
@@ -73,7 +72,7 @@ def _worked(work: Work, inputs: Inputs) -> tuple[Outcome, int]:
     except SomeRefused as error:
         outcome, code = error.outcome, error.exit_code if inputs.fail_on_refused else 0
     for variant in outcome.record.variants if outcome.record else ():
-        if variant.status in (Status.REFUSED, Status.FAILED):
+        if not variant.passed:
             tell = log.error if code else log.warning
             tell(mask(variant.reason or "no reason given", inputs.token), title=f"{variant.name} {variant.status}")
     return outcome, code
@@ -108,8 +107,8 @@ def outputs(outcome: Outcome, workspace: Path) -> dict[str, str]:
     workspace: what the record's path is told from, for the next step may see it under another name.
     """
     variants = outcome.record.variants if outcome.record else ()
-    passed = [one.name for one in variants if one.status in (Status.PASSED, Status.PUBLISHED)]
-    refused = [one.name for one in variants if one.status in (Status.REFUSED, Status.FAILED)]
+    passed = [one.name for one in variants if one.passed]
+    refused = [one.name for one in variants if not one.passed]
     counted = f"{len(passed)} passed, {len(refused)} refused, {len(outcome.published)} published"
     return {
         "record": _seen_from(workspace, outcome.record_path),

@@ -13,7 +13,7 @@ from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, read_parts, tidy
 from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
-from hubbot.domain import Record, Status
+from hubbot.domain import Record
 from hubbot.formats.names import parse_variants
 from hubbot.hub.keyless import keyless_token
 from hubbot.hub.publish.merged import finish_merged
@@ -103,7 +103,7 @@ def _judged(record: Record, receipts: Sequence[Receipt], path: Path) -> Outcome:
         pull_requests=tuple(waiting.values()),
         summary=step_summary(record, pull_requests=waiting),
     )
-    bad = [variant.name for variant in record.variants if variant.status in (Status.REFUSED, Status.FAILED)]
+    bad = [variant.name for variant in record.variants if not variant.passed]
     if bad:
         for line in reasons(record):
             log.say(line)

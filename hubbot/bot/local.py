@@ -10,7 +10,7 @@ from hubbot.bot.ledger import jobs
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Between, Run, Tally, Terms, work
-from hubbot.domain import Job, Record, Status
+from hubbot.domain import Job, Record
 from hubbot.errors import VariantsRefused
 from hubbot.settings import PublishSettings, Settings
 
@@ -41,7 +41,7 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
     record = pipeline.run(pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint, command=command))
     if settings.publish.mode != "none":
         _clear(out)
-    if not any(variant.status in (Status.PASSED, Status.PUBLISHED) for variant in record.variants):
+    if not any(variant.passed for variant in record.variants):
         reasons = "; ".join(f"{variant.name}: {variant.reason}" for variant in record.variants[:3])
         raise VariantsRefused(f"No variant of {job.model} passed ({reasons}). See {out}/hubbot.json.")
     return record

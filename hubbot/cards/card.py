@@ -96,7 +96,7 @@ def quality_points(record: Record, recommended: VariantRecord | None) -> list[Po
 def check_files(record: Record, out: Path) -> None:
     """Every file of a variant that passed lies in `out` with the size that the record names."""
     for variant in record.variants:
-        if variant.status not in (Status.PASSED, Status.PUBLISHED):
+        if not variant.passed:
             continue
         for file in variant.files:
             path = out / file.path
@@ -240,7 +240,7 @@ def _legend(record: Record, repo: Repo) -> list[str]:
 
 
 def _refused(record: Record, repo: Repo) -> list[tuple[str, str]]:
-    mine = [v for v in record.variants if kind_of(v) is repo.kind and v.status in (Status.REFUSED, Status.FAILED)]
+    mine = [v for v in record.variants if kind_of(v) is repo.kind and not v.passed]
     return [(variant.name, line(variant.reason or "no reason recorded", limit=300)) for variant in mine]
 
 

@@ -13,8 +13,6 @@ from hubbot.domain import Record, Status, VariantRecord
 
 __all__ = ["Change", "Kind", "changes", "changes_table", "conditions", "verdicts"]
 
-_GOOD = (Status.PASSED, Status.PUBLISHED)
-
 
 class Kind(StrEnum):
     NEW = "new"
@@ -42,8 +40,8 @@ def changes(old: Record | None, new: Record) -> tuple[Change, ...]:
     perplexity where no divergence was measured; numbers are compared only when both releases were
     evaluated on the same text and windows, otherwise the variant has just changed.
     """
-    before = {v.name: v for v in old.variants if v.status in _GOOD} if old else {}
-    after = {v.name: v for v in new.variants if v.status in _GOOD}
+    before = {v.name: v for v in old.variants if v.passed} if old else {}
+    after = {v.name: v for v in new.variants if v.passed}
     comparable = old is not None and _same_text(old, new)
     return tuple(
         Change(
@@ -142,4 +140,4 @@ def _digest(text: object) -> str | None:
 def verdicts(record: Record) -> tuple[tuple[str, Status, str], ...]:
     """(variant, status, reason) for every variant of a run; those that did not pass first."""
     told = [(v.name, v.status, line(v.reason or "", limit=300)) for v in record.variants]
-    return tuple(sorted(told, key=lambda verdict: verdict[1] in _GOOD))
+    return tuple(sorted(told, key=lambda verdict: verdict[1].passed))

@@ -27,7 +27,7 @@ from hubbot.cards.heat import LEVELS, heat_map, heat_style
 from hubbot.cards.layout import html_environment
 from hubbot.cards.memory import memory_needed
 from hubbot.cards.picture import CSS, NARROW, WIDE, Point, draw
-from hubbot.domain import Family, Record, Sample, Status, VariantRecord
+from hubbot.domain import Family, Record, Sample, VariantRecord
 from hubbot.release.gate import recommend
 
 __all__ = ["FILE_NAME", "parts", "render_report", "write_report"]
@@ -81,7 +81,7 @@ def _hash(text: str) -> str:
 
 def _view(record: Record) -> dict[str, Any]:
     best = recommend(record.variants)
-    good = [v for v in record.variants if v.status in (Status.PASSED, Status.PUBLISHED)]
+    good = [v for v in record.variants if v.passed]
     source = record.source
     return {
         "name": line(source.name),
@@ -175,7 +175,7 @@ def _row(record: Record, variant: VariantRecord, best: VariantRecord | None) -> 
         "family": _FAMILIES[variant.family],
         "kind": str(variant.family),
         "status": str(variant.status),
-        "good": variant.status in (Status.PASSED, Status.PUBLISHED),
+        "good": variant.passed,
         "reason": line(variant.reason or "", limit=400),
         "best": variant is best,
         "cells": _cells(record, variant),

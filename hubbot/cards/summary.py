@@ -62,8 +62,9 @@ def results_table(record: Record, *, width: int = 130) -> Table:
 
 def reasons(record: Record) -> list[str]:
     """A line for every variant that did not pass, to stand below the table."""
-    bad = (Status.REFUSED, Status.FAILED)
-    return [f"{line(name, limit=48)} {status}: {reason}" for name, status, reason in verdicts(record) if status in bad]
+    return [
+        f"{line(name, limit=48)} {status}: {reason}" for name, status, reason in verdicts(record) if not status.passed
+    ]
 
 
 def _cells(variant: VariantRecord, *, stderr: bool = True) -> list[str | None]:
@@ -88,7 +89,7 @@ def step_summary(record: Record, *, pull_requests: Mapping[str, str] | None = No
 
     pull_requests: repo id -> address. What does not fit is left out from the end, and said.
     """
-    good = [v for v in record.variants if v.status in (Status.PASSED, Status.PUBLISHED)]
+    good = [v for v in record.variants if v.passed]
     best = recommend(record.variants)
     parts = [
         f"## {inline(record.source.name)}: {len(good)} of {len(record.variants)} variants passed",
@@ -124,9 +125,7 @@ def _links(pull_requests: Mapping[str, str]) -> str:
 
 
 def _verdict_list(record: Record) -> str:
-    bad = [
-        (name, status, reason) for name, status, reason in verdicts(record) if status in (Status.REFUSED, Status.FAILED)
-    ]
+    bad = [(name, status, reason) for name, status, reason in verdicts(record) if not status.passed]
     return "\n".join(f"- {code(name)} **{status}**: {inline(reason)}" for name, status, reason in bad[:200])
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "shard_bytes",
     "shard_names",
     "split_shards",
-    "tensor_spec",
 ]
 
 # safetensors' names of the dtypes that checkpoints hold, with bytes per element
@@ -69,10 +68,6 @@ class TensorSpec:
 class _Place:
     file: Path
     offset: int  # of the first element, from the file's beginning
-
-
-def tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(name, _TORCH[tensor.dtype], tuple(tensor.shape))
 
 
 def save_part(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.hub.read.datasets import TextFile, fetch_text
 from hubbot.settings import Settings
 
-__all__ = ["calibrates", "digests", "evaluates", "evaluation_text", "fetch_texts"]
+__all__ = ["calibrates", "digests", "evaluation_text", "fetch_texts"]
 
 _CHARACTERS_PER_TOKEN = 8  # generous: English has about 4.5, and windows are drawn from more than they fill
 
@@ -22,10 +22,6 @@ def calibrates(settings: Settings) -> bool:
         isinstance(variant, Gptq) or (isinstance(variant, Gguf) and settings.gguf.imatrix)
         for variant in parse_variants(settings.variants)
     )
-
-
-def evaluates(settings: Settings) -> bool:
-    return settings.evaluation.dataset.lower() != "none"
 
 
 def fetch_texts(settings: Settings, *, into: Path, token: str | None, endpoint: str | None) -> dict[str, Any]:
@@ -42,7 +38,7 @@ def fetch_texts(settings: Settings, *, into: Path, token: str | None, endpoint: 
 def evaluation_text(settings: Settings, *, into: Path, token: str | None, endpoint: str | None) -> dict[str, Any]:
     """The same, of the evaluation text alone."""
     evaluation = None
-    if evaluates(settings):
+    if settings.evaluation.wanted:
         evaluation = fetch_text(
             settings.evaluation, into=into / "evaluation", characters=None, token=token, endpoint=endpoint
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["REMEDIES", "Place", "gpu_remedy", "place"]
+__all__ = ["REMEDIES", "Place", "place"]
 
 
 class Place(StrEnum):
@@ -43,8 +43,3 @@ def place(environ: Mapping[str, str], marks: tuple[Path, ...] = _MARKS) -> Place
         if contained or workspace.startswith("/__w/"):
             return Place.JOB_CONTAINER
     return Place.CONTAINER if contained else Place.MACHINE
-
-
-def gpu_remedy(environ: Mapping[str, str]) -> str:
-    """What to do where no GPU is seen."""
-    return REMEDIES[place(environ)]

@@ -14,14 +14,13 @@ from hubbot.formats.protocol import Cost
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import Settings
+from hubbot.sweep.batches import BATCH_TOKENS, LOGIT_BYTES
 
 __all__ = ["Need", "Shapes", "shapes_of", "sweep_need"]
 
 _PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
 _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
-_LOGITS = 32 * 2**20  # one batch of logits, see hubbot.sweep.judge
 _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
-_BATCH_TOKENS = 4096  # tokens that pass a block together, see hubbot.sweep.passage
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
 _FLOAT = 4
 
@@ -104,7 +103,7 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
         else min(settings.calibration.length, facts.context_length)
     )
     calibration = settings.calibration.samples * window if _calibrates(variants, settings) else 0
-    evaluation = 0 if settings.evaluation.dataset == "none" else _evaluation_tokens(facts, settings)
+    evaluation = _evaluation_tokens(facts, settings) if settings.evaluation.wanted else 0
     return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * evaluation)
 
 
@@ -130,12 +129,12 @@ def _working_memory(
     host = shapes.block_bytes + encodings + 2 * _FLOAT * shapes.widest * shapes.hidden
     # The block's weights and a variant's decoded ones, or the embedding's; then activations.
     weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights)
-    activations = _FLOAT * _BATCH_TOKENS * (4 * shapes.widest + 8 * shapes.hidden)
+    activations = _FLOAT * BATCH_TOKENS * (4 * shapes.widest + 8 * shapes.hidden)
     hessians = 0
     if any(family_of(variant) is Family.GPTQ for variant in variants):
         hessians = _FLOAT * (shapes.hessians + 3 * shapes.widest * shapes.widest)  # and the factor of the widest
-    window = min(_LOGITS, _FLOAT * settings.evaluation.context * shapes.vocabulary)  # a batch ends with its window
-    logits = 0 if settings.evaluation.dataset == "none" else _LOGIT_COPIES * window
+    window = min(LOGIT_BYTES, _FLOAT * settings.evaluation.context * shapes.vocabulary)  # a batch ends with its window
+    logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
     return host, weights + max(activations + hessians, logits)
 
 

@@ -164,7 +164,7 @@ def recommend(variants: Iterable[VariantRecord], family: Family | None = None) -
     Equal ones are ordered by name, so the choice does not depend on the order given.
     """
     passed = sorted(
-        (v for v in variants if v.status in (Status.PASSED, Status.PUBLISHED) and family in (None, v.family)),
+        (v for v in variants if v.passed and family in (None, v.family)),
         key=lambda v: v.name,
     )
     measured = [v for v in passed if v.score is not None and math.isfinite(v.score.kld.mean)]

@@ -68,7 +68,7 @@ def plan_repos(record: Record, publish: PublishSettings) -> tuple[Repo, ...]:
     """The repos of a gated record. A kind of which nothing passed has none. Raises BadSettings for a bad name template."""
     by_kind: dict[Kind, list[VariantRecord]] = {}
     for variant in record.variants:
-        if variant.status in (Status.PASSED, Status.PUBLISHED):
+        if variant.passed:
             by_kind.setdefault(kind_of(variant), []).append(variant)
     templates = _templates(publish)
     repos = []

@@ -57,6 +57,10 @@ class EvaluationSettings(Section):
     windows: int | None = Field(None, ge=1, description="use only the first windows; default: all")
     samples: bool = Field(True, description="compare greedy continuations of a dozen prompts")
 
+    @property
+    def wanted(self) -> bool:
+        return self.dataset.lower() != "none"
+
 
 class GgufSettings(Section):
     imatrix: bool = Field(True, description="weigh the quantization error by the importance matrix")

@@ -9,6 +9,7 @@ import torch
 
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs
 from hubbot.model.parts import Part
+from hubbot.sweep.batches import BATCH_TOKENS
 from hubbot.sweep.blocks import BlockArguments, BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
 from hubbot.sweep.streams import Progress, Streams, timed
@@ -16,7 +17,6 @@ from hubbot.sweep.windows import Windows
 
 __all__ = ["Decoders", "Passage"]
 
-_BATCH_TOKENS = 4096  # tokens that pass a block together
 _ROWS = 1024  # of a matrix that are compared at once
 
 Decoders = Mapping[str, Mapping[str, Encoded]]  # variant -> checkpoint name -> encoded tensor
@@ -96,8 +96,8 @@ class Passage:
         collector = StatisticsCollector(linears, needs)
         rows = self.streams.hidden["calibration"].flatten(0, 1)
         with timed(self.progress.seconds, "calibration"), collector.listening():
-            for first in range(0, len(rows), _BATCH_TOKENS):
-                batch = rows[first : first + _BATCH_TOKENS].to(self.model.device)
+            for first in range(0, len(rows), BATCH_TOKENS):
+                batch = rows[first : first + BATCH_TOKENS].to(self.model.device)
                 self.model.reach_head(batch, linears.values())
                 collector.next_batch()
         return collector.statistics()
@@ -133,7 +133,7 @@ class Passage:
         if length not in self._arguments:
             self._arguments[length] = self.model.arguments(length)
         arguments = self._arguments[length][part.index]
-        batch = max(1, _BATCH_TOKENS // length)
+        batch = max(1, BATCH_TOKENS // length)
         for first in range(0, hidden.shape[0], batch):
             rows = hidden[first : first + batch].to(self.model.device)
             hidden[first : first + batch] = self.model.run_block(part.index, rows, arguments)
@@ -141,7 +141,7 @@ class Passage:
 
     def _embedded(self, windows: Windows) -> torch.Tensor:
         hidden = torch.empty((windows.count, windows.length, self.model.hidden_size), dtype=torch.float32)
-        batch = max(1, _BATCH_TOKENS // windows.length)
+        batch = max(1, BATCH_TOKENS // windows.length)
         for first in range(0, windows.count, batch):
             hidden[first : first + batch] = self.model.embed(windows.tokens[first : first + batch])
         return hidden

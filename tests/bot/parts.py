@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hubbot.bot.ledger import jobs
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.verdicts import Action, Verdict
 from hubbot.hub.seen import Candidate
 
@@ -23,6 +25,11 @@ class Clock:
 
 def run_verdict(model: str, revision: str = "1" * 40) -> Verdict:
     return Verdict(model=model, revision=revision, action=Action.RUN, rule="new", reason="not published yet")
+
+
+def enqueue(ledger: Ledger, verdict: Verdict, *, settings: str, version: str) -> int | None:
+    """One verdict queued; the job's id."""
+    return jobs.enqueue_all(ledger, [verdict], settings=settings, version=version)[0]
 
 
 def seen(model: str = "maker/model", **changes) -> Candidate:

@@ -24,7 +24,7 @@ from hubbot.errors import HubFailed, TokenRefused, ToolMissing, UnsafeSource, Un
 from hubbot.hub.publish.release import kept
 from hubbot.hub.read.download import Mismatch
 from hubbot.settings import Settings
-from tests.bot.parts import run_verdict
+from tests.bot.parts import enqueue, run_verdict
 
 try:
     import ray
@@ -79,7 +79,7 @@ def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_
     found, folder = cluster
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
         for name in ("plain", "lost", "unsupported"):
-            jobs.enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
+            enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
         assert found.work(ledger, Stop(), lambda: True, terms=Terms(worker=me)) == Tally(done=2, failed=1)
         outcomes = [
             (row["model"], row["outcome"])
@@ -106,7 +106,7 @@ def test_without_ray_the_error_says_what_to_install():
 
 
 def _claimed(ledger, me: str):
-    jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+    enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
     return jobs.claim(ledger, me)
 
 
@@ -146,7 +146,7 @@ def test_the_head_counts_the_commits_of_its_nodes(tmp_path):
 def test_a_task_whose_model_is_taken_back_is_ended_and_its_job_dropped(cluster, tmp_path):
     found, folder = cluster
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/slow"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/slow"), settings="s", version="1")
 
         def between() -> bool:
             if list(folder.glob("a-slow.*")):
@@ -168,7 +168,7 @@ def test_a_node_without_hubbot_is_said_and_its_job_waits_untouched(tmp_path, clu
 
     monkeypatch.setattr("hubbot.bot.cluster._attempt", unfit)
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         with pytest.raises(ToolMissing, match="No module named"):
             found.work(ledger, Stop(), lambda: True, terms=Terms(worker=me))
         job = jobs.last_job(ledger, "a/m")

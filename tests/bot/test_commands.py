@@ -25,7 +25,7 @@ from hubbot.bot.ledger.alive import worker
 from hubbot.bot.ledger.store import open_ledger
 from hubbot.errors import BadSettings, HubFailed, TokenRefused
 from tests.bot.cheap import files_of_a_model
-from tests.bot.parts import run_verdict
+from tests.bot.parts import enqueue, run_verdict
 from tests.hub.server import Hub
 
 SECRET = "s3cret-of-the-tests-0123456789"
@@ -118,7 +118,7 @@ def test_a_matrix_that_nobody_could_read_is_given_out_again(place, hub, monkeypa
 
 def test_status_shows_what_failed_and_why_and_retry_makes_it_due(place):
     with open_ledger(place / "state.sqlite") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("maker/one"), settings="s", version="1")
+        enqueue(ledger, run_verdict("maker/one"), settings="s", version="1")
         jobs.fail(ledger, jobs.claim(ledger, me), HubFailed("[red]the disk was full"), seconds=3, park=True)
     said = call("status")
     assert said.exit_code == 0

@@ -19,7 +19,7 @@ from hubbot.bot.ledger.rows import JobState
 from hubbot.bot.ledger.schema import MIGRATIONS
 from hubbot.bot.ledger.store import open_ledger
 from hubbot.errors import HubFailed, LedgerFailed
-from tests.bot.parts import Clock, run_verdict, seen
+from tests.bot.parts import Clock, enqueue, run_verdict, seen
 
 
 def test_a_fresh_state_file_has_all_migrations_and_a_second_opening_changes_nothing(tmp_path):
@@ -51,20 +51,20 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
 
 def test_asking_twice_for_a_job_queues_it_once(tmp_path):
     with open_ledger(tmp_path / "s") as ledger:
-        first = jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        first = enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         assert first is not None
-        assert jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1") is None
+        assert enqueue(ledger, run_verdict("a/m"), settings="s", version="1") is None
         assert [row.id for row in jobs.jobs(ledger, JobState.QUEUED)] == [first]
 
 
 def test_a_newer_revision_replaces_the_waiting_job_and_waits_behind_the_running_one(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m", "1" * 40), settings="s", version="1")
-        jobs.enqueue(ledger, run_verdict("a/m", "2" * 40), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m", "1" * 40), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m", "2" * 40), settings="s", version="1")
         assert [row.revision for row in jobs.jobs(ledger, JobState.QUEUED)] == ["2" * 40]
         running = jobs.claim(ledger, me)
         assert running is not None
-        jobs.enqueue(ledger, run_verdict("a/m", "3" * 40), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m", "3" * 40), settings="s", version="1")
         assert jobs.claim(ledger, me) is None, "two jobs of one model at the same time"
         jobs.finish(ledger, running, seconds=1)
         following = jobs.claim(ledger, me)
@@ -75,7 +75,7 @@ def test_a_newer_revision_replaces_the_waiting_job_and_waits_behind_the_running_
 def test_a_failing_job_waits_1_6_and_24_hours_and_is_parked_then(tmp_path):
     clock = Clock()
     with open_ledger(tmp_path / "s", clock=clock) as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         for hours in (1, 6, 24):
             claim = jobs.claim(ledger, me)
             jobs.fail(ledger, claim, HubFailed("down"), seconds=1)
@@ -100,7 +100,7 @@ def test_retry_of_an_unknown_model_changes_nothing(tmp_path):
 def test_setting_the_clock_back_lengthens_no_wait(tmp_path):
     clock = Clock()
     with open_ledger(tmp_path / "s", clock=clock) as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         jobs.fail(ledger, jobs.claim(ledger, me), HubFailed("down"), seconds=1)
         clock.advance(-365 * 86400)
         assert jobs.claim(ledger, me) is None
@@ -111,7 +111,7 @@ def test_setting_the_clock_back_lengthens_no_wait(tmp_path):
 def test_a_queued_job_is_claimed_although_the_clock_went_back(tmp_path):
     clock = Clock()
     with open_ledger(tmp_path / "s", clock=clock) as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         clock.advance(-86400)
         assert jobs.claim(ledger, me) is not None
 
@@ -127,7 +127,7 @@ def test_an_event_is_due_although_the_clock_went_back(tmp_path):
 def test_the_hours_commits_are_a_budget_also_after_the_clock_went_back(tmp_path):
     clock = Clock()
     with open_ledger(tmp_path / "s", clock=clock) as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         jobs.record_commits(ledger, "a/m-GGUF", 3)
         assert jobs.claim(ledger, me, commits_per_hour=3) is None
         clock.advance(-1800)
@@ -138,7 +138,7 @@ def test_the_hours_commits_are_a_budget_also_after_the_clock_went_back(tmp_path)
 
 def test_a_job_of_a_living_worker_is_left_to_it(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as one, worker(ledger.path) as two:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         assert jobs.claim(ledger, one) is not None
         assert jobs.claim(ledger, two) is None
         assert lives(ledger.path, one)
@@ -167,7 +167,7 @@ def _claim_in_a_process_and_kill_it(path: Path) -> None:
 
 def test_a_killed_workers_job_is_taken_at_once_and_its_late_word_counts_no_more(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         _claim_in_a_process_and_kill_it(ledger.path)
         dead = next(iter(jobs.jobs(ledger, JobState.RUNNING))).worker
         claim = jobs.claim(ledger, me)
@@ -181,7 +181,7 @@ def test_a_killed_workers_job_is_taken_at_once_and_its_late_word_counts_no_more(
 
 def test_a_job_that_kills_three_workers_in_a_row_has_failed(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         for _ in range(3):
             _claim_in_a_process_and_kill_it(ledger.path)
         assert jobs.claim(ledger, me) is None
@@ -203,7 +203,7 @@ def test_two_bots_on_one_state_file_do_every_job_once(tmp_path):
     path = tmp_path / "s"
     with open_ledger(path) as ledger:
         for number in range(60):
-            jobs.enqueue(ledger, run_verdict(f"a/m{number}"), settings="s", version="1")
+            enqueue(ledger, run_verdict(f"a/m{number}"), settings="s", version="1")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     bots = [context.Process(target=_race, args=(str(path), 60, results)) for _ in range(2)]
@@ -257,7 +257,7 @@ def test_settled_events_are_forgotten_after_a_month_and_open_ones_never(tmp_path
 
 def test_errors_are_written_down_without_tokens(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         claim = jobs.claim(ledger, me)
         error = HubFailed("no good: Bearer hf_abcdefghijklmnop and sesame-open")
         jobs.fail(ledger, claim, error, seconds=1, secrets=["sesame-open"])
@@ -269,7 +269,7 @@ def test_errors_are_written_down_without_tokens(tmp_path):
 
 def test_a_yanked_model_is_dropped_from_the_queue(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         mirror.store_yank(ledger, "a/m", "wrong weights")
         assert jobs.claim(ledger, me) is None
         assert mirror.yanked(ledger, "a/m") == "wrong weights"
@@ -289,7 +289,7 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_try_goes_on(tmp_path):
             ballast = disk / "ballast"
             while not said and stored < 10_000:
                 try:
-                    jobs.enqueue(ledger, run_verdict(f"a/model-{stored}"), settings="s" * 64, version="1")
+                    enqueue(ledger, run_verdict(f"a/model-{stored}"), settings="s" * 64, version="1")
                 except LedgerFailed as error:
                     said = str(error)
                 else:
@@ -300,7 +300,7 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_try_goes_on(tmp_path):
             assert "free some space" in said
             assert stored >= 50
             ballast.unlink()
-            jobs.enqueue(ledger, run_verdict("a/after"), settings="s", version="1")
+            enqueue(ledger, run_verdict("a/after"), settings="s", version="1")
         with open_ledger(disk / "s") as ledger:
             assert next(iter(ledger.read("PRAGMA integrity_check")))[0] == "ok"
             assert sum(1 for _ in jobs.jobs(ledger, JobState.QUEUED, limit=20_000)) == stored + 1
@@ -339,7 +339,7 @@ def test_who_reads_many_models_may_write_meanwhile_although_another_process_does
         for number, found in enumerate(mirror.candidates(ledger, ["author:a"])):
             if number % 300 == 0:
                 events.accept(other, [_event("a/m", f"{number:04}"[0])])
-                jobs.enqueue(ledger, run_verdict(found.id), settings="s", version="1")
+                enqueue(ledger, run_verdict(found.id), settings="s", version="1")
             read.append(found.id)
         assert read == [f"a/m{number:04}" for number in range(1200)]
 
@@ -347,7 +347,7 @@ def test_who_reads_many_models_may_write_meanwhile_although_another_process_does
 def test_a_yanked_model_is_not_taken_up_whoever_queued_it(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
         mirror.store_yank(ledger, "a/m", "wrong")
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")  # judged before it was yanked
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")  # judged before it was yanked
         assert jobs.claim(ledger, me) is None
         mirror.forget_yank(ledger, "a/m")
         assert jobs.claim(ledger, me) is not None
@@ -355,7 +355,7 @@ def test_a_yanked_model_is_not_taken_up_whoever_queued_it(tmp_path):
 
 def test_a_worker_that_does_one_job_at_a_time_takes_back_what_was_left_running_under_its_name(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
-        jobs.enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
         assert jobs.claim(ledger, me)
         assert jobs.claim(ledger, me) is None
         again = jobs.claim(ledger, me, one_by_one=True)
@@ -379,7 +379,7 @@ def test_a_state_file_of_the_first_version_is_brought_up_to_date_and_keeps_its_e
 def test_only_jobs_that_are_over_for_good_are_settled(tmp_path):
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
         for name in ("parked", "waits", "done"):
-            jobs.enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
+            enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
         jobs.fail(ledger, jobs.claim(ledger, me), HubFailed("down"), seconds=1, park=True)
         jobs.fail(ledger, jobs.claim(ledger, me), HubFailed("down"), seconds=1)
         jobs.finish(ledger, jobs.claim(ledger, me), seconds=1)

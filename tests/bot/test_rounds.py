@@ -341,9 +341,9 @@ def test_two_machines_that_take_the_same_model_end_with_one_release(bench, tmp_p
     elsewhere = settings_for(tmp_path / "elsewhere", authors=["maker"])
     with open_ledger(elsewhere.watch.state) as ledger, worker(ledger.path) as name:
         other = Bot(reader=bench.bot.reader, ledger=ledger, settings=elsewhere, version=__version__)
-        from tests.bot.parts import run_verdict
+        from tests.bot.parts import enqueue, run_verdict
 
-        jobs.enqueue(ledger, run_verdict("maker/one", sha), settings="s", version=__version__)
+        enqueue(ledger, run_verdict("maker/one", sha), settings="s", version=__version__)
         run = partial(cheap_run, settings=elsewhere, token=other.reader.token, endpoint=bench.hub.endpoint)
         assert work(ledger, run, Stop(), Terms(worker=name)) == Tally(done=1)
     assert len(bench.hub.history("ours/one-GGUF")) == commits

@@ -121,8 +121,11 @@ def test_a_local_folder_is_not_counted_as_a_download(planned, facts):
     assert planned().need.disk - planned(source=local).need.disk == facts.weight_bytes
 
 
-def test_no_evaluation_needs_no_streams(planned):
-    assert planned("Q4_K_M", evaluation__dataset="none", gguf__imatrix=False).need.ram < planned("Q4_K_M").need.ram
+@pytest.mark.parametrize("word", ["none", "None"])
+def test_no_evaluation_needs_no_streams(planned, word):
+    static = planned("Q4_K_M", evaluation__dataset=word, gguf__imatrix=False)
+    assert static.need.ram < planned("Q4_K_M", gguf__imatrix=False).need.ram
+    assert static.need == planned("Q4_K_M", evaluation__dataset="none", gguf__imatrix=False).need
 
 
 @pytest.mark.parametrize(

@@ -32,16 +32,11 @@ class Claim:
     row: JobRow
 
 
-def enqueue(ledger: Ledger, verdict: Verdict, *, settings: str, version: str) -> int | None:
-    """Queue what a verdict asks for. Returns the job's id, None where the very same job already waits or runs.
+def enqueue_all(ledger: Ledger, verdicts: Sequence[Verdict], *, settings: str, version: str) -> list[int | None]:
+    """Queue what some verdicts ask for, in one transaction. The jobs' ids; None where the very same job waits or runs already.
 
     A waiting job for another revision of the model goes over to this one; a parked one is dropped.
     """
-    return enqueue_all(ledger, [verdict], settings=settings, version=version)[0]
-
-
-def enqueue_all(ledger: Ledger, verdicts: Sequence[Verdict], *, settings: str, version: str) -> list[int | None]:
-    """The same for many verdicts in one transaction."""
     now = ledger.now()
     with ledger.transaction() as db:
         return [_enqueue(db, verdict, settings, version, now) for verdict in verdicts]

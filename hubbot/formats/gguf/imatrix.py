@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hubbot import llamacpp
 
-__all__ = ["ImportanceEntry", "read_imatrix", "write_imatrix"]
+__all__ = ["ImportanceEntry", "write_imatrix"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +54,3 @@ def write_imatrix(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def read_imatrix(path: Path) -> dict[str, ImportanceEntry]:
-    """GGUF tensor name -> entry, of a file in llama.cpp's GGUF-based format (dense models)."""
-    tensors = {tensor.name: tensor.data for tensor in llamacpp.gguf().GGUFReader(path).tensors}
-    return {
-        name.removesuffix(".in_sum2"): ImportanceEntry(
-            sums=np.array(data, dtype=np.float32).reshape(-1),
-            tokens=int(tensors[name.removesuffix(".in_sum2") + ".counts"].reshape(-1)[0]),
-        )
-        for name, data in tensors.items()
-        if name.endswith(".in_sum2")
-    }

@@ -11,7 +11,7 @@ import torch
 
 from hubbot.domain import Gguf, Source, TextRecord
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.codec import BF16, F16, F32, type_name
+from hubbot.formats.gguf.codec import BF16, F16, F32
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
@@ -132,14 +132,6 @@ def _refuse_experts(model: Converted, source: Source) -> None:
             "hubbot makes no GGUF of those yet; take the GGUF types out of --variants."
         )
         raise Unsupported(msg)
-
-
-def describe(recipe: Recipe) -> str:
-    """`210 q4_K, 40 q6_K, 81 f32`: for logs and cards."""
-    counts: dict[str, int] = {}
-    for kind in recipe.kinds.values():
-        counts[type_name(kind)] = counts.get(type_name(kind), 0) + 1
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def is_lossless(kind: int, converted: int) -> bool:

@@ -24,7 +24,7 @@ from hubbot.errors import HubbotError, SourceRefused
 from hubbot.hub.access import Patience, room_needed, speaking_plainly
 from hubbot.hub.read.contents import RemoteFile
 
-__all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "fetch_files", "git_blob_id", "read_range"]
+__all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "fetch_files", "read_range"]
 
 PIECE = 1 << 20
 _THREADS = 4
@@ -215,12 +215,3 @@ def _verified(path: Path, file: RemoteFile, wanted: Callable[[], bool]) -> str |
                 sha1.update(block)
     agrees = sha1.hexdigest() == file.blob_id if small else sha256.hexdigest() == file.sha256
     return sha256.hexdigest() if agrees else None
-
-
-def git_blob_id(path: Path) -> str:
-    """The id that git, and so the Hub, gives a small file's content."""
-    sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(PIECE):
-            sha1.update(block)
-    return sha1.hexdigest()

@@ -6,11 +6,23 @@ import torch
 import transformers
 
 from hubbot import llamacpp
-from hubbot.formats.gguf.imatrix import ImportanceEntry, read_imatrix, write_imatrix
+from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from tests.formats.gguf.chain import TEXT, TOKENS, checkpoint, convert, keys_and_tensors, make, parts, statistics_of
 from tests.models import texts
 
 LENGTH = 64
+
+
+def read_imatrix(path):
+    """GGUF tensor name -> entry."""
+    tensors = {tensor.name: tensor.data for tensor in llamacpp.gguf().GGUFReader(path).tensors}
+    return {
+        stem: ImportanceEntry(
+            sums=np.array(tensors[f"{stem}.in_sum2"], dtype=np.float32).reshape(-1),
+            tokens=int(tensors[f"{stem}.counts"].reshape(-1)[0]),
+        )
+        for stem in (name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2"))
+    }
 
 
 def test_what_is_written_is_read_back(tmp_path):
