@@ -8,6 +8,7 @@ import pytest
 
 from hubbot import errors
 from hubbot.cards.reference import settings_page
+from hubbot.runtimes.page import runtimes_page
 from hubbot.settings import Settings
 from hubbot.settings.sections import Section
 
@@ -57,3 +58,7 @@ def test_links_between_pages_lead_to_files_that_exist(page: Path):
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text)]
     local = [target for target in targets if target and "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_runtimes_page_is_what_make_docs_writes():
+    assert (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8") == runtimes_page()

@@ -13,7 +13,7 @@ from typing import Any
 
 from hubbot.cards import figures
 from hubbot.cards.card_facts import facts, link, notes, samples, speed_table
-from hubbot.cards.commands import commands
+from hubbot.cards.commands import commands, quantized_head
 from hubbot.cards.escape import code, inline, line
 from hubbot.cards.frontmatter import dump, front_matter, licence_link
 from hubbot.cards.layout import markdown_environment
@@ -25,6 +25,7 @@ from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.release.licence import judge_licence
 from hubbot.release.repos import Kind, Repo, kind_of, plan_repos
+from hubbot.runtimes.table import Runtime, readers
 from hubbot.settings import PublishSettings
 
 __all__ = ["CARDS", "PICTURE", "check_files", "picture", "render_card", "write_cards"]
@@ -116,6 +117,7 @@ def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
     base = link(record.source.repo, record.source.name)
     spoken = samples(best)
     speeds = speed_table(repo)
+    prompt = _prompt(record)
     return {
         "title": f"{line(record.source.name, limit=96)} · {_FAMILY[repo.kind].removesuffix(' for llama.cpp')}",
         "base_link": base,
@@ -125,6 +127,7 @@ def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
         "thing": thing,
         "things": f"{thing}s",
         "runtimes": _runtimes(v.load_check.runtime for v in repo.variants if v.load_check) or "its runtime",
+        "rounding": _rounding(repo),
         "tokens": f"{record.base.tokens:,}" if record.base and any(v.score for v in repo.variants) else None,
         "recommended": best.name if len(repo.variants) > 1 else None,
         "recommended_facts": _why(best),
@@ -135,8 +138,8 @@ def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
         "refused": _refused(record, repo),
         "picture": PICTURE if picture(record, repo) else None,
         "alt": f"Size against divergence of the variants of {line(record.source.name, limit=48)}",
-        "commands": commands(repo),
-        "prompt": _prompt(record),
+        "commands": commands(record, repo, chat=bool(prompt.text)),
+        "prompt": prompt,
         "speed": speeds,
         "speed_runtimes": _runtimes(v.speed.runtime for v in repo.variants if v.speed),
         "machine": _machine(record),
@@ -167,14 +170,14 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
         ("KL 99 %", "--:"),
         ("Same top token", "--:"),
     ]
-    head += [("Memory", "--:")]
+    head += [("Memory", "--:"), ("Runs in", ":--")]
     rows = [
         _row(record, repo, variant, links=links)
         for variant in sorted(repo.variants, key=lambda v: (-_bytes(v), v.name))
     ]
     if record.base and any(variant.score for variant in repo.variants):
         shown = figures.perplexity(record.base.perplexity, record.base.stderr)
-        rows.append(["*original*", None, None, None, shown, None, None, None, None, None])
+        rows.append(["*original*", None, None, None, shown, None, None, None, None, None, None])
     return figures.table(head, rows)
 
 
@@ -193,7 +196,23 @@ def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> 
         figures.nats(score.kld.p99) if score else None,
         figures.percent(score.top1) if score else None,
         figures.size(memory_needed(variant, record.source)),
+        None if _runs_alike(record, repo) else _runs_in(record, variant),
     ]
+
+
+def _runs_in(record: Record, variant: VariantRecord) -> str:
+    """The runtimes that read a variant, by the table of runtimes; Humming only where vLLM needs it."""
+    rows = {row.runtime: row for row in readers(variant.name, head=quantized_head(record))}
+    if Runtime.VLLM in rows:
+        rows.pop(Runtime.HUMMING, None)
+    if sum(file.path.endswith(".gguf") for file in variant.files) > 1:
+        rows.pop(Runtime.OLLAMA, None)  # the Hub refuses to hand it a file in shards
+    return ", ".join(f"{name} ({row.only})" if row.only else name for name, row in rows.items())
+
+
+def _runs_alike(record: Record, repo: Repo) -> bool:
+    """Whether a sentence says for all variants what a column would repeat."""
+    return len({_runs_in(record, variant) for variant in repo.variants}) == 1
 
 
 def _name(repo: Repo, variant: VariantRecord) -> str:
@@ -219,6 +238,12 @@ def _why(best: VariantRecord) -> str:
     return f": {', '.join(fact for fact in facts_ if fact)}"
 
 
+def _rounding(repo: Repo) -> str | None:
+    """How far the runtimes' own logits lie from those of the decoded bytes, at most; None where it was not compared."""
+    known = [variant.load_check.kld for variant in repo.variants if variant.load_check and variant.load_check.kld]
+    return figures.nats(max(known)) if known else None
+
+
 def _legend(record: Record, repo: Repo) -> list[str]:
     lines = []
     if any(variant.score for variant in repo.variants):
@@ -233,6 +258,8 @@ def _legend(record: Record, repo: Repo) -> list[str]:
         if cache
         else "no key/value cache (its size is not known here)"
     )
+    if _runs_alike(record, repo):
+        lines.append(f"Runs in {_runs_in(record, repo.recommended)}.")
     lines.append(f"Memory is the weight files, plus {rest}, plus {figures.size(BUFFERS)} for buffers.")
     if len(repo.variants) > 1:
         lines.append("★ is the smallest one that stays within 0.05 nats, or the closest one if none does.")

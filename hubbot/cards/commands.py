@@ -1,61 +1,102 @@
-"""Commands that a reader can paste: every word from outside is quoted for the shell or for Python."""
+"""Commands that a reader can paste: every word from outside is quoted for the shell or for Python.
+
+What a runtime refuses, by the table of runtimes, is not printed for it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from hubbot.cards.escape import fence, line, repo_id, shell
-from hubbot.domain import VariantRecord
+from hubbot.cards.memory import context
+from hubbot.cards.python import QUESTION, START, python_lines
+from hubbot.domain import Record, VariantRecord
 from hubbot.release.repos import Kind, Repo
+from hubbot.runtimes.table import Row, Runtime, answer
 
-__all__ = ["commands"]
+__all__ = ["commands", "quantized_head"]
+
+_SHOWN = 8  # revisions that a comment names
 
 
-def commands(repo: Repo) -> list[tuple[str, str]]:
-    """(tool, Markdown block) for the recommended variant, and how to get another one."""
+def commands(record: Record, repo: Repo, *, chat: bool = False) -> list[tuple[str, str]]:
+    """(tool, Markdown block) for the recommended variant, and how to get another one.
+
+    chat: whether the model has a chat template that renders.
+    """
     where = repo_id(repo.repo_id) or f"your-name/{line(repo.name, limit=96)}"
-    if repo.kind is Kind.GGUF:
-        return _gguf(repo, where)
-    return _transformers(repo, where)
+    found = (
+        _gguf(record, repo, where, chat=chat) if repo.kind is Kind.GGUF else _folders(record, repo, where, chat=chat)
+    )
+    return list(found)
 
 
-def _gguf(repo: Repo, where: str) -> list[tuple[str, str]]:
+def quantized_head(record: Record) -> bool:
+    """Whether the GPTQ variants of a run have a quantized output head."""
+    settings = record.config.get("gptq")
+    return bool(settings.get("lm_head")) if isinstance(settings, dict) else False
+
+
+def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
     best = repo.recommended
     tagged = f"{where}:{best.name}"
     files = [PurePosixPath(file.path).name for file in best.files if file.path.endswith(".gguf")]
-    blocks = [
-        ("llama.cpp", f"llama-server -hf {shell(tagged)}"),
-        ("Ollama", f"ollama run {shell(f'hf.co/{tagged}')}"),
-        ("LM Studio", f"lms get {shell(f'https://huggingface.co/{where}')}"),
-    ]
+    server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}", _request(tagged, 8080, chat=chat)]
+    yield "llama.cpp", fence("\n".join(server), "sh")
+    if len(files) == 1:  # the Hub refuses to hand a file in shards to Ollama
+        yield "Ollama", fence(f"ollama run {shell(f'hf.co/{tagged}')}", "sh")
+    yield "LM Studio", fence(f"lms get {shell(f'https://huggingface.co/{where}@{best.name}')}", "sh")
     if files:
         wanted = " ".join(shell(name) for name in files)
-        blocks.append(("Only the file", f"hf download {shell(where)} {wanted} --local-dir ."))
-    return [(tool, fence(text, "sh")) for tool, text in blocks]
+        yield "Only the file", fence(f"hf download {shell(where)} {wanted} --local-dir .", "sh")
 
 
-def _transformers(repo: Repo, where: str) -> list[tuple[str, str]]:
-    gptq = repo.kind is Kind.GPTQ
-    needs = "transformers accelerate optimum gptqmodel" if gptq else "transformers accelerate bitsandbytes"
-    serve = f"vllm serve {shell(where)}"
-    others = [variant for variant in repo.variants if repo.revision(variant) != "main"]
-    if others:
-        serve += f"\n# another variant: vllm serve {shell(where)} --revision {shell(repo.revision(others[0]))}"
-    python = [
-        f"# pip install {needs}",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f"name = {json.dumps(where)}",
-        *_revision_hint(repo, others),
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
-        f'model = AutoModelForCausalLM.from_pretrained(name{", revision=revision" if others else ""}, device_map="auto")',
-        'inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))",
-    ]
-    return [("vLLM", fence(serve, "sh")), ("transformers", fence("\n".join(python), "python"))]
+def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
+    for runtime in (Runtime.VLLM, Runtime.SGLANG):
+        served = [(variant, row) for variant in repo.variants if (row := _row(record, variant, runtime)).reads]
+        if served:
+            yield runtime, fence("\n".join(_server(record, repo, where, served, chat=chat)), "sh")
+    others = [repo.revision(variant) for variant in repo.variants if repo.revision(variant) != "main"]
+    head = quantized_head(record)
+    python = python_lines(where, repo.recommended.name, head=head, chat=chat, revisions=others)
+    alone = not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
+    yield "GPTQModel" if alone else "transformers", fence("\n".join(python), "python")
 
 
-def _revision_hint(repo: Repo, others: list[VariantRecord]) -> list[str]:
-    names = ", ".join(json.dumps(line(repo.revision(variant), limit=96)) for variant in others[:8])
-    return [f'revision = "main"  # or {names}'] if others else []
+def _row(record: Record, variant: VariantRecord, runtime: Runtime) -> Row:
+    return answer(variant.name, runtime, head=quantized_head(record))
+
+
+def _server(
+    record: Record, repo: Repo, where: str, served: list[tuple[VariantRecord, Row]], *, chat: bool
+) -> Iterator[str]:
+    """A command for the first of the variants that a runtime serves, and what else may stand in it."""
+    (best, row), *others = served
+    needs = [*([f"on a {row.only}"] if row.only else []), *([f"pip install {row.packages}"] if row.packages else [])]
+    if needs:
+        yield f"# {'; '.join(needs)}"
+    length = context(record.source)
+    revision = repo.revision(best)
+    branch = f" --revision {shell(revision)}" if revision != "main" else ""
+    options = f" {row.options}" if row.options else ""
+    if row.runtime is Runtime.SGLANG:
+        yield f"python -m sglang.launch_server --model-path {shell(where)}{branch}{options} --context-length {length}"
+    else:
+        yield f"vllm serve {shell(where)}{branch}{options} --max-model-len {length}"
+    names = [shell(repo.revision(variant)) for variant, other in others if other == row]
+    if names:
+        yield f"# other variants: --revision {' or '.join(names[:_SHOWN])}"
+    yield _request(where, 30000 if row.runtime is Runtime.SGLANG else 8000, chat=chat)
+
+
+def _request(model: str, port: int, *, chat: bool) -> str:
+    """What to ask a server that speaks OpenAI's protocol; `model` has no character that a shell would read."""
+    asked: dict[str, object] = {"prompt": START, "max_tokens": 50}
+    if chat:
+        asked = {"messages": [{"role": "user", "content": QUESTION}]}
+    path, body = "chat/completions" if chat else "completions", {"model": model, **asked}
+    return (
+        f"curl http://localhost:{port}/v1/{path} -H 'Content-Type: application/json' \\\n  -d {shell(json.dumps(body))}"
+    )

@@ -1,8 +1,7 @@
-"""Writes docs/settings.md from the settings themselves: `make docs`."""
+"""Writes docs/settings.md from the settings themselves and docs/runtimes.md from the table of runtimes: `make docs`."""
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 import typing
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
+from hubbot.runtimes.page import runtimes_page
 from hubbot.settings import Settings
 from hubbot.settings.sections import Count, Section, Size
 
@@ -130,9 +130,10 @@ def _default(value: object) -> str:
 
 
 def main() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
-    page.write_text(settings_page(), encoding="utf-8")
-    sys.stdout.write(f"wrote {re.sub(r'^.*/docs/', 'docs/', str(page))}\n")
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    for name, text in (("settings.md", settings_page()), ("runtimes.md", runtimes_page())):
+        (docs / name).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"wrote docs/{name}\n")
 
 
 if __name__ == "__main__":

@@ -70,9 +70,7 @@ class GgufSettings(Section):
 class GptqSettings(Section):
     damping: float = Field(0.01, gt=0, lt=1, description="share of the mean Hessian diagonal added to the diagonal")
     shard_size: Size = Field(5 * 10**9, description="size of a safetensors shard")
-    lm_head: bool = Field(
-        False, description="quantize the output head too; GPTQModel and vLLM read it, transformers does not"
-    )
+    lm_head: bool = Field(False, description="quantize the output head too; docs/runtimes.md says who reads that")
 
 
 class BnbSettings(Section):

@@ -131,6 +131,37 @@ def test_other_gptq_variants_are_found_by_their_revision() -> None:
     assert "gptq-2bit-64g" not in text.split("## How to run it")[1].split("##")[0]
 
 
+def gptq_card(*names: str, head: bool = False) -> str:
+    made = record()
+    known = {v.name: v for v in made.variants}
+    variants = tuple(replace(known["gptq-4bit-128g"], name=name) for name in names)
+    return card(Kind.GPTQ, replace(made, variants=variants, config={"gptq": {"lm_head": head}}))
+
+
+def test_a_card_prints_no_command_that_its_runtime_refuses() -> None:
+    assert "vllm serve" in gptq_card("gptq-4bit-128g")
+    assert "# on a GPU\nvllm serve" in gptq_card("gptq-8bit-128g")
+    for name in ("gptq-4bit-32g-actorder", "gptq-4bit-128g-asym", "gptq-3bit-128g", "gptq-4bit-16g"):
+        assert "vllm" not in gptq_card(name)
+        assert "sglang.launch_server" in gptq_card(name)
+    assert "# other variants" not in gptq_card("gptq-4bit-128g", "gptq-4bit-32g-actorder").split("SGLang")[0]
+
+
+def test_a_quantized_head_is_loaded_by_gptqmodel_which_reads_it() -> None:
+    text = gptq_card("gptq-4bit-128g", head=True)
+    assert "GPTQModel.load(name)" in text
+    assert "AutoModelForCausalLM" not in text
+    assert "vllm serve" in text
+
+
+def test_variants_that_run_in_different_places_have_a_column_for_it_and_others_a_sentence() -> None:
+    differing = gptq_card("gptq-4bit-128g", "gptq-4bit-32g-actorder")
+    assert re.search(r"gptq-4bit-128g`.*\| vLLM, SGLang \(GPU\), transformers, ExLlamaV2 \(GPU\) \|", differing)
+    assert re.search(r"actorder`.*\| SGLang \(GPU\), transformers, ExLlamaV2 \(GPU\) \|", differing)
+    assert "Runs in llama.cpp, Ollama, LM Studio" in card()
+    assert "| Runs in |" not in card()
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_python_in_a_card_compiles_and_the_shell_parses(kind: Kind) -> None:
     for made in (record(), hostile_record()):

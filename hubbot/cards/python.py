@@ -1,0 +1,74 @@
+"""The Python of a card: how a folder of safetensors is loaded and asked. The load check runs the very same lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from hubbot.cards.escape import line
+from hubbot.runtimes.layouts import Layout, layouts_of
+from hubbot.runtimes.table import Runtime, answer
+
+__all__ = ["QUESTION", "START", "python_lines"]
+
+QUESTION = "Name the four seasons."
+START = "Once upon a time"
+
+
+def python_lines(
+    name: str, variant: str, *, head: bool = False, chat: bool = False, revisions: Sequence[str] = ()
+) -> list[str]:
+    """Lines that load a variant and print what it says.
+
+    name: Hub id or folder. head: whether the output head is quantized too. chat: whether the model has a chat
+    template. revisions: other branches of the repo, of which the reader may name one.
+    """
+    alone = head and not answer(variant, Runtime.TRANSFORMERS, head=True).reads  # GPTQModel without transformers
+    others = ", ".join(json.dumps(line(each, limit=96)) for each in revisions[:8])
+    branch = ", revision=revision" if revisions else ""
+    return [
+        *_imports(variant, alone=alone),
+        "",
+        f"name = {json.dumps(name)}",
+        *([f'revision = "main"  # or {others}'] if revisions else []),
+        f"tokenizer = AutoTokenizer.from_pretrained(name{branch})",
+        f"model = {_loading(variant, branch, alone=alone)}",
+        *(_chat() if chat else _text()),
+    ]
+
+
+def _imports(variant: str, *, alone: bool) -> list[str]:
+    packages = answer(variant, Runtime.TRANSFORMERS).packages
+    compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
+    install = f"# pip install transformers {packages}{compiler}"
+    if alone:
+        return [install, "from gptqmodel import GPTQModel", "from transformers import AutoTokenizer"]
+    config = ", GPTQConfig" if Layout.GPTQ_ROW in layouts_of(variant) else ""
+    return [install, f"from transformers import AutoModelForCausalLM, AutoTokenizer{config}"]
+
+
+def _loading(variant: str, branch: str, *, alone: bool) -> str:
+    if alone:
+        return f"GPTQModel.load(name{branch}).model"
+    torch = Layout.GPTQ_ROW in layouts_of(variant)  # the table says why
+    bits = variant.removeprefix("gptq-")[:1]
+    kernels = f', quantization_config=GPTQConfig(bits={bits}, backend="gptq_torch")' if torch else ""
+    return f'AutoModelForCausalLM.from_pretrained(name{branch}, device_map="auto"{kernels})'
+
+
+def _chat() -> list[str]:
+    return [
+        f'messages = [{{"role": "user", "content": {json.dumps(QUESTION)}}}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ").to(model.device)",
+        "output = model.generate(**inputs, max_new_tokens=200)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+    ]
+
+
+def _text() -> list[str]:
+    return [
+        f'inputs = tokenizer({json.dumps(START)}, return_tensors="pt").to(model.device)',
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))",
+    ]

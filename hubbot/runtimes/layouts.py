@@ -1,0 +1,58 @@
+"""What sets files apart for runtimes, by the names of variants."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+__all__ = ["EXAMPLES", "Layout", "layouts_of"]
+
+
+class Layout(StrEnum):
+    """Something that a runtime reads or refuses; the value is what tables call it. A variant may be of several."""
+
+    GGUF = "GGUF"
+    GPTQ_4 = "GPTQ, 4 bits"
+    GPTQ_8 = "GPTQ, 8 bits"
+    GPTQ_LOW = "GPTQ, 2 and 3 bits"
+    GPTQ_ROW = "GPTQ, one scale a row (`--1g`)"
+    GPTQ_GROUPS = "GPTQ, groups of 16 or 256"
+    GPTQ_ORDER = "GPTQ, groups of `-actorder`"
+    GPTQ_ASYM = "GPTQ, `-asym`"
+    GPTQ_HEAD = "GPTQ, a quantized head (`gptq.lm_head`)"
+    BNB_4 = "bitsandbytes, nf4 and fp4"
+    BNB_8 = "bitsandbytes, int8"
+
+
+EXAMPLES = {
+    Layout.GGUF: "Q4_K_M",
+    Layout.GPTQ_4: "gptq-4bit-128g",
+    Layout.GPTQ_8: "gptq-8bit-128g",
+    Layout.GPTQ_LOW: "gptq-3bit-128g",
+    Layout.GPTQ_ROW: "gptq-4bit--1g",
+    Layout.GPTQ_GROUPS: "gptq-4bit-16g",
+    Layout.GPTQ_ORDER: "gptq-4bit-32g-actorder",
+    Layout.GPTQ_ASYM: "gptq-4bit-128g-asym",
+    Layout.GPTQ_HEAD: "gptq-4bit-128g",
+    Layout.BNB_4: "bnb-nf4",
+    Layout.BNB_8: "bnb-int8",
+}
+
+# With one scale a row, the order of the columns stays inside the solver: the files are those of any other.
+_NAMES = {
+    Layout.GPTQ_4: r"gptq-4bit-.*",
+    Layout.GPTQ_8: r"gptq-8bit-.*",
+    Layout.GPTQ_LOW: r"gptq-[23]bit-.*",
+    Layout.GPTQ_ROW: r"gptq-.bit--1g.*",
+    Layout.GPTQ_GROUPS: r"gptq-.bit-(16|256)g.*",
+    Layout.GPTQ_ORDER: r"gptq-.bit-\d+g-actorder.*",
+    Layout.GPTQ_ASYM: r"gptq-.*-asym",
+    Layout.BNB_4: r"bnb-(nf4|fp4)",
+    Layout.BNB_8: r"bnb-int8",
+}
+
+
+def layouts_of(name: str, *, head: bool = False) -> tuple[Layout, ...]:
+    """All that a variant's files are, by its name. head: whether the run quantizes the output head too."""
+    found = tuple(layout for layout, pattern in _NAMES.items() if re.fullmatch(pattern, name))
+    return (*found, Layout.GPTQ_HEAD) if head and name.startswith("gptq-") else found or (Layout.GGUF,)

@@ -1,0 +1,59 @@
+"""docs/runtimes.md, from the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hubbot.runtimes.layouts import EXAMPLES, Layout
+from hubbot.runtimes.table import ROWS, Row, Runtime
+
+__all__ = ["runtimes_page"]
+
+_HEAD = """# Runtimes
+
+Written by `make docs` from `hubbot/runtimes/`. The plan, the cards, `hubbot doctor` and the tests read the same table:
+a card prints no command that its runtime refuses. **yes** and **no** were run in a test of this project, *yes* and
+*no* were read in the release that the second table names; GPU: on a GPU alone.
+A variant may be several of these things at once; a runtime must read all of them.
+"""
+
+
+def runtimes_page() -> str:
+    """The page as Markdown."""
+    return "\n".join([_HEAD, *_grid(), "", "## Why, with what, and where it was seen", "", *_rows(), ""])
+
+
+def _grid() -> Iterator[str]:
+    yield f"| layout | {' | '.join(Runtime)} |"
+    yield f"| --- |{' --- |' * len(Runtime)}"
+    for layout in Layout:
+        yield f"| {layout}, such as `{EXAMPLES[layout]}` | {' | '.join(_cell(layout, each) for each in Runtime)} |"
+
+
+def _cell(layout: Layout, runtime: Runtime) -> str:
+    row = next(row for row in ROWS if row.runtime is runtime and layout in row.layouts)
+    word = "yes" if row.reads else "no"
+    mark = "**" if row.source.startswith("run") else "*"
+    return f"{mark}{word}{mark}{f', {row.only}' if row.only else ''}"
+
+
+def _rows() -> Iterator[str]:
+    yield "| runtime | layouts | | with what, or why not | source |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in ROWS:
+        yield f"| {row.runtime} | {_layouts(row)} | {'yes' if row.reads else 'no'} | {row.how} | {row.source} |"
+
+
+def _layouts(row: Row) -> str:
+    """The row's layouts; those of a whole family by its name alone."""
+    named, rest = [], list(row.layouts)
+    for family in dict.fromkeys(_family(layout) for layout in rest):
+        whole = [layout for layout in Layout if _family(layout) == family]
+        if len(whole) > 1 and set(whole) <= set(rest):
+            named.append(family)
+            rest = [layout for layout in rest if layout not in whole]
+    return "; ".join([*named, *rest])
+
+
+def _family(layout: Layout) -> str:
+    return layout.split(",")[0]

@@ -1,0 +1,77 @@
+"""The table of runtimes: whole, without a second answer, and the same on every page that is made from it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from hubbot.formats.names import GGUF_TYPES, PRESETS, parse_variant
+from hubbot.runtimes.layouts import EXAMPLES, Layout, layouts_of
+from hubbot.runtimes.table import ROWS, Runtime, answer, readers
+
+GPTQ = [
+    f"gptq-{bits}bit-{group}g{order}{zeros}"
+    for bits, group, order, zeros in itertools.product(
+        (2, 3, 4, 8), (16, 32, 64, 128, 256, -1), ("", "-actorder"), ("", "-asym")
+    )
+]
+
+
+@pytest.mark.parametrize(("layout", "runtime"), list(itertools.product(Layout, Runtime)))
+def test_every_layout_has_one_row_for_every_runtime(layout: Layout, runtime: Runtime) -> None:
+    assert len([row for row in ROWS if row.runtime is runtime and layout in row.layouts]) == 1
+
+
+def test_every_row_says_how_or_why_and_where_that_was_seen() -> None:
+    assert [row for row in ROWS if len(row.how) < 5 or not re.match(r"(run|read): .{4,}", row.source)] == []
+
+
+def test_every_example_is_a_variant_of_its_layout() -> None:
+    for layout, name in EXAMPLES.items():
+        assert layout in layouts_of(parse_variant(name).name, head=layout is Layout.GPTQ_HEAD)
+
+
+def test_every_name_has_layouts_of_its_family() -> None:
+    for name in GPTQ:
+        assert {layout.name[:4] for layout in layouts_of(parse_variant(name).name)} == {"GPTQ"}
+    assert {layouts_of(name) for name in GGUF_TYPES} == {(Layout.GGUF,)}
+    assert [layouts_of(f"bnb-{kind}") for kind in ("nf4", "fp4", "int8")] == [
+        (Layout.BNB_4,),
+        (Layout.BNB_4,),
+        (Layout.BNB_8,),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [
+        ("gptq-8bit-32g-actorder", Runtime.EXLLAMA),
+        ("gptq-4bit-16g-asym", Runtime.EXLLAMA),
+        ("gptq-4bit-16g-actorder-asym", Runtime.HUMMING),
+        ("gptq-3bit-128g-actorder", Runtime.HUMMING),
+    ],
+)
+def test_a_runtime_must_read_all_that_a_variant_is(name: str, runtime: Runtime) -> None:
+    assert not answer(name, runtime).reads
+
+
+def test_what_any_of_its_layouts_asks_for_a_variant_asks_for() -> None:
+    row = answer("gptq-8bit-16g", Runtime.SGLANG, head=True)
+    assert (row.only, row.options) == ("GPU", "--dtype float16")
+    assert answer("gptq-8bit-128g", Runtime.VLLM, head=True).only == "GPU"
+
+
+def test_a_quantized_head_is_read_where_both_the_head_and_the_layers_are() -> None:
+    assert not answer("gptq-4bit-128g", Runtime.TRANSFORMERS, head=True).reads
+    assert answer("gptq-4bit-128g", Runtime.VLLM, head=True).reads
+    assert not answer("gptq-4bit-128g-asym", Runtime.VLLM, head=True).reads
+    assert answer("bnb-nf4", Runtime.TRANSFORMERS, head=True).reads
+
+
+def test_presets_hold_what_vllm_sglang_and_transformers_read() -> None:
+    wanted = {Runtime.VLLM, Runtime.SGLANG, Runtime.TRANSFORMERS}
+    for names in PRESETS.values():
+        for name in names:
+            assert wanted <= {row.runtime for row in readers(name)}, name
