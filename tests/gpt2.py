@@ -1,38 +1,49 @@
-"""GPT-2's byte-level tokenizer, rebuilt from the vocabulary file that llama.cpp's tree carries for its own tests."""
+"""Byte-level BPE tokenizers, rebuilt from the vocabularies that GGUF files carry."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hubbot.llamacpp import find, gguf
 
 _END = "<|endoftext|>"
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 def write_gpt2_tokenizer(folder: Path, *, length: int) -> int:
     """Write tokenizer.json and its configuration; returns the size of the vocabulary (50257)."""
     tokens, merges = _vocabulary()
+    write_byte_level(folder, tokens, merges, special=[tokens.index(_END)])
+    configuration = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "bos_token": _END,
+        "eos_token": _END,
+        "unk_token": _END,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=1), encoding="utf-8")
+    return len(tokens)
+
+
+def write_byte_level(
+    folder: Path, tokens: Sequence[str], merges: Sequence[str], *, special: Sequence[int], digits: bool = False
+) -> None:
+    """Write tokenizer.json. special: ids of control tokens. digits: every digit is a token of its own."""
+    split = {"type": "Digits", "individual_digits": True}
     fast = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": tokens.index(_END),
-                "content": _END,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-        ],
+        "added_tokens": [_added(index, tokens[index]) for index in special],
         "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, _BYTES]} if digits else _BYTES,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": _BYTES | {"add_prefix_space": True},
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -42,20 +53,15 @@ def write_gpt2_tokenizer(folder: Path, *, length: int) -> int:
             "fuse_unk": False,
             "byte_fallback": False,
             "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": merges,
+            "merges": list(merges),
         },
     }
-    configuration = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": length,
-        "bos_token": _END,
-        "eos_token": _END,
-        "unk_token": _END,
-        "clean_up_tokenization_spaces": False,
-    }
     (folder / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=1), encoding="utf-8")
-    return len(tokens)
+
+
+def _added(index: int, content: str) -> dict[str, Any]:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": index, "content": content, **plain, "special": True}
 
 
 @cache
