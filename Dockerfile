@@ -9,19 +9,17 @@ ARG BASE=docker.io/library/python:3.11.15-slim-bookworm@sha256:b18992999dbe963a4
 # --- llama.cpp, once, for every x86-64 --------------------------------------------------------------------
 FROM ${BASE} AS llama
 RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends cmake g++ make ninja-build >/dev/null
+ && apt-get install -y -qq --no-install-recommends cmake gcc g++ ninja-build >/dev/null
 WORKDIR /opt/hubbot
-# pip asks an sdist's build backend for its metadata before it hands the sdist out
-RUN python3 -m venv .venv && .venv/bin/pip install --quiet --no-cache-dir scikit-build-core==1.1.2
-COPY Makefile ./
+# these alone, so that other changes of hubbot leave this stage as it is
+COPY hubbot/__init__.py hubbot/errors.py hubbot/llamacpp.py hubbot/setup.py hubbot/
 # One CPU backend for each generation of x86-64 (LLAMA_VARIANTS=OFF: the oldest alone, for a quick build);
 # ggml loads the best that the machine can run, from GGML_BACKEND_DIR.
 ARG LLAMA_VARIANTS=ON
-RUN make --no-print-directory LLAMA=/opt/llama.cpp LLAMA_CMAKE="-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON \
-      -DGGML_BACKEND_DIR=/opt/llama.cpp/build/bin -DGGML_CPU_ALL_VARIANTS=${LLAMA_VARIANTS}" \
-      /opt/llama.cpp/build/bin/llama-bench \
+RUN python3 -m hubbot.setup /opt/llama.cpp -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON \
+      -DGGML_BACKEND_DIR=/opt/llama.cpp/build/bin -DGGML_CPU_ALL_VARIANTS=${LLAMA_VARIANTS} \
  && cd /opt/llama.cpp && strip --strip-unneeded build/bin/* \
- && find . -mindepth 1 -maxdepth 1 ! -name build ! -name source -exec rm -rf {} + \
+ && rm log \
  && find build -mindepth 1 -maxdepth 1 ! -name bin -exec rm -rf {} + \
  && find source -mindepth 1 -maxdepth 1 \
       ! -name conversion ! -name gguf-py ! -name 'convert_hf_to_gguf*.py' ! -name ggml ! -name LICENSE ! -name licenses -exec rm -rf {} +
@@ -41,7 +39,7 @@ ARG SOURCE_DATE_EPOCH=1700000000
 RUN PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" \
       make --no-print-directory environment TORCH="${TORCH}" \
  && .venv/bin/pip uninstall --quiet --yes cmake hatchling hypothesis import-linter mypy ninja \
-      pytest pytest-xdist ruff scikit-build-core types-PyYAML uv check-jsonschema yamllint zizmor \
+      pytest pytest-xdist ruff types-PyYAML uv check-jsonschema yamllint zizmor \
  && rm -rf .venv/bin/__pycache__ .venv/build.lock \
  && find .venv -name __pycache__ -type d -prune -exec rm -rf {} + \
  && { .venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash .venv/lib >/dev/null || true; } # some hold templates

@@ -16,13 +16,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check
 TORCH := 2.13.0
 PIP := 26.3
-BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|scikit-build-core|setuptools|trove-classifiers|wheel
-
-# llama.cpp: the tree that this release of the bindings carries, so that converter, encoder, runtime and bindings agree
-LLAMA_PIN := 0.3.36
-LLAMA_SHA256 := 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
-LLAMA := $(or $(HUBBOT_LLAMA_CPP),$(HOME)/.cache/hubbot/llama.cpp-$(LLAMA_PIN))
-LLAMA_TARGETS := llama llama-quantize llama-imatrix llama-perplexity llama-bench
+BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|setuptools|trove-classifiers|wheel
 
 # stamps carry a hash of what they stand for: a changed lock installs again, an unchanged one costs nothing
 INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
@@ -52,13 +46,13 @@ test: lint .venv/triton  ## linters, type checks and the whole suite
 fast: setup  ## the tests that need no model to be run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
-lint: setup  ## ruff, mypy, the order of the imports
+lint: $(INSTALLED)  ## ruff, mypy, the order of the imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-docs: setup  ## write the generated pages of docs/
+docs: $(INSTALLED)  ## write the generated pages of docs/
 	@$(BIN)/python -m hubbot.cards.reference
 
 # What the lock leaves out (requirements.overrides) is declared by others but never imported here, or is torch.
@@ -92,7 +86,6 @@ tools:
 	[ $${#need[@]} = 0 ] || { echo "hubbot's setup misses $${need[*]}. Install: apt-get install -y $${need[*]}"; exit 1; }
 
 # The lock's build tools first: source releases (two of them ask for different setuptools) build with these alone.
-# LLAMA_BUILD=OFF: only llama.cpp's bindings; the library is built below, once for all checkouts.
 # torch is its CPU or CUDA build, whichever the index has; what it needs comes in the versions of the lock.
 $(INSTALLED): | tools $(BIN)/pip
 	@echo "setup: installing into .venv"
@@ -100,33 +93,11 @@ $(INSTALLED): | tools $(BIN)/pip
 	@$(PIP_INSTALL) --no-deps --require-hashes --only-binary :all: -r .venv/build.lock
 	@sed -nE 's/^([^ #]+==[^ ]+) *(;.*[^\\ ])? *\\$$/\1 \2/p' requirements.lock >.venv/versions
 	@$(PIP_INSTALL) torch==$(TORCH) --constraint .venv/versions
-	@PATH="$$PWD/$(BIN):$$PATH" CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" \
+	@PATH="$$PWD/$(BIN):$$PATH" \
 	  $(PIP_INSTALL) --no-deps --require-hashes --no-build-isolation -r requirements.lock
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@rm -f .venv/installed-* && touch $@
 
+# Once for all checkouts; nothing is done where it is there.
 llama: $(INSTALLED)
-	@[ -x $(LLAMA)/build/bin/llama-bench ] || $(MAKE) --no-print-directory $(LLAMA)/build/bin/llama-bench
-	@$(BIN)/python -m hubbot.formats.gguf.fast || true
-
-# Built aside and renamed, so that nobody finds half a build; a lock, so that two checkouts build it once.
-# Without AMX: ggml's AMX kernels were seen to crash in virtual machines whose CPU flags promise it.
-$(LLAMA)/build/bin/llama-bench:
-	@[ -z "$(HUBBOT_LLAMA_CPP)" ] || { echo "HUBBOT_LLAMA_CPP is $(HUBBOT_LLAMA_CPP), but build/bin/llama-bench is not there. Unset it, or name a folder with source/ and build/bin/."; exit 1; }
-	@mkdir -p $(LLAMA).partial && exec 9>$(LLAMA).lock && flock 9 && if [ -x $@ ]; then exit 0; fi; \
-	part=$(LLAMA).partial; sdist=$$part/llama_cpp_python-$(LLAMA_PIN).tar.gz; PATH="$$PWD/$(BIN):$$PATH"; \
-	echo "setup: building llama.cpp once, in $(LLAMA) (about 4 minutes on two cores)"; \
-	[ -f $$sdist ] || pip download -qq --no-deps --no-build-isolation --no-binary llama-cpp-python -d $$part llama-cpp-python==$(LLAMA_PIN); \
-	echo "$(LLAMA_SHA256)  $$sdist" | sha256sum --check --status \
-	  || { rm -f $$sdist; echo "The download of llama-cpp-python $(LLAMA_PIN) is not the pinned release (sha256 differs) and was removed. Run make setup again."; exit 1; }; \
-	rm -rf $$part/source && mkdir -p $$part/source; \
-	tar -xzf $$sdist -C $$part/source --strip-components=3 --wildcards \
-	  --exclude='*/llama.cpp/docs' --exclude='*/llama.cpp/media' --exclude='*/llama.cpp/benches' \
-	  --exclude='*/llama.cpp/tools/ui/*' --exclude='*/llama.cpp/vendor/llama.cpp' 'llama_cpp_python-*/vendor/llama.cpp'; \
-	find $$part/source/models -type f ! -name 'ggml-vocab-gpt-2.gguf' ! -name 'ggml-vocab-gpt-neox.gguf' ! -name 'ggml-vocab-llama-spm.gguf' -delete; \
-	cmake -S $$part/source -B $$part/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON \
-	  -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
-	  -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ -DCMAKE_C_FLAGS=-U__AMX_INT8__ $(LLAMA_CMAKE) >$$part/log 2>&1 \
-	  && cmake --build $$part/build --target $(LLAMA_TARGETS) >>$$part/log 2>&1 \
-	  || { tail -20 $$part/log; echo "llama.cpp did not build; $$part/log has the whole story. make setup goes on where it stopped."; exit 1; }; \
-	rm -f $$sdist && find $$part/build -name '*.o' -delete && mv $$part $(LLAMA)
+	@$(BIN)/hubbot setup $(addprefix --cmake=,$(LLAMA_CMAKE))

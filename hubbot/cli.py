@@ -343,6 +343,29 @@ def demo(out: Out = None, variants: Variants = None, config: Config = None, devi
 
 
 @app.command()
+def setup(
+    cmake: Annotated[
+        list[str] | None, typer.Option(help="a further option for cmake, as -DGGML_CUDA=ON", show_default=False)
+    ] = None,
+) -> None:
+    """Build what pip cannot bring: the pinned llama.cpp and faster GGUF encoders. Once for each machine.
+
+    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes about 4 minutes on two cores; where it is
+    there already, nothing is done.
+    """
+    from hubbot import llamacpp
+    from hubbot.formats.gguf import fast
+    from hubbot.setup import build
+
+    build(llamacpp.place(), cmake or [], say=log.say)
+    try:
+        fast.build()
+    except ToolMissing as error:
+        log.warning(str(error))
+    log.say(f"{llamacpp.runtime_name()} in {llamacpp.find().bin}")
+
+
+@app.command()
 def doctor(
     namespace: Annotated[list[str] | None, typer.Option(help="ask the Hub what the token may do there")] = None,
     config: Config = None,

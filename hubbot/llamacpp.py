@@ -1,13 +1,8 @@
 """Finds the pinned llama.cpp and opens its parts: converter, encoder, tools, bindings.
 
-One tree gives everything, so that converter, recipe, encoder and runtime always agree. Looked for in
-this order:
-
-    $HUBBOT_LLAMA_CPP
-    <checkout>/.cache/llama.cpp
-    ~/.cache/hubbot/llama.cpp-<PIN>
-
-and laid out as `source/` (the tree) and `build/bin/` (libraries and tools).
+One source release gives everything, so that converter, recipe, encoder and runtime always agree. It lies in
+$HUBBOT_LLAMA_CPP, else in ~/.cache/hubbot/llama.cpp-<PIN>, as `source/` (the tree), `build/bin/` (libraries and
+tools) and `bindings/` (the Python package llama_cpp). `hubbot setup` builds it (setup.py).
 """
 
 from __future__ import annotations
@@ -27,13 +22,25 @@ from typing import Any
 
 from hubbot.errors import ToolMissing
 
-__all__ = ["PIN", "LlamaCpp", "bindings", "conversion", "find", "ggml", "gguf", "run_tool", "runtime_name", "tool"]
+__all__ = [
+    "PIN",
+    "LlamaCpp",
+    "bindings",
+    "conversion",
+    "find",
+    "ggml",
+    "gguf",
+    "place",
+    "run_tool",
+    "runtime_name",
+    "tool",
+]
 
 PIN = "0.3.36"  # the llama-cpp-python release whose sdist carries the tree
 
 _NEXT = (
-    "Run `make setup` in the checkout, which builds it once, or point HUBBOT_LLAMA_CPP at a folder with "
-    "source/ (the llama.cpp tree) and build/bin/ (its libraries and tools)."
+    "Run `hubbot setup`, which builds it once, or point HUBBOT_LLAMA_CPP at a folder with source/ (the llama.cpp tree) "
+    "and build/bin/ (its libraries and tools)."
 )
 
 
@@ -43,27 +50,26 @@ class LlamaCpp:
 
     source: Path  # the tree, with conversion/ and gguf-py/
     bin: Path  # libllama.so, libggml*.so, llama-quantize, …
+    bindings: Path  # holds llama_cpp/; absent in a build of somebody's own, who installs llama-cpp-python
 
 
 @cache
 def find() -> LlamaCpp:
-    """The llama.cpp to use. Raises ToolMissing naming every place that was searched."""
-    searched_places = places()
-    for place in searched_places:
-        here = LlamaCpp(source=place / "source", bin=place / "build" / "bin")
-        if (here.source / "conversion" / "base.py").is_file() and _library(here, "ggml-base").is_file():
-            return LlamaCpp(source=here.source.resolve(), bin=here.bin.resolve())
-    searched = ", ".join(str(place) for place in searched_places)
+    """The llama.cpp to use. Raises ToolMissing naming the place that was searched."""
+    searched = place()
+    folders = (searched / "source", searched / "build" / "bin", searched / "bindings")
+    source, programs, bindings = (folder.resolve() for folder in folders)
+    here = LlamaCpp(source=source, bin=programs, bindings=bindings)
+    if (here.source / "conversion" / "base.py").is_file() and _library(here, "ggml-base").is_file():
+        return here
     msg = f"No built llama.cpp was found (searched {searched}). {_NEXT}"
     raise ToolMissing(msg)
 
 
-def places() -> list[Path]:
+def place() -> Path:
+    """Where llama.cpp has to lie. Who names a folder means that one and no other."""
     named = os.environ.get("HUBBOT_LLAMA_CPP")
-    if named:
-        return [Path(named)]  # who names a folder means that one and no other
-    checkout = Path(__file__).resolve().parent.parent
-    return [checkout / ".cache" / "llama.cpp", Path.home() / ".cache" / "hubbot" / f"llama.cpp-{PIN}"]
+    return Path(named) if named else Path.home() / ".cache" / "hubbot" / f"llama.cpp-{PIN}"
 
 
 def _library(here: LlamaCpp, name: str) -> Path:
@@ -175,11 +181,14 @@ def bindings() -> ModuleType:
 
     Loads libllama into this process: a bad file may abort it, so only child processes call this.
     """
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(find().bin)
+    here = find()
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(here.bin)
+    if here.bindings.is_dir() and str(here.bindings) not in sys.path:
+        sys.path.insert(0, str(here.bindings))
     try:
         return importlib.import_module("llama_cpp")
     except (ImportError, RuntimeError, OSError) as error:
-        msg = f"The bindings llama_cpp cannot be imported: {error}. {_NEXT}"
+        msg = f"The bindings llama_cpp cannot be imported: {error}. Install what they need (`pip install 'hubbot[gguf]'`) and run `hubbot setup`."
         raise ToolMissing(msg) from error
 
 

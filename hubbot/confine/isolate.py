@@ -129,10 +129,8 @@ def scrubbed(environ: Mapping[str, str], home: Path) -> dict[str, str]:
 
 def _llama_cpp() -> dict[str, str]:
     """Names the llama.cpp found here, as the child has another home to search."""
-    for place in llamacpp.places():
-        if (place / "source").is_dir():
-            return {"HUBBOT_LLAMA_CPP": str(place.absolute())}
-    return {}
+    place = llamacpp.place()
+    return {"HUBBOT_LLAMA_CPP": str(place.absolute())} if (place / "source").is_dir() else {}
 
 
 def _system_folders(environment: Mapping[str, str]) -> list[Path]:

@@ -32,7 +32,11 @@ _DISK = 20 * _GIB  # a 7B model with the default variants needs about twice that
 _RAM = 8 * _GIB
 _PATIENCE = 180  # seconds for one import on a busy machine
 
-_SETUP = "Run `make setup` in the checkout."
+_AGAIN = "Run `pip install --force-reinstall hubbot` (`make setup` in a checkout)."
+_READER = (
+    "Run `pip install 'hubbot[gptq]'`, then `pip install --no-deps gptqmodel==7.7.0` (`make setup` in a checkout)."
+)
+_SETUP = "Run `hubbot setup`."
 
 
 class Status(StrEnum):
@@ -62,17 +66,18 @@ class _Import:
     code: str
     serves: str
     tested: str | None = None  # the version that hubbot's tests ran with
+    remedy: str = _AGAIN
 
 
 _IMPORTS = (
     _Import(package="transformers", code="import transformers", serves="reads every model", tested="5.23.0"),
     _Import(package="bitsandbytes", code="import bitsandbytes", serves="makes and loads bnb variants", tested="0.50.2"),
-    _Import(package="gptqmodel", code="import gptqmodel, optimum", serves="loads GPTQ variants", tested="7.7.0"),
     _Import(
-        package="llama-cpp-python",
-        code="from hubbot.llamacpp import bindings; bindings()",
-        serves="loads GGUF variants",
-        tested=llamacpp.PIN,
+        package="gptqmodel",
+        code="import gptqmodel, optimum",
+        serves="loads GPTQ variants",
+        tested="7.7.0",
+        remedy=_READER,
     ),
 )
 
@@ -85,7 +90,7 @@ def examine(work: Path, *, device: str = "auto", token: bool, environ: Mapping[s
     machine = measure_machine(work, device)
     findings = [_python(sys.version_info[:3])]
     findings += [_torch(machine, _ask), *_gpu_road(machine, Path("/"), environ)]
-    findings += [_llama_cpp(), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
+    findings += [_llama_cpp(), _bindings(_ask), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
     return [*findings, _disk(machine, work), _ram(machine), _token(token)]
 
 
@@ -101,7 +106,7 @@ def _torch(machine: Machine, ask: Ask) -> Finding:
     try:
         answer = ask("import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())")
     except ToolMissing as error:
-        return Finding(name="torch", status=Status.FAIL, found=str(error), remedy=_SETUP)
+        return Finding(name="torch", status=Status.FAIL, found=str(error), remedy=_AGAIN)
     version, cuda, sees = answer.split()
     if machine.gpu and sees != "True":
         build = "is a build for CPUs" if cuda == "None" else f"was built for CUDA {cuda}"
@@ -160,19 +165,28 @@ def _llama_cpp() -> Finding:
     return Finding(name="llama.cpp", status=Status.OK, found=found)
 
 
+def _bindings(ask: Ask) -> Finding:
+    name = "llama.cpp's bindings"
+    try:
+        version = ask("from hubbot.llamacpp import bindings; print(bindings().__version__)")
+    except ToolMissing as error:
+        return Finding(name=name, status=Status.FAIL, found=f"they do not load: {error}", remedy=_SETUP)
+    return Finding(name=name, status=Status.OK, found=version)
+
+
 def _imported(each: _Import, ask: Ask) -> Finding:
     try:
         version = metadata.version(each.package)
         ask(each.code)
     except metadata.PackageNotFoundError:
         found = f"not installed; it {each.serves}"
-        return Finding(name=each.package, status=Status.FAIL, found=found, remedy=_SETUP)
+        return Finding(name=each.package, status=Status.FAIL, found=found, remedy=each.remedy)
     except ToolMissing as error:
         found = f"{version} does not load: {error}"
-        return Finding(name=each.package, status=Status.FAIL, found=found, remedy=_SETUP)
+        return Finding(name=each.package, status=Status.FAIL, found=found, remedy=each.remedy)
     if each.tested not in (None, version):
         found = f"{version}, tested with {each.tested}"
-        return Finding(name=each.package, status=Status.WARN, found=found, remedy=_SETUP)
+        return Finding(name=each.package, status=Status.WARN, found=found, remedy=each.remedy)
     return Finding(name=each.package, status=Status.OK, found=version)
 
 
@@ -191,7 +205,7 @@ def _walls(build: Callable[[], Walls]) -> Finding:
     try:
         built = build()
     except HubbotError as error:
-        return Finding(name=name, status=Status.FAIL, found=str(error), remedy=_SETUP)
+        return Finding(name=name, status=Status.FAIL, found=str(error), remedy=_AGAIN)
     found = f"files: {built.files}, network: {built.network}, rights: {built.rights}"
     if built.complete:
         return Finding(name=name, status=Status.OK, found=found)

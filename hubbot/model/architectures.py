@@ -32,7 +32,7 @@ def known_to_llama_cpp(architecture: str) -> bool:
 def _transformers() -> frozenset[str]:
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
-        msg = "transformers is not installed. Run `make setup`, or `pip install hubbot` again."
+        msg = "transformers is not installed. Run `pip install hubbot` again (`make setup` in a checkout)."
         raise ToolMissing(msg)
     source = Path(found.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
     call = _assigned(source, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
@@ -56,5 +56,5 @@ def _assigned(source: Path, name: str) -> Any:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return node.value
-    msg = f"{source} assigns no {name}; this release keeps its list of architectures elsewhere. Install the pinned versions (`make setup`)."
+    msg = f"{source} assigns no {name}; this release keeps its list of architectures elsewhere. Install the pinned versions: `pip install hubbot` again (`make setup` in a checkout)."
     raise ToolMissing(msg)

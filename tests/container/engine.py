@@ -136,6 +136,7 @@ def llama_image() -> str:
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder) / "llama.cpp"
         shutil.copytree(here.bin, into / "build" / "bin", symlinks=True)
+        shutil.copytree(here.bindings, into / "bindings")
         for name in ("conversion", "gguf-py", "ggml/include", "ggml/src"):
             shutil.copytree(here.source / name, into / "source" / name)
         (Path(folder) / "Dockerfile").write_text("FROM scratch\nCOPY llama.cpp /opt/llama.cpp\n")

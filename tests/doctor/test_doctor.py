@@ -68,12 +68,12 @@ def test_the_child_that_imports_does_not_inherit_a_token(monkeypatch: pytest.Mon
 
 def test_a_missing_llama_cpp_fails_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch):
     def nowhere() -> None:
-        raise ToolMissing("No built llama.cpp was found. Run `make setup`")
+        raise ToolMissing("No built llama.cpp was found. Run `hubbot setup`")
 
     monkeypatch.setattr(llamacpp, "find", nowhere)
     finding = doctor._llama_cpp()
     assert finding.status is Status.FAIL
-    assert "make setup" in finding.remedy
+    assert "hubbot setup" in finding.remedy
 
 
 def test_a_container_without_a_gpu_is_shown_the_road(tmp_path: Path):

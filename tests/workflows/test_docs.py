@@ -32,6 +32,7 @@ KNOWN = {
     "hf",
     "python",
     "buildah",
+    "pip",
 }
 ALL_WORKFLOWS = "".join(path.read_text() for path in WORKFLOWS)
 

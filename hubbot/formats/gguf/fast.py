@@ -1,6 +1,6 @@
 """ggml's slow encoders, built again with vectorised searches (search.h): the same bytes, several times sooner.
 
-    python -m hubbot.formats.gguf.fast        build the library beside llama.cpp's, as `make setup` does
+    python -m hubbot.formats.gguf.fast        build the library beside llama.cpp's, as `hubbot setup` does
 
 The library is llama.cpp's own ggml-quants.c of the pinned tree with the searches in its loops replaced.
 Where it is absent, the CPU too old or the bytes differ from ggml's on a sample, ggml's own encoders are used.

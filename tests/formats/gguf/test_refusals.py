@@ -113,7 +113,7 @@ def test_an_absent_llama_cpp_is_told_with_every_place_that_was_searched(tmp_path
     monkeypatch.setenv("HUBBOT_LLAMA_CPP", str(tmp_path / "nowhere"))
     llamacpp.find.cache_clear()
     try:
-        with pytest.raises(ToolMissing, match=r"nowhere.*make setup"):
+        with pytest.raises(ToolMissing, match=r"nowhere.*hubbot setup"):
             llamacpp.find()
     finally:
         monkeypatch.undo()
