@@ -9,21 +9,25 @@ The tokenizer is the demo model's and the texts are the standard library, so not
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hubbot.child.stages import make
+from hubbot.child.make import make
+from hubbot.child.messages import MakeAnswer, MakeQuestion
 from hubbot.demo.train import Recipe, demo_model, library_texts
-from hubbot.domain import Peak, Source
+from hubbot.domain import Peak, Source, Text, Texts
+from hubbot.formats.names import parse_variants
 from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
 from hubbot.machine.versions import tools
@@ -77,49 +81,50 @@ def main() -> None:
             "evaluation.windows": asked.windows,
         }
         source = Source(folder=str(folder), repo=None, revision=None, files={})
-        texts = write_texts(work) if asked.windows else {**write_texts(work), "evaluation": None}
+        texts = write_texts(work)
         (work / "out").mkdir()
         (work / "work").mkdir()
-        argument = {
-            "source": {key: getattr(source, key) for key in source.__slots__},
-            "settings": load_settings(None, flags).model_dump(mode="json"),
-            "work": str(work / "work"),
-            "out": str(work / "out"),
-            "variants": asked.variants,
-            "texts": texts,
-        }
+        question = MakeQuestion(
+            source=source,
+            settings=load_settings(None, flags),
+            work=work / "work",
+            out=work / "out",
+            variants=tuple(variant.name for variant in parse_variants(asked.variants)),
+            texts=texts if asked.windows else replace(texts, evaluation=None),
+        )
         start = time.monotonic()
         with PeakMeter(work, device=asked.device) as meter:
-            answer = make(argument)
+            answer = make(question)
         seconds = time.monotonic() - start
         report(asked, answer, weights, seconds, meter.peak)
         compare_memory(folder, asked, answer, meter.peak)
 
 
-def write_texts(into: Path) -> dict[str, str | None]:
+def write_texts(into: Path) -> Texts:
     """The whole standard library as calibration and evaluation text."""
     library = library_texts(Recipe(characters=10**9))
     parts = {"calibration": library.training, "evaluation": library.evaluation}
-    texts: dict[str, str | None] = {}
+    texts = {}
     for name, pieces in parts.items():
         path = into / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
-        texts |= {name: str(path), f"{name}_name": name, f"{name}_revision": None}
-    return texts
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        texts[name] = Text(path=path, name=name, revision=None, sha256=digest)
+    return Texts(**texts)
 
 
-def report(asked: argparse.Namespace, answer: dict, weights: int, seconds: float, peak: Peak) -> None:
+def report(asked: argparse.Namespace, answer: MakeAnswer, weights: int, seconds: float, peak: Peak) -> None:
     print(json.dumps({"machine": measure_machine(Path(), asked.device).hardware, "tools": tools()}))
     print(f"{weights / 1e6:.0f} M weights, {2 * weights / 1e9:.2f} GB in bfloat16; {seconds:.1f} s; {peak}")
-    for name, spent in sorted(answer["timings"].items(), key=lambda item: -item[1]):
+    for name, spent in sorted(answer.seconds.items(), key=lambda item: -item[1]):
         print(f"  {name:28} {spent:8.1f} s")
-    for variant in answer["variants"]:
-        score = variant["score"]
-        measured = f"  KL {score['kld']['mean']:.3e}  ratio {score['ratio']:.4f}" if score else ""
-        print(f"  {variant['name']:28} {variant['bits_per_weight']:.3f} bits per weight{measured}")
+    for name, made in answer.made.items():
+        score = made.score
+        measured = f"  KL {score.kld.mean:.3e}  ratio {score.ratio:.4f}" if score else ""
+        print(f"  {name:28} {made.bits_per_weight:.3f} bits per weight{measured}")
 
 
-def compare_memory(folder: Path, asked: argparse.Namespace, answer: dict, peak: Peak) -> None:
+def compare_memory(folder: Path, asked: argparse.Namespace, answer: MakeAnswer, peak: Peak) -> None:
     """Against what a sweep may take: its largest part as 32-bit floats and encoded, its streams, and 1 GB."""
     facts = read_facts(folder)
     largest = max(
@@ -127,9 +132,9 @@ def compare_memory(folder: Path, asked: argparse.Namespace, answer: dict, peak: 
         for part in part_layout(facts)
         if part.kind is PartKind.BLOCK or asked.windows
     )
-    encoded = sum(largest * variant["bits_per_weight"] / 8 for variant in answer["variants"])
-    texts = [answer["calibration"], *[answer["evaluation"]] * (1 + len(answer["variants"]))]
-    streams = sum(text["windows"] * text["length"] * asked.hidden * 4 for text in texts if text)
+    encoded = sum(largest * made.bits_per_weight / 8 for made in answer.made.values())
+    texts = [answer.calibration, *[answer.evaluation] * (1 + len(answer.made))]
+    streams = sum(text.windows * text.length * asked.hidden * 4 for text in texts if text)
     bound = 4 * largest + encoded + streams + 1e9
     print(
         f"peak RSS {(peak.rss or 0) / 1e9:.2f} GB; largest part {4 * largest / 1e9:.2f} GB, its encodings "

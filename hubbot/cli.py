@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from rich.markdown import Markdown
 
 from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
+from hubbot.confine import isolate
+from hubbot.confine.isolate import Call
 from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
 from hubbot.machine.shortage import telling_what_ran_out
@@ -158,6 +161,7 @@ FromWebhook = Annotated[
 
 @app.command()
 def run(
+    caller: typer.Context,
     model: Annotated[str | None, typer.Argument(help="Hub id (org/name) or a local folder", show_default=False)] = None,
     revision: Revision = None,
     variants: Variants = None,
@@ -217,11 +221,12 @@ def run(
         "evaluation.context": context,
         "evaluation.stride": stride,
     }
-    _run(model, load_settings(config, flags))
+    _run(model, load_settings(config, flags), caller.obj)
 
 
 @app.command()
 def plan(
+    caller: typer.Context,
     model: Model,
     revision: Revision = None,
     variants: Variants = None,
@@ -245,6 +250,9 @@ def plan(
 ) -> None:
     """Say what a run would make and need, before anything is downloaded but headers."""
     from hubbot.job import pipeline
+    from hubbot.planning.plan import matrix, require
+    from hubbot.planning.plan_view import as_json as plan_json
+    from hubbot.planning.plan_view import as_table
 
     flags = {
         "revision": revision,
@@ -262,17 +270,19 @@ def plan(
         "evaluation.stride": stride,
     }
     settings = load_settings(config, flags)
-    show = "" if as_json or as_matrix else "table"
-    found = pipeline.plan(_job(model, settings), show=show, elsewhere=elsewhere)
+    found = pipeline.plan(_job(model, settings), caller.obj, elsewhere=elsewhere)
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
+        sys.stdout.write(json.dumps({**plan_json(found), "matrix": matrix(found)}, indent=2) + "\n")
     if as_matrix:
-        sys.stdout.write(json.dumps(found["matrix"]) + "\n")
-    pipeline.require(found)
+        sys.stdout.write(json.dumps(matrix(found)) + "\n")
+    if not (as_json or as_matrix):
+        Console().print(as_table(found))
+    require(found)
 
 
 @app.command()
 def evaluate(
+    caller: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="GGUF files, or folders with a GPTQ or bitsandbytes checkpoint")],
     base: Annotated[str, typer.Option(help="the model that they were made from: Hub id or folder")],
     revision: Revision = None,
@@ -298,11 +308,11 @@ def evaluate(
         "evaluation.context": context,
         "evaluation.stride": stride,
     }
-    found = pipeline.evaluate(_job(base, load_settings(config, flags)), paths)
+    found = pipeline.evaluate(_job(base, load_settings(config, flags)), paths, caller.obj)
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
     else:
-        Console().print(scores_table(found))
+        Console().print(scores_table(found.evaluation, found.base, found.scores))
 
 
 @app.command()
@@ -332,14 +342,17 @@ def publish(
 
 
 @app.command()
-def demo(out: Out = None, variants: Variants = None, config: Config = None, device: Device = None) -> None:
+def demo(
+    caller: typer.Context, out: Out = None, variants: Variants = None, config: Config = None, device: Device = None
+) -> None:
     """Train a small language model on this machine's own text and run the main job on it."""
     from hubbot.demo.train import demo_model, demo_settings
 
     with log.stage("train the demo model"):
         folder = demo_model(log=log.say)
     flags = {**demo_settings(folder), "out": out, "device": device}
-    _run(str(folder), load_settings(config, flags | ({"variants": variants} if variants else {})))
+    flags |= {"variants": variants} if variants else {}
+    _run(str(folder), load_settings(config, flags), caller.obj)
 
 
 @app.command()
@@ -424,12 +437,12 @@ def _maker(record: Record) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _run(model: str, settings: Settings) -> None:
+def _run(model: str, settings: Settings, call: Call) -> None:
     from hubbot.cards.summary import reasons, results_table
     from hubbot.job import pipeline
 
     job = _job(model, settings)
-    record = pipeline.run(job)
+    record = pipeline.run(job, call).record
     console = Console()
     console.print(results_table(record, width=console.width))
     for line in reasons(record):
@@ -490,11 +503,11 @@ def _dataset(section: str, name: str | None) -> dict[str, Any]:
     return {f"{section}.dataset": dataset, f"{section}.config": config, f"{section}.split": split or None}
 
 
-def main(argv: list[str] | None = None, program: Callable[..., Any] = app) -> None:
-    """Entry point: errors become one paragraph and their exit code."""
+def main(argv: list[str] | None = None, program: Callable[..., Any] = app, call: Call = isolate.call) -> None:
+    """Entry point: errors become one paragraph and their exit code. call: who asks the confined child."""
     try:
         with telling_what_ran_out():
-            program(argv, standalone_mode=True)
+            program(argv, standalone_mode=True, obj=call)
     except HubbotError as error:
         log.error(str(error))
         sys.exit(error.exit_code)

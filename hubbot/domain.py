@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 SCHEMA_VERSION = 1
@@ -112,6 +113,30 @@ class Source:
     def name(self) -> str:
         """The model's short name: the last part of the Hub id or of the folder."""
         return (self.repo or self.folder.rstrip("/")).rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A text on this disk: one JSON object {"text": …} a line, a row of the dataset each, in its order."""
+
+    path: Path
+    name: str  # "allenai/c4:en:train", or a local file's name
+    revision: str | None  # full sha of the dataset's commit
+    sha256: str  # of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What a run calibrates and evaluates on; None where it does not."""
+
+    calibration: Text | None = None
+    evaluation: Text | None = None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Purpose -> sha256 of each text that is there."""
+        found = {"calibration": self.calibration, "evaluation": self.evaluation}
+        return {purpose: text.sha256 for purpose, text in found.items() if text}
 
 
 # --- measurements -----------------------------------------------------------------------------------

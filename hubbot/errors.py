@@ -53,6 +53,12 @@ class HubbotError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    @staticmethod
+    def named(kind: str, message: str) -> HubbotError:
+        """The error of a class of this tree by its name, as another process told it; a HubbotError for any other name."""
+        known: type[HubbotError] = globals()[kind] if kind in __all__ else HubbotError
+        return known(message)
+
 
 class BadSettings(HubbotError):
     exit_code = 2

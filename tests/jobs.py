@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,9 @@ import pytest
 
 from hubbot.cli import main
 from hubbot.confine import isolate
+from hubbot.confine.isolate import Answer, Call
+from hubbot.confine.stage import Stage, decode, encode, perform
+from hubbot.confine.walls import Walls
 from hubbot.domain import Record
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
@@ -20,31 +22,16 @@ from tests.hub import Hub
 from tests.models import texts
 
 
-def unconfined(target: str, argument: Any, **_: Any) -> isolate.Answer:
-    module, name = target.split(":")
-    function = getattr(__import__(module, fromlist=[name]), name)
-    value = json.loads(json.dumps(function(json.loads(json.dumps(argument, default=str))), default=str))
-    return isolate.Answer(value=value, walls=None)  # type: ignore[arg-type]
+def unconfined(stage: Stage[Any, Any], question: Any, **_: Any) -> Answer[Any]:
+    """Ask a stage in this process, where torch is loaded already: encoded as for a confined one, which has tests of its own."""
+    answer = perform(stage.target, encode(stage.question, question))
+    return Answer(value=decode(stage.answer, answer), walls=Walls(files="none", network="none", rights="none"))
 
 
-@contextmanager
-def without_walls() -> Iterator[None]:
-    """Confined stages run in this process: the confinement has tests of its own, and torch is loaded already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolate, "call", unconfined)
-        yield
-
-
-@pytest.fixture
-def in_process() -> Iterator[None]:
-    with without_walls():
-        yield
-
-
-def command(*words: str) -> int:
+def command(*words: str, call: Call = isolate.call) -> int:
     """What the command line ends with."""
     with pytest.raises(SystemExit) as stop:
-        main(list(words))
+        main(list(words), call=call)
     return int(str(stop.value.code or 0))
 
 
@@ -78,7 +65,8 @@ def make(
     model: Path | str, tmp_path: Path, *, hub: Hub | None = None, token: str | None = None, **changes: object
 ) -> Record:
     settings = settings_of(tmp_path, **changes)
-    return pipeline.run(Run(model=str(model), settings=settings, token=token, endpoint=hub.endpoint if hub else None))
+    job = Run(model=str(model), settings=settings, token=token, endpoint=hub.endpoint if hub else None)
+    return pipeline.run(job, unconfined).record
 
 
 def options(tmp_path: Path, **changes: str | None) -> list[str]:

@@ -17,9 +17,7 @@ from hubbot.formats.foreign import artefact_names
 from hubbot.record.file import read_record
 from tests.formats.gguf.chain import keys_and_tensors
 from tests.hub import Hub
-from tests.jobs import command, in_process, options, without_walls
-
-__all__ = ["in_process"]
+from tests.jobs import command, options, unconfined
 
 pytestmark = pytest.mark.slow
 
@@ -57,8 +55,8 @@ def settings(folder: Path, more: str = "") -> list[str]:
 
 
 def run(model: Path, out: Path, asked: list[str], *more: str, ends: int = 0) -> Record:
-    with without_walls():
-        assert command("run", str(model), "--out", str(out), "--variants", VARIANTS, *asked, *more) == ends
+    words = ["run", str(model), "--out", str(out), "--variants", VARIANTS, *asked, *more]
+    assert command(*words, call=unconfined) == ends
     return read_record(out / "hubbot.json")
 
 
@@ -105,10 +103,10 @@ def test_two_artefacts_of_one_name_are_both_measured(
         shutil.copytree(made.out / variant, tmp_path / place / "base")
     wanted = [*made.options[made.options.index("--evaluation") :], "--base", str(made.model), "--out", str(tmp_path)]
     capsys.readouterr()
-    with without_walls():
-        assert command("evaluate", str(tmp_path / "one" / "base"), str(tmp_path / "two" / "base"), *wanted) == 0
-        shown = capsys.readouterr().out
-        assert command("evaluate", str(tmp_path / "one" / "base"), *wanted, "--json") == 0
+    both = [str(tmp_path / "one" / "base"), str(tmp_path / "two" / "base")]
+    assert command("evaluate", *both, *wanted, call=unconfined) == 0
+    shown = capsys.readouterr().out
+    assert command("evaluate", both[0], *wanted, "--json", call=unconfined) == 0
     assert "one/base" in shown
     assert "two/base" in shown
     score = next(variant.score for variant in made.record.variants if variant.name == "gptq-4bit-64g")
@@ -157,14 +155,12 @@ def test_the_schema_knows_every_key_that_a_run_writes(made: Made, capsys: pytest
         assert set(part) <= set(schema["$defs"][name]["properties"])
 
 
-@pytest.mark.usefixtures("in_process")
 def test_the_plan_gives_the_sizes_that_the_run_came_to(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert (
-        command("plan", str(made.model), "--out", str(tmp_path), "--variants", VARIANTS, "--json", *made.options) == 0
-    )
+    asked = ["plan", str(made.model), "--out", str(tmp_path), "--variants", VARIANTS, "--json", *made.options]
+    assert command(*asked, call=unconfined) == 0
     planned = {variant["name"]: variant for variant in json.loads(capsys.readouterr().out)["variants"]}
     assert list(planned) == VARIANTS.split(",")
     for variant in made.record.variants:
@@ -219,9 +215,8 @@ def test_a_run_cut_into_sweeps_ends_with_the_files_and_numbers_of_one(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    with without_walls():
-        asked = ["plan", str(made.model), "--out", str(tmp_path), "--variants", WITHOUT_GPTQ, "--json", *made.options]
-        assert command(*asked) == 0
+    asked = ["plan", str(made.model), "--out", str(tmp_path), "--variants", WITHOUT_GPTQ, "--json", *made.options]
+    assert command(*asked, call=unconfined) == 0
     need = json.loads(capsys.readouterr().out)["need"]["ram"]
     more = settings(tmp_path, f"[budget]\nram = {need - 1}\n")
     found = run(made.model, tmp_path / "out", [*more, "--variants", WITHOUT_GPTQ])

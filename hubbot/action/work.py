@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from rich.console import Console
 
 from hubbot import log
 from hubbot.action.inputs import Inputs
@@ -13,14 +14,14 @@ from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, read_parts, tidy
 from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
-from hubbot.domain import Record
 from hubbot.formats.names import parse_variants
 from hubbot.hub.keyless import keyless_token
 from hubbot.hub.publish.merged import finish_merged
 from hubbot.hub.publish.release import Receipt
 from hubbot.job import pipeline
-from hubbot.job.pipeline import Run
-from hubbot.planning.plan import NO_LIMIT
+from hubbot.job.pipeline import Finished, Run
+from hubbot.planning.plan import NO_LIMIT, Plan, matrix, require
+from hubbot.planning.plan_view import as_table
 from hubbot.record.file import FILE_NAME, read_record
 
 __all__ = ["publishing_token", "work"]
@@ -56,34 +57,33 @@ def publishing_token(inputs: Inputs) -> str | None:
 
 
 def _planned(job: Run, *, elsewhere: bool) -> Outcome:
-    found = pipeline.plan(job, show="table", elsewhere=elsewhere)
-    pipeline.require(found)
-    return Outcome(matrix=found["matrix"], summary=plan_summary(found))
+    found = pipeline.plan(job, elsewhere=elsewhere)
+    Console().print(as_table(found))
+    require(found)
+    return Outcome(matrix=matrix(found), summary=plan_summary(found))
 
 
 def _made(job: Run) -> Outcome:
-    record = pipeline.run(job)
-    return _judged(record, job.receipts, job.out / FILE_NAME)
+    return _judged(pipeline.run(job), job.out / FILE_NAME)
 
 
 def _published(job: Run, names: Sequence[str]) -> Outcome:
     """Publish what lies in the output folder: a whole run, or the named parts of a plan as one release."""
     if not names:
-        record = pipeline.release_record(job, read_record(job.out))
-        return _judged(record, job.receipts, job.out / FILE_NAME)
+        return _judged(pipeline.release_record(job, read_record(job.out)), job.out / FILE_NAME)
     parts = read_parts(job.out, names)
     record = joined(parts, [variant.name for variant in parse_variants(job.settings.variants)])
     publish = job.settings.publish
     if (told := kept_receipts(parts, job.out, record, publish)) is not None:
         log.say(f"{job.out} was published before; its weights are gone.")
         _finish(job, told)
-        return _judged(read_record(job.out), told, job.out / FILE_NAME)
+        return _judged(Finished(record=read_record(job.out), receipts=told), job.out / FILE_NAME)
     lay_out(parts, record, job.out)
     published = pipeline.release_record(job, record)
     if publish.mode != "none":
-        keep_receipts(job.out, record, publish, job.receipts)
+        keep_receipts(job.out, record, publish, published.receipts)
         tidy(parts, job.out)
-    return _judged(published, job.receipts, job.out / FILE_NAME)
+    return _judged(published, job.out / FILE_NAME)
 
 
 def _finish(job: Run, receipts: Sequence[Receipt]) -> None:
@@ -94,7 +94,8 @@ def _finish(job: Run, receipts: Sequence[Receipt]) -> None:
             log.say(f"{one.repo_id}: {len(made)} branches made after its merge")
 
 
-def _judged(record: Record, receipts: Sequence[Receipt], path: Path) -> Outcome:
+def _judged(finished: Finished, path: Path) -> Outcome:
+    record, receipts = finished.record, finished.receipts
     waiting = {one.repo_id: one.pull_request_url for one in receipts if one.pull_request_url}
     outcome = Outcome(
         record=record,
@@ -112,27 +113,30 @@ def _judged(record: Record, receipts: Sequence[Receipt], path: Path) -> Outcome:
     return outcome
 
 
-def plan_summary(found: Mapping[str, Any]) -> str:
+def plan_summary(found: Plan) -> str:
     """A plan as Markdown for the step's summary."""
     rows = [
-        f"| {code(one['name'])} | {one['file_bytes'] / 1e9:,.2f} GB | {one['bits_per_weight']:.2f} |"
-        for one in found["variants"]
+        f"| {code(one.name)} | {one.file_bytes / 1e9:,.2f} GB | {one.bits_per_weight:.2f} |" for one in found.variants
     ]
     needs = [
-        f"| {name} | {found['need'][key] / 1e9:,.1f} GB | {_may_be_used(found['budget'][key])} |"
-        for name, key in (("disk", "disk"), ("RAM", "ram"), ("VRAM", "vram"))
-        if found["need"][key]
+        f"| {name} | {needed / 1e9:,.1f} GB | {_may_be_used(there)} |"
+        for name, needed, there in (
+            ("disk", found.need.disk, found.budget.disk),
+            ("RAM", found.need.ram, found.budget.ram),
+            ("VRAM", found.need.vram, found.budget.vram),
+        )
+        if needed
     ]
-    notes = [f"- {inline(note)}" for note in found["notes"]]
+    notes = [f"- {inline(note)}" for note in found.notes]
     return "\n".join(
         [
-            f"## Plan for {inline(found['model'])}",
+            f"## Plan for {inline(found.model)}",
             "",
             "| variant | size | bits per weight |",
             "| --- | ---: | ---: |",
             *rows,
             "",
-            f"{len(found['matrix']['include'])} jobs, each one walk over the model. Peak:",
+            f"{len(found.sweeps)} jobs, each one walk over the model. Peak:",
             "",
             "| | needed | may be used |",
             "| --- | ---: | ---: |",

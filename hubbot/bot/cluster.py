@@ -36,9 +36,6 @@ WAKE = 2.0  # seconds between looks at the tasks
 Task: TypeAlias = Callable[[Job], Record]
 """What a node runs; pickled once, so a module's function or a partial of one."""
 
-_KNOWN: dict[str, type[Exception]] = {name: getattr(errors, name) for name in errors.__all__}
-_KNOWN |= {Mismatch.__name__: Mismatch}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
@@ -66,8 +63,10 @@ class Failure:
     token_works: bool = True  # the node's own, asked after a refusal
 
     def error(self) -> Exception:
-        known = next((_KNOWN[kind] for kind in self.kinds if kind in _KNOWN), RuntimeError)
-        return known(self.message)
+        if Mismatch.__name__ in self.kinds:
+            return Mismatch(self.message)
+        known = next((kind for kind in self.kinds if kind in errors.__all__), None)
+        return HubbotError.named(known, self.message) if known else RuntimeError(self.message)
 
 
 @dataclass(slots=True, kw_only=True)

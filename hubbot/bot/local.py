@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from hubbot.bot.ledger import jobs
@@ -38,7 +39,9 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
     out = folder_of(settings, job.model)
     own = settings.model_copy(update={"revision": job.revision, "out": out, "publish": publish_of(job, settings)})
     command = f"hubbot run {job.model} --revision {job.revision}"
-    record = pipeline.run(pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint, command=command))
+    record = pipeline.run(
+        pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint, command=command)
+    ).record
     if settings.publish.mode != "none":
         _clear(out)
     if not any(variant.passed for variant in record.variants):
@@ -86,4 +89,4 @@ def need_of(job: Job, settings: Settings, *, gpu: bool, token: str | None, endpo
     out = folder_of(settings, job.model)
     own = settings.model_copy(update={"revision": job.revision, "out": out, "device": device})
     run = pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint)
-    return {name: int(amount) for name, amount in pipeline.plan(run, elsewhere=True)["need"].items()}
+    return asdict(pipeline.plan(run, elsewhere=True).need)

@@ -1,7 +1,4 @@
-"""Reads every finished variant in its own runtime: the load check, samples and, where asked for, speed.
-
-Runs in the confined child, like `hubbot.child.stages`.
-"""
+"""Reads every finished variant in its own runtime: the load check, samples and, where asked for, speed."""
 
 from __future__ import annotations
 
@@ -10,17 +7,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from pydantic import TypeAdapter
 from transformers.utils import logging as transformers_logging
 
 from hubbot import log
-from hubbot.child.stages import settle_device
+from hubbot.child.device import settle_device
+from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.domain import Family, Source, Speed, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import samples
@@ -34,37 +30,35 @@ __all__ = ["check"]
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
-def check(argument: dict[str, Any]) -> dict[str, Any]:
-    """argument: source, settings, work, out, record (for its variants), references (variant -> path).
-
-    Returns `variants` with load check, samples and speed filled in.
-    """
+def check(question: CheckQuestion) -> CheckAnswer:
+    """Load check, samples and speed of the question's variants."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    source = TypeAdapter(Source).validate_python(argument["source"])
-    settings = Settings.model_validate(argument["settings"])
-    variants = TypeAdapter(tuple[VariantRecord, ...]).validate_python(argument["record"]["variants"])
-    out, references = Path(argument["out"]), argument["references"]
-    spoken = _Spoken(source, settings) if settings.evaluation.samples else None
-    checked = []
-    with log.progress("load check", len(variants), "variants") as advance:
-        for variant in variants:
-            paths = [out / file.path for file in variant.files]
-            _let_go()
-            device = _device_for(paths, settle_device(settings.device))
-            with _aside(Path(argument["work"]) / "load-check.log"):
-                prompts = spoken.prompts if spoken else []
-                reading = _read(variant.family, paths, references.get(variant.name), prompts, device)
-            variant = replace(variant, load_check=reading.check)
-            if spoken and spoken.base and reading.check.loaded:
-                found = samples.compare(spoken.tokenizer, spoken.base, reading.continuations)
-                variant = replace(variant, samples=found)
-            if settings.benchmark and reading.check.loaded:
-                _let_go()
-                variant = _timed(variant, paths, device, source.context_length)
-            checked.append(asdict(variant))
+    settings = question.settings
+    spoken = _Spoken(question.source, settings) if settings.evaluation.samples else None
+    checked = {}
+    with log.progress("load check", len(question.variants), "variants") as advance:
+        for variant in question.variants:
+            checked[variant.name] = _checked(variant, question, spoken)
             advance(1)
-    return {"variants": checked}
+    return CheckAnswer(checked=checked)
+
+
+def _checked(variant: VariantRecord, question: CheckQuestion, spoken: _Spoken | None) -> Checked:
+    settings = question.settings
+    paths = [question.out / file.path for file in variant.files]
+    _let_go()
+    device = _device_for(paths, settle_device(settings.device))
+    with _aside(question.work / "load-check.log"):
+        prompts = spoken.prompts if spoken else []
+        reading = _read(variant.family, paths, question.references.get(variant.name), prompts, device)
+    variant = replace(variant, load_check=reading.check)
+    if spoken and spoken.base and reading.check.loaded:
+        variant = replace(variant, samples=samples.compare(spoken.tokenizer, spoken.base, reading.continuations))
+    if settings.benchmark and reading.check.loaded:
+        _let_go()
+        variant = _timed(variant, paths, device, question.source.context_length)
+    return Checked(load_check=variant.load_check, samples=variant.samples, speed=variant.speed, notes=variant.notes)
 
 
 def _let_go() -> None:
@@ -120,9 +114,8 @@ def _fits(weight_bytes: int, device: str) -> bool:
 
 
 def _read(
-    family: Family, paths: Sequence[Path], reference: str | None, prompts: Sequence[Sequence[int]], device: str
+    family: Family, paths: Sequence[Path], known: Path | None, prompts: Sequence[Sequence[int]], device: str
 ) -> Reading:
-    known = Path(reference) if reference else None
     match family:
         case Family.GGUF:
             from hubbot.formats.gguf import check as gguf

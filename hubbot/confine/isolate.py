@@ -1,7 +1,7 @@
-"""Runs one function of hubbot in a child process that holds no token and can do no harm.
+"""Runs one stage of hubbot in a child process that holds no token and can do no harm.
 
-    answer = call("hubbot.job.pipeline:make", {"folder": "…"}, work=work)
-    answer.value                      what the function returned, through JSON
+    answer = call(SURVEY, SurveyQuestion(source=source, …), work=work)
+    answer.value                      what the stage's function returned: a SurveyAnswer
     answer.walls                      what the kernel enforced: files, network, rights
 
 The child starts with a listed few environment variables, a home of its own inside the work folder, no
@@ -12,8 +12,6 @@ its parent. Its HubbotErrors are raised again here, with their class and message
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import signal
 import subprocess
@@ -22,74 +20,99 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from hubbot import errors, llamacpp, log
+from pydantic import ValidationError
+
+from hubbot import log
 from hubbot.confine import walls
+from hubbot.confine.environment import confined
+from hubbot.confine.stage import Stage, decode, encode, perform
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
 from hubbot.machine.shortage import telling_what_ran_out
 
-__all__ = ["Answer", "call", "scrubbed"]
+__all__ = ["Answer", "Call", "call"]
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 _LARGEST_ANSWER = 256 * 2**20  # bytes; the child is not trusted to be brief
 _GRACE = 10.0  # seconds between a forwarded signal and SIGKILL
 
-# Variables that the child may see: names, and beginnings of names.
-_NAMES = frozenset(
-    "PATH LANG LANGUAGE TZ TERM COLUMNS LINES NO_COLOR FORCE_COLOR CI GITHUB_ACTIONS USER LOGNAME "
-    "LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV CC CXX HUBBOT_LLAMA_CPP CUBLAS_WORKSPACE_CONFIG".split()
-)
-_BEGINNINGS = tuple("LC_ CUDA_ NVIDIA_ ROCR_ HIP_ OMP_ MKL_ OPENBLAS_ TORCH_ PYTORCH_ TRITON_ GGML_ GPTQMODEL_".split())
-_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
-
-_CHECKOUT = Path(__file__).resolve().parents[2]  # or site-packages
 _READABLE = "/usr /bin /sbin /lib /lib32 /lib64 /etc /opt /nix /sys /proc".split()
 _DEVICES = "null zero full random urandom tty shm nvidiactl nvidia-uvm nvidia-uvm-tools nvidia-modeset dri kfd".split()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    value: Any  # JSON: None, bool, int, float, str, list, dict
+class Answer(Generic[A]):
+    value: A
     walls: Walls
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """The first line of what the child is told; the question follows."""
+
+    target: str
+    parent: int  # process id
+    home: Path
+    writable: tuple[Path, ...]  # the work folder first
+    readable: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """The first line of what the child says; the answer follows where there is no error."""
+
+    walls: Walls
+    error: str | None = None  # name of a class of hubbot.errors
+    message: str = ""
+
+
+class Call(Protocol):
+    """Who asks a stage: `call`, or in tests the same without a process of its own."""
+
+    def __call__(
+        self, stage: Stage[Q, A], question: Q, *, work: Path, writable: Sequence[Path], readable: Sequence[Path]
+    ) -> Answer[A]: ...
+
+
 def call(
-    target: str,
-    argument: Any,
+    stage: Stage[Q, A],
+    question: Q,
     *,
     work: Path,
     writable: Sequence[Path] = (),
     readable: Sequence[Path] = (),
     environ: Mapping[str, str] | None = None,
-) -> Answer:
-    """Call `package.module:function` with one JSON-able argument in a confined child process.
+) -> Answer[A]:
+    """Ask a stage its question in a confined child process.
 
     work: exists or is made; the child's home, caches and temporary files live under it.
     writable: further files and folders that the child may write (the output folder); they must exist.
     readable: further folders that it may read (the model); the system, Python and hubbot always are.
     environ: the environment to pick from, by default this process's.
-    Raises the HubbotError that the function raised; HubbotError also where the child crashes.
+    Raises the HubbotError that the function raised; HubbotError also where the child crashes or its answer is none.
     SIGINT and SIGTERM are handed to the child and take effect here once it has ended.
     """
     work = work.resolve()
     (work / "home" / "tmp").mkdir(parents=True, exist_ok=True)
     walls.hide_memory()
-    environment = scrubbed(os.environ if environ is None else environ, home=work / "home") | _llama_cpp()
-    request = {
-        "target": target,
-        "argument": argument,
-        "parent": os.getpid(),
-        "readable": [str(path) for path in (*_system_folders(environment), *(path.resolve() for path in readable))],
-        "home": str(work / "home"),
-        "writable": [str(path.resolve()) for path in (work, *writable)],
-    }
-    reply, code = _exchange(json.dumps(request).encode(), environment)
-    answer = _judge(target, reply, code)
+    environment = confined(os.environ if environ is None else environ, home=work / "home")
+    start = _Start(
+        target=stage.target,
+        parent=os.getpid(),
+        readable=(*_system_folders(environment), *(path.resolve() for path in readable)),
+        home=work / "home",
+        writable=tuple(path.resolve() for path in (work, *writable)),
+    )
+    message = encode(_Start, start) + b"\n" + encode(stage.question, question)
+    answer = _judge(stage, *_exchange(message, environment))
     if not answer.walls.complete:
         _warn(answer.walls)
     return answer
@@ -102,35 +125,6 @@ def _warn(built: Walls) -> None:
         f"The kernel builds less than the whole wall around strangers' files (files: {built.files}, network: "
         f"{built.network}). `hubbot doctor` and docs/security.md say what that means."
     )
-
-
-def scrubbed(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """The child's whole environment: an allow-list, so that a token of tomorrow stays out too."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if (name in _NAMES or name.startswith(_BEGINNINGS)) and not any(word in name for word in _SECRET_WORDS)
-    }
-    roots = [str(_CHECKOUT)]
-    roots += [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(roots)),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": str(home),
-        "TMPDIR": str(home / "tmp"),
-        "XDG_CACHE_HOME": str(home / "cache"),
-        "HF_HOME": str(home / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-    }
-
-
-def _llama_cpp() -> dict[str, str]:
-    """Names the llama.cpp found here, as the child has another home to search."""
-    place = llamacpp.place()
-    return {"HUBBOT_LLAMA_CPP": str(place.absolute())} if (place / "source").is_dir() else {}
 
 
 def _system_folders(environment: Mapping[str, str]) -> list[Path]:
@@ -208,18 +202,29 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _judge(target: str, reply: bytes, code: int) -> Answer:
+def _judge(stage: Stage[Any, A], reply: bytes, code: int) -> Answer[A]:
     """The child's answer, or the error that it stands for."""
+    head, _, body = reply.partition(b"\n")
     try:
-        answer = json.loads(reply)
-        built = Walls(**answer["walls"])
-        if "value" in answer:
-            return Answer(value=answer["value"], walls=built)
-        kind, message = str(answer["error"]), str(answer["message"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise HubbotError(_crash(target, code)) from None
-    known = getattr(errors, kind, HubbotError) if kind in errors.__all__ else HubbotError
-    raise known(message)
+        end = decode(_End, head)
+    except (ValueError, RecursionError):
+        raise HubbotError(_crash(stage.target, code)) from None
+    if end.error is not None:
+        raise HubbotError.named(end.error, end.message)
+    try:
+        return Answer(value=decode(stage.answer, body), walls=end.walls)
+    except ValidationError as error:
+        raise HubbotError(_no_answer(stage.target, error)) from None
+
+
+def _no_answer(target: str, error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part)[:60] for part in first["loc"]) or "the whole"
+    return (
+        f"The process that runs {target} gave an answer that is none ({where}: {first['msg'][:200]}). It reads the model's "
+        "files: if they come from somebody whom you do not trust, use nothing of this run; if not, please report a "
+        "defect of hubbot."
+    )
 
 
 def _crash(target: str, code: int) -> str:
@@ -237,18 +242,17 @@ def _crash(target: str, code: int) -> str:
 
 def _main(ask: int, reply: int) -> int:
     with os.fdopen(ask, "rb") as pipe:
-        request = json.loads(pipe.read())
+        head, _, question = pipe.read().partition(b"\n")
+    start = decode(_Start, head)
     os.set_inheritable(reply, False)
-    walls.die_with_parent(request["parent"], signal.SIGKILL)
+    walls.die_with_parent(start.parent, signal.SIGKILL)
     built = walls.raise_walls(
-        home=Path(request["home"]),
-        writable=[*(Path(path) for path in request["writable"]), *_devices(), _own_proc()],
-        readable=[Path(path) for path in request["readable"]],
+        home=start.home, writable=[*start.writable, *_devices(), _own_proc()], readable=start.readable
     )
-    answer = _answer(request["target"], request["argument"], Path(request["writable"][0])) | {"walls": asdict(built)}
+    end, answer = _answer(start, question, built)
     with os.fdopen(reply, "wb") as pipe:
-        pipe.write(json.dumps(answer).encode())
-    return 0 if "value" in answer else 1
+        pipe.write(encode(_End, end) + b"\n" + answer)
+    return 0 if end.error is None else 1
 
 
 def _devices() -> list[Path]:
@@ -266,19 +270,18 @@ def _own_proc() -> Path:
     return Path("/proc/self") if os.access("/proc/sys/kernel/core_pattern", os.W_OK) else Path("/proc")
 
 
-def _answer(target: str, argument: Any, work: Path) -> dict[str, Any]:
-    module, _, function = target.partition(":")
+def _answer(start: _Start, question: bytes, built: Walls) -> tuple[_End, bytes]:
     try:
-        with telling_what_ran_out(work):
-            value = getattr(importlib.import_module(module), function)(argument)
-        json.dumps(value)
+        with telling_what_ran_out(start.writable[0]):
+            return _End(walls=built), perform(start.target, question)
     except HubbotError as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    except Exception as error:  # noqa: BLE001 -- the boundary: nothing but JSON leaves this process
+        return _End(walls=built, error=type(error).__name__, message=str(error)), b""
+    except Exception as error:  # noqa: BLE001 -- the boundary: nothing but an answer leaves this process
         traceback.print_exc()
-        message = f"{target} failed with {type(error).__name__}: {error}. This is a defect of hubbot; please report it."
-        return {"error": "HubbotError", "message": message}
-    return {"value": value}
+        message = (
+            f"{start.target} failed with {type(error).__name__}: {error}. This is a defect of hubbot; please report it."
+        )
+        return _End(walls=built, error=HubbotError.__name__, message=message), b""
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from hubbot import llamacpp
 from hubbot.confine import isolate
+from hubbot.confine.stage import Stage
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError, ToolMissing
 from hubbot.machine import Machine, measure_machine
@@ -193,11 +194,14 @@ def _imported(each: _Import, ask: Ask) -> Finding:
 def _built() -> Walls:
     """The walls that a confined process on this machine gets."""
     with TemporaryDirectory() as work:
-        return isolate.call("hubbot.doctor.examine:stand_behind", None, work=Path(work)).walls
+        return isolate.call(_STAND_BEHIND, None, work=Path(work)).walls
 
 
-def stand_behind(_: object) -> None:
+def stand_behind(_: None) -> None:
     """What the confined process does: nothing."""
+
+
+_STAND_BEHIND = Stage(target=f"{__name__}:stand_behind", question=type(None), answer=type(None))
 
 
 def _walls(build: Callable[[], Walls]) -> Finding:

@@ -3,37 +3,50 @@
     fetch -> plan -> sweep -> load check -> gate -> card -> publish -> record
 
 This process holds the token, fetches and publishes. What reads and runs the model's files happens in
-confined children (`hubbot.child.stages`, `hubbot.child.check`), which have neither token nor network.
+confined children (`hubbot.child`), which have neither token nor network; `hubbot.child.messages` is all that passes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypeVar
 
-from pydantic import TypeAdapter
-
-from hubbot import errors, log
+from hubbot import log
 from hubbot.cards.card import write_cards
 from hubbot.cards.report import write_report
+from hubbot.child.messages import (
+    CHECK,
+    EVALUATE,
+    MAKE,
+    SURVEY,
+    CheckQuestion,
+    EvaluateAnswer,
+    EvaluateQuestion,
+    MakeAnswer,
+    MakeQuestion,
+    SurveyAnswer,
+    SurveyQuestion,
+)
 from hubbot.confine import isolate
-from hubbot.domain import Record, Source, Status, VariantRecord
-from hubbot.errors import BadSettings
+from hubbot.confine.isolate import Call
+from hubbot.confine.stage import Stage
+from hubbot.domain import Record, Source, Status, Texts
+from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.names import parse_variants
 from hubbot.hub.publish.release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
+from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent
 from hubbot.job.resume import finished, forget_sweeps, sweep_folder
-from hubbot.job.texts import digests, evaluation_text, fetch_texts
+from hubbot.job.texts import evaluation_text, fetch_texts
 from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
-from hubbot.machine.shortage import telling_what_ran_out
+from hubbot.planning.plan import Plan, require
 from hubbot.record.file import FILE_NAME, write_record
 from hubbot.release.gate import gate
 from hubbot.release.licence import judge_licence, require_licence
@@ -41,20 +54,21 @@ from hubbot.release.licence_texts import keep_licences
 from hubbot.release.repos import plan_repos
 from hubbot.settings import Settings
 
-__all__ = ["Run", "evaluate", "plan", "release_record", "require", "run"]
+__all__ = ["Finished", "Run", "evaluate", "plan", "release_record", "run"]
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One call of `hubbot run`: where things lie and who may do what."""
+    """One call of `hubbot run`: what is asked, and who may do what."""
 
     model: str  # Hub id or folder
     settings: Settings
     token: str | None = None
     endpoint: str | None = None
     command: str = "hubbot run"
-    timings: dict[str, float] = field(default_factory=dict)
-    receipts: list[Receipt] = field(default_factory=list)  # what publishing each repo came to
 
     @property
     def out(self) -> Path:
@@ -64,76 +78,76 @@ class Run:
     def work(self) -> Path:
         return self.out / ".work"
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        with log.stage(name), telling_what_ran_out(self.out):
-            yield
-        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a job came to: the record, and what publishing each repo came to."""
+
+    record: Record
+    receipts: tuple[Receipt, ...] = ()
 
 
-def run(job: Run) -> Record:
+def run(job: Run, call: Call = isolate.call) -> Finished:
     """Make, measure, judge, describe and, where asked for, publish a model's variants.
 
-    Returns the record, which also lies in OUT/hubbot.json; what the gate refused stands in it with its
-    reason. Raises HubbotError for what stops the whole job.
+    The record also lies in OUT/hubbot.json; what the gate refused stands in it with its reason.
+    call: who asks the confined child. Raises HubbotError for what stops the whole job.
     """
     _refuse_contradictions(job.settings)
     job.work.mkdir(parents=True, exist_ok=True)
+    clock = Clock(job.out)
     with PeakMeter(job.out, device=job.settings.device) as meter:
-        with job.stage("plan"):
+        with clock.stage("plan"):
             headers = _headers(job)
-            done = finished(job.out, headers, job.settings, lambda: digests(_texts(job)))
-            planned = [] if done else _survey(job, headers, refuse=True)["plan"]["sweeps"]
+            done = finished(job.out, headers, job.settings, lambda: _texts(job).digests)
+            if done is None:
+                survey = _survey(job, call, headers)
+                require(survey.plan)
         if done:
             log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
             return release_record(job, done)
-        with job.stage("fetch"):
-            source, texts = _described(job, _fetch(job)), _texts(job)
+        with clock.stage("fetch"):
+            source, texts = survey.description.of(_fetch(job, headers)), _texts(job)
         made = []
-        for work, variants in _sweeps(job, source, texts, planned).items():
-            with job.stage("sweep"):
-                made.append(_sweep(job, source, texts, variants, work))
+        for work, variants in _sweeps(job, source, texts, survey.plan).items():
+            with clock.stage("sweep"):
+                made.append(_sweep(job, call, source, texts, variants, work))
         record = recorded(made, source=source, settings=job.settings, command=job.command, out=job.out)
-        with job.stage("load check"):
-            record = _checked(job, record, made)
-    record = replace(record, peak=meter.peak)
-    with job.stage("gate and card"):
+        with clock.stage("load check"):
+            record = _checked(job, call, record, made)
+    record = replace(record, peak=meter.peak, timings=spent(clock.seconds, [sweep.seconds for sweep in made]))
+    with clock.stage("gate and card"):
         record = _judged(job, record, made)
     return release_record(job, record)
 
 
-def plan(job: Run, *, show: str = "", elsewhere: bool = False) -> dict[str, Any]:
-    """What a run would make and need, from the headers alone, as JSON; `show="table"` prints it for people too.
+def plan(job: Run, call: Call = isolate.call, *, elsewhere: bool = False) -> Plan:
+    """What a run would make and need, from the headers alone.
 
     elsewhere: the run will be on another machine, of which the budgets say what it has.
     """
     _refuse_contradictions(job.settings)
     job.work.mkdir(parents=True, exist_ok=True)
-    return dict(_survey(job, _headers(job), show=show, elsewhere=elsewhere)["plan"])
+    return _survey(job, call, _headers(job), elsewhere=elsewhere).plan
 
 
-def require(found: Mapping[str, Any]) -> None:
-    """Raise the first refusal of a plan in JSON."""
-    for refusal in found["refusals"]:
-        raise getattr(errors, refusal["error"])(refusal["message"])
-
-
-def evaluate(job: Run, paths: Sequence[Path]) -> dict[str, Any]:
-    """Measure artefacts, also ones made elsewhere, against their base, which is the job's model.
-
-    Returns `evaluation`, `base` and `scores` (artefact name -> score) as JSON.
-    """
+def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> EvaluateAnswer:
+    """Measure artefacts, also ones made elsewhere, against their base, which is the job's model."""
     artefacts = dict.fromkeys(tuple(shards_of(path.absolute())) for path in paths)  # any shard stands for all of them
     job.work.mkdir(parents=True, exist_ok=True)
-    settings = job.settings
-    with job.stage("fetch"):
+    clock = Clock(job.out)
+    with clock.stage("fetch"):
         source = _fetch(job)
-        text = evaluation_text(settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
-    with job.stage("evaluate"), TemporaryDirectory(dir=job.work) as work:
-        more = {"paths": [str(files[0]) for files in artefacts], "texts": text, "work": work}
-        readable = [file for files in artefacts for file in files]
-        return dict(_confined(job, "hubbot.child.stages:evaluate", source, more, readable=readable))
+        text = evaluation_text(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
+    with clock.stage("evaluate"), TemporaryDirectory(dir=job.work) as work:
+        question = EvaluateQuestion(
+            source=source,
+            settings=job.settings,
+            work=Path(work),
+            paths=tuple(files[0] for files in artefacts),
+            text=text,
+        )
+        return _ask(job, call, EVALUATE, question, readable=[Path(source.folder), *itertools.chain(*artefacts)])
 
 
 # --- stages -----------------------------------------------------------------------------------------
@@ -150,10 +164,11 @@ def _headers(job: Run) -> Source:
     )
 
 
-def _fetch(job: Run) -> Source:
+def _fetch(job: Run, headers: Source | None = None) -> Source:
+    """The model whole; of the commit whose headers were planned with, whatever its branch shows meanwhile."""
     return fetch(
         job.model,
-        revision=job.settings.revision,
+        revision=(headers and headers.revision) or job.settings.revision,
         into=job.work / "source",
         token=job.token,
         endpoint=job.endpoint,
@@ -161,58 +176,60 @@ def _fetch(job: Run) -> Source:
     )
 
 
-def _texts(job: Run) -> dict[str, Any]:
+def _texts(job: Run) -> Texts:
     return fetch_texts(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
 
 
-def _survey(
-    job: Run, source: Source, *, show: str = "", refuse: bool = False, elsewhere: bool = False
-) -> dict[str, Any]:
-    more = {"show": show, "refuse": refuse, "elsewhere": elsewhere, "out": str(job.out)}
-    answer = _confined(job, "hubbot.child.stages:survey", source, more)
-    return dict(answer)
+def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
+    question = SurveyQuestion(source=source, settings=job.settings, work=job.work, out=job.out, elsewhere=elsewhere)
+    found = _ask(job, call, SURVEY, question, readable=[Path(source.folder)])
+    asked = [variant.name for variant in parse_variants(job.settings.variants)]
+    _refuse_others([name for sweep in found.plan.sweeps for name in sweep.variants], asked=asked)
+    return found
 
 
-def _described(job: Run, source: Source) -> Source:
-    return TypeAdapter(Source).validate_python(_confined(job, "hubbot.child.stages:describe", source, {}))
-
-
-def _sweeps(
-    job: Run, source: Source, texts: Mapping[str, Any], planned: Sequence[Mapping[str, Any]]
-) -> dict[Path, list[str]]:
+def _sweeps(job: Run, source: Source, texts: Texts, plan: Plan) -> dict[Path, tuple[str, ...]]:
     """The folder of every sweep -> its variants. What sweeps of other jobs have left is dropped: the plan counts on its room."""
     sweeps = {}
-    for number, variants in enumerate(list(sweep["variants"]) for sweep in planned):
+    for number, planned in enumerate(plan.sweeps):
         folder = sweep_folder(
-            job.work, number, source=source, settings=job.settings, texts=digests(texts), variants=variants
+            job.work, number, source=source, settings=job.settings, texts=texts.digests, variants=planned.variants
         )
-        sweeps[folder] = variants
+        sweeps[folder] = planned.variants
     forget_sweeps(job.work, but=sweeps)
     return sweeps
 
 
-def _sweep(job: Run, source: Source, texts: Mapping[str, Any], variants: Sequence[str], work: Path) -> dict[str, Any]:
+def _sweep(job: Run, call: Call, source: Source, texts: Texts, variants: tuple[str, ...], work: Path) -> MakeAnswer:
     work.mkdir(parents=True, exist_ok=True)
-    more = {"work": str(work), "out": str(job.out), "variants": ",".join(variants), "texts": dict(texts)}
-    return dict(_confined(job, "hubbot.child.stages:make", source, more))
+    question = MakeQuestion(
+        source=source, settings=job.settings, work=work, out=job.out, variants=variants, texts=texts
+    )
+    made = _ask(job, call, MAKE, question, readable=[Path(source.folder)])
+    _refuse_others([*made.made, *made.failed], asked=variants)
+    return made
 
 
-def _checked(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:
+def _checked(job: Run, call: Call, record: Record, made: Sequence[MakeAnswer]) -> Record:
     """Every variant that was made read by its own runtime, and what base and variants say to the same prompts."""
-    there = replace(record, variants=tuple(variant for variant in record.variants if variant.files))
-    if not there.variants:
+    there = tuple(variant for variant in record.variants if variant.files)
+    if not there:
         return record
-    references = {name: path for part in made for name, path in part["references"].items()}
-    more = {"record": asdict(there), "references": references, "out": str(job.out), "work": str(job.work)}
-    checks = _confined(job, "hubbot.child.check:check", record.source, more)
-    read = {variant.name: variant for variant in TypeAdapter(list[VariantRecord]).validate_python(checks["variants"])}
-    return replace(record, variants=tuple(read.get(variant.name, variant) for variant in record.variants))
+    question = CheckQuestion(
+        source=record.source,
+        settings=job.settings,
+        work=job.work,
+        out=job.out,
+        variants=there,
+        references={name: path for sweep in made for name, path in sweep.references.items()},
+    )
+    checked = _ask(job, call, CHECK, question, readable=[Path(record.source.folder)]).checked
+    variants = (checked[one.name].of(one) if one.name in checked else one for one in record.variants)
+    return replace(record, variants=tuple(variants))
 
 
-def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Record:
-    tokenizer = made[0]["tokenizer"] if made else None
-    record = gate(record, job.settings.gate, tokenizer=tokenizer)
-    record = replace(record, timings=spent(job.timings, made))
+def _judged(job: Run, record: Record, made: Sequence[MakeAnswer]) -> Record:
+    record = gate(record, job.settings.gate, tokenizer=made[0].tokenizer if made else None)
     keep_licences(record.source, job.out)
     write_cards(record, job.settings.publish, job.out)
     write_report(record, job.out)
@@ -221,20 +238,19 @@ def _judged(job: Run, record: Record, made: Sequence[Mapping[str, Any]]) -> Reco
     return record
 
 
-def release_record(job: Run, record: Record) -> Record:
-    """Publish what passed, where the settings ask for it; `job.receipts` says what came of it.
+def release_record(job: Run, record: Record) -> Finished:
+    """Publish what passed, where the settings ask for it.
 
     Raises BadSettings where the settings contradict each other, or the record was made without the gate,
     LicenceForbids for a model that nobody may copy.
     """
     if job.settings.publish.mode == "none":
-        return record
+        return Finished(record=record)
     _refuse_contradictions(job.settings)
     _refuse_unjudged(record)
     _refuse_unlicensed(job.settings, record)
-    with job.stage("publish"):
+    with Clock(job.out).stage("publish"):
         receipts = release(record, job.settings, out=job.out, token=job.token, endpoint=job.endpoint)
-    job.receipts.extend(receipts.values())
     there = {
         variant.name
         for repo in plan_repos(record, job.settings.publish)
@@ -246,22 +262,22 @@ def release_record(job: Run, record: Record) -> Record:
     )
     record = replace(record, variants=variants)
     write_record(record, job.out)
-    return record
+    return Finished(record=record, receipts=tuple(receipts.values()))
 
 
-# --- calling the children -----------------------------------------------------------------------------
+def _ask(job: Run, call: Call, stage: Stage[Q, A], question: Q, *, readable: Sequence[Path]) -> A:
+    return call(stage, question, work=job.work, writable=[job.out], readable=readable).value
 
 
-def _confined(job: Run, target: str, source: Source, more: Mapping[str, Any], *, readable: Sequence[Path] = ()) -> Any:
-    argument = {
-        "source": asdict(source),
-        "settings": job.settings.model_dump(mode="json"),
-        "work": str(job.work),
-        **more,
-    }
-    return isolate.call(
-        target, argument, work=job.work, writable=[job.out], readable=[Path(source.folder), *readable]
-    ).value
+def _refuse_others(answered: Sequence[str], *, asked: Sequence[str]) -> None:
+    """Raise HubbotError for an answer of the confined child about variants that it was not asked for, or not all of them."""
+    if sorted(answered) != sorted(asked):
+        msg = (
+            f"The confined process was asked for {', '.join(asked)} and answered for {', '.join(answered)[:500]}. "
+            "It reads the model's files: if they come from somebody whom you do not trust, use nothing of this run; "
+            "if not, please report a defect of hubbot."
+        )
+        raise HubbotError(msg)
 
 
 def _refuse_contradictions(settings: Settings) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import PlainSerializer, PlainValidator
 
 from hubbot.domain import Family, Gguf, Source, Variant, family_of
 from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupported
@@ -36,6 +38,14 @@ __all__ = [
 ]
 
 NO_LIMIT = 2**62  # bytes: the budget of a machine elsewhere, where none is set
+
+
+Refusal: TypeAlias = Annotated[
+    HubbotError,
+    PlainSerializer(lambda error: {"error": type(error).__name__, "message": str(error)}),
+    PlainValidator(lambda told: HubbotError.named(str(told["error"]), str(told["message"]))),
+]
+"""An error that also travels as JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +80,7 @@ class Plan:
     licence: LicenceVerdict
     gated: bool
     notes: tuple[str, ...] = ()
-    refusals: tuple[HubbotError, ...] = ()  # why it cannot be done; empty: it can
+    refusals: tuple[Refusal, ...] = ()  # why it cannot be done; empty: it can
 
 
 def check_architecture(facts: ModelFacts, variants: Sequence[Variant]) -> None:

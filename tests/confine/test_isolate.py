@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hubbot import llamacpp
-from hubbot.confine.isolate import call, scrubbed
+from hubbot.confine.environment import confined
+from hubbot.confine.isolate import call
+from hubbot.confine.stage import Stage
 from hubbot.errors import BudgetExceeded, HubbotError, ToolMissing, UnsafeSource
 from tests.disk import small_disk
 
@@ -25,13 +28,17 @@ TOKENS = (
 ).split()
 
 
+def stage(function):
+    return Stage(target=f"inside:{function}", question=Any, answer=Any)
+
+
 @pytest.fixture
 def inside(tmp_path):
     """Call a function of tests/inside.py in confinement, work folder tmp_path/work."""
 
     def run(function, argument=None, **options):
         environ = os.environ | {"PYTHONPATH": str(TESTS)} | dict.fromkeys(TOKENS, "hf_leaked")
-        return call(f"inside:{function}", argument, work=tmp_path / "work", environ=environ, **options)
+        return call(stage(function), argument, work=tmp_path / "work", environ=environ, **options)
 
     return run
 
@@ -45,7 +52,7 @@ def attempt(inside):
 def walled(tmp_path_factory):
     """Skip where the kernel builds no walls; where it does, every refusal below must hold."""
     work = tmp_path_factory.mktemp("walled")
-    if not call("inside:echo", None, work=work, environ=os.environ | {"PYTHONPATH": str(TESTS)}).walls.complete:
+    if not call(stage("echo"), None, work=work, environ=os.environ | {"PYTHONPATH": str(TESTS)}).walls.complete:
         pytest.skip("this kernel has no Landlock or no seccomp")
 
 
@@ -61,7 +68,7 @@ def test_no_token_is_in_the_childs_environment(inside):
 
 
 def test_the_environment_is_an_allow_list():
-    kept = scrubbed({"PATH": "/bin", "UNHEARD_OF": "1", "OMP_NUM_THREADS": "2"}, home=Path("/w"))
+    kept = confined({"PATH": "/bin", "UNHEARD_OF": "1", "OMP_NUM_THREADS": "2"}, home=Path("/w"))
     assert kept["PATH"] == "/bin"
     assert kept["OMP_NUM_THREADS"] == "2"
     assert "UNHEARD_OF" not in kept
@@ -75,7 +82,7 @@ def test_the_childs_home_and_caches_lie_in_the_work_folder(inside, tmp_path):
 
 
 def test_a_relative_python_path_cannot_bring_in_the_models_folder():
-    kept = scrubbed({"PYTHONPATH": f".{os.pathsep}{os.pathsep}/abs"}, home=Path("/w"))
+    kept = confined({"PYTHONPATH": f".{os.pathsep}{os.pathsep}/abs"}, home=Path("/w"))
     assert kept["PYTHONPATH"].split(os.pathsep)[1:] == ["/abs"]
 
 
@@ -191,6 +198,12 @@ def test_a_full_disk_is_told_as_one_whoever_writes(inside, small_disk, how):
         inside("fill", {"folder": str(small_disk), "how": how}, writable=[small_disk])
 
 
+def test_an_answer_of_another_type_is_refused(tmp_path):
+    environ = os.environ | {"PYTHONPATH": str(TESTS)}
+    with pytest.raises(HubbotError, match=r"an answer that is none \(the whole: .*valid integer"):
+        call(Stage(target="inside:echo", question=str, answer=int), "5", work=tmp_path / "work", environ=environ)
+
+
 def test_a_killed_child_is_reported_with_the_signal(inside):
     with pytest.raises(HubbotError, match="SIGKILL"):
         inside("kill_itself")
@@ -201,18 +214,19 @@ def test_an_unknown_error_class_or_garbage_does_not_choose_what_is_raised():
 
     built = {"files": "none", "network": "none", "rights": "none"}
     with pytest.raises(HubbotError) as caught:
-        _judge("t", json.dumps({"error": "SystemExit", "message": "0", "walls": built}).encode(), 1)
+        _judge(stage("t"), json.dumps({"error": "SystemExit", "message": "0", "walls": built}).encode(), 1)
     assert type(caught.value) is HubbotError
     with pytest.raises(HubbotError, match="gave no answer"):
-        _judge("t", b"[" * 100_000, 1)
+        _judge(stage("t"), b"[" * 100_000, 1)
 
 
 def _parent(tmp_path):
     """A program that calls inside:wait and the pid of the confined child."""
     pid = tmp_path / "work" / "pid"
     code = (
-        "import sys; from pathlib import Path; from hubbot.confine.isolate import call;"
-        f"call('inside:wait', {{'pid': {str(pid)!r}}}, work=Path({str(tmp_path / 'work')!r}))"
+        "import sys; from pathlib import Path; from typing import Any;"
+        "from hubbot.confine.isolate import call; from hubbot.confine.stage import Stage;"
+        f"call(Stage(target='inside:wait', question=Any, answer=Any), {{'pid': {str(pid)!r}}}, work=Path({str(tmp_path / 'work')!r}))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(TESTS)})
     _until(lambda: pid.exists() and pid.read_text())
@@ -257,10 +271,10 @@ def test_missing_walls_are_said_once(tmp_path, monkeypatch, capsys):
     from hubbot.confine.walls import Walls
 
     built = Walls(files="none", network="seccomp", rights="none")
-    reply = json.dumps({"value": 1, "walls": {"files": "none", "network": "seccomp", "rights": "none"}}).encode()
+    reply = json.dumps({"walls": {"files": "none", "network": "seccomp", "rights": "none"}}).encode() + b"\n1"
     monkeypatch.setattr(isolate, "_exchange", lambda *_: (reply, 0))
     isolate._warn.cache_clear()
     for _ in range(3):
-        assert call("inside:echo", None, work=tmp_path).walls == built
+        assert call(stage("echo"), None, work=tmp_path).walls == built
     assert capsys.readouterr().err.count("files: none") == 1
     isolate._warn.cache_clear()

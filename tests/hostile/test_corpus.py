@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hubbot.confine.isolate import call
+from hubbot.confine.stage import Stage
 from hubbot.errors import HubbotError, SourceRefused, UnsafeSource
 from hubbot.model import check_finite, part_layout, read_facts, unpickle
 from hubbot.model.gguf import read_gguf_header
@@ -157,8 +158,9 @@ def test_the_refusal_reaches_the_parent_of_the_confined_process(folder, tmp_path
     spoil, error, says = repos.BAD[case]
     spoil(folder)
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    stage = Stage(target="inside:architecture", question=str, answer=str)
     with pytest.raises(error, match=re.escape(says)):
-        call("inside:architecture", str(folder), work=tmp_path / "work", readable=[folder], environ=environ)
+        call(stage, str(folder), work=tmp_path / "work", readable=[folder], environ=environ)
 
 
 def test_a_pickle_that_runs_code_is_refused_by_the_weights_only_loader(folder, tmp_path, untouched):

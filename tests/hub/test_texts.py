@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hubbot.domain import Text
 from hubbot.errors import BadText, HubFailed, TokenRefused
 from hubbot.hub.access import Patience
-from hubbot.hub.read.datasets import TextFile, fetch_text
+from hubbot.hub.read.datasets import fetch_text
 from hubbot.settings import CalibrationSettings, EvaluationSettings
 from tests.hub import Hub
 
@@ -52,7 +53,7 @@ def add_c4(hub: Hub) -> str:
     return hub.dataset("allenai/c4", {"README.md": card, **shards})
 
 
-def rows(text: TextFile) -> list[str]:
+def rows(text: Text) -> list[str]:
     return [json.loads(line)["text"] for line in text.path.read_text().splitlines()]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hubbot.job.compose import spent
 
-STEPS = [{"timings": {"calibration": 3.0, "Q8_0": 1.0}}, {"timings": {"calibration": 2.0}}]
+STEPS = [{"calibration": 3.0, "Q8_0": 1.0}, {"calibration": 2.0}]
 
 
 def test_the_sweeps_time_is_told_by_its_steps_and_counted_once() -> None:

@@ -11,13 +11,12 @@ import pytest
 from hubbot.cli import main
 from hubbot.job import pipeline
 from tests.disk import fill_up, small_disk
-from tests.jobs import command, in_process, options
+from tests.jobs import command, options, unconfined
 
-__all__ = ["in_process", "small_disk"]
+__all__ = ["small_disk"]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("stage", "left"),
     [("_sweep", 100_000), ("_sweep", 2_500_000), ("_judged", 0)],
@@ -42,14 +41,14 @@ def test_a_disk_that_fills_up_ends_with_its_code_and_the_same_command_goes_on(
     monkeypatch.setattr(pipeline, stage, filled)
     asked = ["run", str(tiny_model("llama")), "--out", str(out), "--variants", "Q8_0,bnb-nf4", "--no-gate"]
     asked += options(tmp_path)
-    assert command(*asked) == 5
+    assert command(*asked, call=unconfined) == 5
     told = capsys.readouterr().err
     assert f"The disk under {out} is full" in told
     assert "Traceback" not in told
     assert not (out / "hubbot.json").exists()
     ballast.unlink()
     monkeypatch.setattr(pipeline, stage, real)
-    assert command(*asked) == 0
+    assert command(*asked, call=unconfined) == 0
     assert (out / "hubbot.json").exists()
 
 

@@ -15,20 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubbot.child.stages import Texts, _windows
+from hubbot.child.windows import cut_evaluation
 from hubbot.cli import main
 from hubbot.demo.train import CALIBRATION, EVALUATION
-from hubbot.domain import Record, Status
+from hubbot.domain import Record, Status, Text
 from hubbot.errors import HubbotError, LicenceForbids
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
 from hubbot.record.file import read_record
 from hubbot.settings import load_settings
+from hubbot.sweep.windows import load_tokenizer
 from tests.hub import Hub
-from tests.jobs import flags, in_process, make
+from tests.jobs import flags, make, unconfined
 from tests.models import FAMILIES
-
-__all__ = ["in_process"]
 
 
 @pytest.mark.slow
@@ -44,7 +43,7 @@ def test_the_demo_model_becomes_a_judged_set_of_releases(demo_model: Path, tmp_p
     }
     settings = load_settings(None, {**flags(tmp_path), **changes})
     job = Run(model=str(demo_model), settings=settings, command="hubbot run demo")
-    record = pipeline.run(job)
+    record = pipeline.run(job).record
     written = read_record(job.out / "hubbot.json")  # it names the source's folder alone, not where that lies
     assert replace(written, source=record.source) == record
     assert [variant.name for variant in record.variants] == changes["variants"].split(",")
@@ -65,23 +64,16 @@ def test_the_demo_model_becomes_a_judged_set_of_releases(demo_model: Path, tmp_p
     assert len(list((job.out / "cards").glob("*/README.md"))) == 3
     assert_base_perplexity_is_transformers_own(record, demo_model, settings, tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in job.out.glob("g*/**/*") if path.is_file()}
-    assert pipeline.run(job).variants == record.variants
+    assert pipeline.run(job).record.variants == record.variants
     assert stamps == {path: path.stat().st_mtime_ns for path in job.out.glob("g*/**/*") if path.is_file()}
 
 
 def assert_base_perplexity_is_transformers_own(record: Record, model: Path, settings: Any, tmp_path: Path) -> None:
     from hubbot.model import read_facts
 
-    found = Texts(
-        calibration=None,
-        calibration_name="",
-        calibration_revision=None,
-        evaluation=next((tmp_path / "out" / ".work" / "texts" / "evaluation").glob("*.jsonl")),
-        evaluation_name="",
-        evaluation_revision=None,
-    )
-    _, windows = _windows(found, read_facts(model), settings)
-    assert windows is not None
+    path = next((tmp_path / "out" / ".work" / "texts" / "evaluation").glob("*.jsonl"))
+    text = Text(path=path, name="", revision=None, sha256="")
+    windows = cut_evaluation(text, load_tokenizer(model), read_facts(model), settings)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     with torch.inference_mode():
         losses = [float(network(row[None], labels=row[None]).loss) for row in windows.tokens]
@@ -96,7 +88,6 @@ KINDS = [(family, tied) for family in sorted(FAMILIES) for tied in FAMILIES[fami
 @pytest.mark.parametrize(
     ("family", "tied"), KINDS, ids=[f"{family}-{'tied' if tied else 'untied'}" for family, tied in KINDS]
 )
-@pytest.mark.usefixtures("in_process")
 def test_every_family_goes_through_the_whole_job(
     family: str, tied: bool, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -115,7 +106,6 @@ def test_every_family_goes_through_the_whole_job(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 def test_only_a_text_that_was_edited_makes_a_finished_run_anew_and_a_full_disk_does_not(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -123,7 +113,7 @@ def test_only_a_text_that_was_edited_makes_a_finished_run_anew_and_a_full_disk_d
 
     def again(**changes: object) -> Record:
         settings = load_settings(None, {**asked, **{name.replace("__", "."): value for name, value in changes.items()}})
-        return pipeline.run(Run(model=str(tiny_model("llama")), settings=settings))
+        return pipeline.run(Run(model=str(tiny_model("llama")), settings=settings), unconfined).record
 
     first = again()
     assert again(budget__disk="1MB").created == first.created, "all is made: nothing is planned"
@@ -137,18 +127,17 @@ def test_only_a_text_that_was_edited_makes_a_finished_run_anew_and_a_full_disk_d
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 def test_what_was_forced_onto_the_evaluation_text_is_no_result_for_a_run_without_force(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     asked = flags(tmp_path, variants="Q4_0", evaluation__samples=False, gate__enabled=False)
     asked["evaluation.dataset"] = asked["calibration.dataset"]
     forced = Run(model=str(tiny_model("llama")), settings=load_settings(None, {**asked, "force": True}))
-    record = pipeline.run(forced)
+    record = pipeline.run(forced, unconfined).record
     assert record.calibration is not None
     assert record.calibration.overlap_forced
     with pytest.raises(HubbotError, match="--force"):
-        pipeline.run(replace(forced, settings=load_settings(None, asked)))
+        pipeline.run(replace(forced, settings=load_settings(None, asked)), unconfined)
     written = read_record(forced.out / "hubbot.json")
     assert [(file.size, file.sha256) for file in written.variants[0].files if file.path.endswith(".gguf")] == [
         (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) for path in forced.out.glob("gguf/*.gguf")
@@ -156,7 +145,6 @@ def test_what_was_forced_onto_the_evaluation_text_is_no_result_for_a_run_without
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 def test_a_model_of_the_hub_is_fetched_made_and_published_once(
     tiny_model: Callable[..., Path], tmp_path: Path, hub: Hub
 ) -> None:
@@ -165,16 +153,15 @@ def test_a_model_of_the_hub_is_fetched_made_and_published_once(
     asked = {"variants": "Q8_0,gptq-4bit-64g,gptq-8bit-64g,bnb-nf4", "publish.mode": "pr", "publish.namespace": "ada"}
     settings = load_settings(None, {**flags(tmp_path), **asked})
     job = Run(model="ada/tiny", settings=settings, token=token, endpoint=hub.endpoint)
-    record = pipeline.run(job)
-    assert record.source.repo == "ada/tiny"
-    assert {receipt.repo_id: receipt.status for receipt in job.receipts} == {
+    finished = pipeline.run(job, unconfined)
+    assert finished.record.source.repo == "ada/tiny"
+    assert {receipt.repo_id: receipt.status for receipt in finished.receipts} == {
         "ada/tiny-GGUF": "pull-request",
         "ada/tiny-GPTQ": "pull-request",
         "ada/tiny-bnb-4bit": "pull-request",
     }
-    opened = {receipt.pull_request_url for receipt in job.receipts}
-    again = Run(model="ada/tiny", settings=settings, token=token, endpoint=hub.endpoint)
-    pipeline.run(again)
+    opened = {receipt.pull_request_url for receipt in finished.receipts}
+    again = pipeline.run(job, unconfined)
     assert {receipt.pull_request_url for receipt in again.receipts} == opened
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
@@ -197,7 +184,6 @@ def forget_licence(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("spoil", "changes", "code", "words"),
     [
@@ -229,7 +215,7 @@ def test_bad_input_ends_with_its_code_and_leaves_nothing(
     if values["evaluation.dataset"] == "SAME":
         values["evaluation.dataset"] = values["calibration.dataset"]
     with pytest.raises(HubbotError, match=words) as caught:
-        pipeline.run(Run(model=str(model), settings=load_settings(None, values)))
+        pipeline.run(Run(model=str(model), settings=load_settings(None, values)), unconfined)
     assert caught.value.exit_code == code
     left = [path for path in (tmp_path / "out").glob("*") if path.name != ".work"]
     assert left == [], "nothing that could be taken for a result"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.child import stages
+from hubbot.child import survey
 from hubbot.domain import Record, Source
 from hubbot.formats import put_in_place
 from hubbot.formats.gguf.journal import Journal
@@ -88,8 +88,8 @@ def test_a_plan_counts_the_finished_files_of_a_killed_run_as_free_disk(
     file.write_bytes(bytes(100_000))
     Journal(work / "sweep-0-a" / "files" / "gguf").complete([file.name])
     free = Machine(cpu="a CPU", cores=2, ram=1, ram_free=1, disk_free=1_000_000)
-    monkeypatch.setattr(stages, "measure_machine", lambda *_, **__: free)
-    assert stages._machine(work, out, "cpu").disk_free >= 1_100_000
+    monkeypatch.setattr(survey, "measure_machine", lambda *_, **__: free)
+    assert survey.machine(work, out, "cpu").disk_free >= 1_100_000
 
 
 @pytest.fixture

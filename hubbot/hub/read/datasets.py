@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,28 +17,19 @@ from urllib.parse import quote
 import pyarrow
 import pyarrow.parquet
 
+from hubbot.domain import Text
 from hubbot.errors import BadText, HubbotError, HubFailed, SourceNotFound
 from hubbot.hub.access import Patience, room_needed
 from hubbot.hub.read.reader import ENDPOINT, Reader
 from hubbot.log.redact import mask
 from hubbot.settings import CalibrationSettings, EvaluationSettings
 
-__all__ = ["TextFile", "fetch_text"]
+__all__ = ["fetch_text"]
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LIMIT = 1800  # seconds that streaming may take
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFile:
-    """A text on this disk: one JSON object {"text": …} a line, a row of the dataset each, in its order."""
-
-    path: Path
-    name: str  # "allenai/c4:en:train", or a local file's name
-    revision: str | None  # full sha of the dataset's commit
-    sha256: str  # of the file
 
 
 def fetch_text(
@@ -50,7 +40,7 @@ def fetch_text(
     token: str | None = None,
     endpoint: str | None = None,
     patience: Patience | None = None,
-) -> TextFile:
+) -> Text:
     """The text that a section of the settings names, as a file in `into`; nothing is fetched twice.
 
     characters: rows are read until there are that many; None: the whole split or file (at most 2^28).
@@ -68,7 +58,7 @@ def fetch_text(
 # --- local --------------------------------------------------------------------------------------------
 
 
-def _local(path: Path, column: str, into: Path, characters: int | None) -> TextFile:
+def _local(path: Path, column: str, into: Path, characters: int | None) -> Text:
     if path.suffix.lower() not in _SUFFIXES:
         raise BadText(f"{path} is no text that hubbot reads. Give a .txt, .jsonl or .parquet file, or a Hub dataset.")
     if not path.is_file():
@@ -84,7 +74,7 @@ def _local(path: Path, column: str, into: Path, characters: int | None) -> TextF
     if not total:
         out.unlink()
         raise BadText(f"{path} holds no text. Give a file with some.")
-    return TextFile(path=out, name=path.name, revision=None, sha256=_sha256(out))
+    return Text(path=out, name=path.name, revision=None, sha256=_sha256(out))
 
 
 def _rows(path: Path, column: str) -> Iterator[str]:
@@ -141,7 +131,7 @@ def _streamed(
     token: str | None,
     endpoint: str,
     patience: Patience,
-) -> TextFile:
+) -> Text:
     if not _ID.fullmatch(section.dataset):
         raise BadText(
             f"{section.dataset[:200]!r} is neither a file nor a Hub dataset. Write org/name, or the path of a .txt, .jsonl or .parquet file."
@@ -164,7 +154,7 @@ def _streamed(
         }
         _stream(request, name, into, endpoint, patience)
         part.replace(out)
-    return TextFile(path=out, name=name, revision=revision, sha256=_sha256(out))
+    return Text(path=out, name=name, revision=revision, sha256=_sha256(out))
 
 
 def _pinned(

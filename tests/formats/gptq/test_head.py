@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.job.test_pipeline import in_process, make
-
-__all__ = ["in_process"]
+from tests.jobs import make
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 def test_a_quantized_head_is_calibrated_measured_and_read_by_the_runtime(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:

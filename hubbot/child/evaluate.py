@@ -1,0 +1,34 @@
+"""Artefacts made elsewhere, measured against their base model."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from hubbot.child.messages import EvaluateAnswer, EvaluateQuestion
+from hubbot.child.source import facts_of
+from hubbot.child.walk import walk
+from hubbot.child.windows import cut_evaluation, evaluation_record
+from hubbot.domain import Perplexity
+from hubbot.errors import BadText
+from hubbot.formats.foreign import artefact_names, read_artefact
+from hubbot.model import check_finite
+from hubbot.sweep.windows import load_tokenizer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(question: EvaluateQuestion) -> EvaluateAnswer:
+    """Measure finished artefacts against their base model. Raises BadText where there is no text to measure on."""
+    settings = question.settings
+    facts = facts_of(question.source, settings, question.work)
+    check_finite(facts.folder, facts)
+    artefacts = [read_artefact(path, facts, name) for path, name in artefact_names(question.paths).items()]
+    if question.text is None:
+        msg = "There is no evaluation text to measure on. Name one with --evaluation."
+        raise BadText(msg)
+    windows = cut_evaluation(question.text, load_tokenizer(facts.folder), facts, settings)
+    result = walk(facts, artefacts, settings, work=question.work, calibration=None, evaluation=windows)
+    base = cast("Perplexity", result.base)  # there was text to measure on
+    return EvaluateAnswer(
+        evaluation=evaluation_record(question.text, windows, settings), base=base, scores=result.scores
+    )

@@ -1,0 +1,83 @@
+"""One sweep: variants are made and measured."""
+
+from __future__ import annotations
+
+import time
+
+from hubbot.child.messages import Made, MakeAnswer, MakeQuestion
+from hubbot.child.source import facts_of
+from hubbot.child.walk import walk
+from hubbot.child.windows import calibration_record, cut_calibration, cut_evaluation, evaluation_record
+from hubbot.formats import open_formats
+from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import VariantFiles
+from hubbot.model import ModelFacts, check_finite
+from hubbot.release.gate import PROBE, tokenizer_digest
+from hubbot.sweep.references import References
+from hubbot.sweep.walk import SweepResult
+from hubbot.sweep.windows import load_tokenizer
+
+__all__ = ["make"]
+
+
+def make(question: MakeQuestion) -> MakeAnswer:
+    """Make and measure the question's variants in one walk over the model."""
+    settings, texts = question.settings, question.texts
+    facts = facts_of(question.source, settings, question.work)
+    checking = _check_weights(facts)
+    tokenizer = load_tokenizer(facts.folder)
+    calibration = cut_calibration(texts.calibration, tokenizer, facts, settings) if texts.calibration else None
+    evaluation = cut_evaluation(texts.evaluation, tokenizer, facts, settings) if texts.evaluation else None
+    text = calibration_record(texts, calibration, evaluation, settings)
+    formats = open_formats(
+        variants=parse_variants(",".join(question.variants)),
+        source=question.source,
+        facts=facts,
+        work=question.work / "files",
+        out=question.out,
+        settings=settings,
+        calibration=text,
+        decoded=evaluation is not None,
+    )
+    references = References(evaluation) if evaluation else None
+    result = walk(
+        facts,
+        formats,
+        settings,
+        work=question.work,
+        calibration=calibration,
+        evaluation=evaluation,
+        references=references,
+    )
+    return MakeAnswer(
+        calibration=text,
+        evaluation=evaluation_record(texts.evaluation, evaluation, settings)
+        if texts.evaluation and evaluation
+        else None,
+        base=result.base,
+        made={name: _made(name, files, result, facts) for name, files in result.files.items()},
+        failed=result.failed,
+        seconds={"check weights": checking} | result.seconds,
+        references=references.save(question.work / "references") if references else {},
+        chat_template=facts.chat_template,
+        special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer=tokenizer_digest(tokenizer(PROBE, add_special_tokens=False)["input_ids"]),
+    )
+
+
+def _check_weights(facts: ModelFacts) -> float:
+    """Seconds that it took to see that every weight is a number. Raises SourceRefused for one that is not."""
+    start = time.monotonic()
+    check_finite(facts.folder, facts)
+    return time.monotonic() - start
+
+
+def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts) -> Made:
+    return Made(
+        paths=files.paths,
+        bits_per_weight=8 * files.weight_bytes / facts.parameters,
+        notes=files.notes,
+        layer_errors={**files.layer_errors, **result.layer_errors.get(name, {})},
+        score=result.scores.get(name),
+        seconds=result.seconds.get(name),
+    )

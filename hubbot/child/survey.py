@@ -1,0 +1,45 @@
+"""The first stage: what a snapshot holds, whole or of headers alone, and the plan that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hubbot.child.device import settle_device
+from hubbot.child.messages import SurveyAnswer, SurveyQuestion
+from hubbot.child.source import describe, facts_of
+from hubbot.formats import put_in_place
+from hubbot.formats.costs import costs_of
+from hubbot.formats.names import parse_variants
+from hubbot.machine import Machine, measure_machine
+from hubbot.planning.plan import check_architecture, device_elsewhere, plan
+
+__all__ = ["survey"]
+
+
+def survey(question: SurveyQuestion) -> SurveyAnswer:
+    """Describe a model and plan its variants; what speaks against the plan stands in it. Raises what the intake refuses."""
+    source, settings, work = question.source, question.settings, question.work
+    facts = facts_of(source, settings, work)
+    variants = parse_variants(settings.variants)
+    check_architecture(facts, variants)
+    description = describe(facts)
+    device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)
+    found = plan(
+        source,
+        facts,
+        variants,
+        settings,
+        machine(work, question.out, device),
+        costs_of(variants, description.of(source), facts, work / "plan", settings),
+        device=device,
+        elsewhere=question.elsewhere,
+    )
+    return SurveyAnswer(description=description, plan=found)
+
+
+def machine(work: Path, out: Path, device: str) -> Machine:
+    """This machine; what a killed run has left counts as free disk, for it is gone on with or makes room."""
+    there = [path for sweep in work.glob("sweep-*") for path in put_in_place(sweep / "files", out)]
+    found = measure_machine(work, device, ours=work)
+    return replace(found, disk_free=found.disk_free + sum(path.stat().st_blocks * 512 for path in there))

@@ -1,0 +1,51 @@
+"""A sweep over the parts of a model, told part by part; what making and evaluating share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from hubbot import log
+from hubbot.child.device import settle_device
+from hubbot.formats.protocol import Format
+from hubbot.model import ModelFacts, part_layout
+from hubbot.settings import Settings
+from hubbot.sweep.references import References
+from hubbot.sweep.walk import SweepInput, SweepResult, sweep
+from hubbot.sweep.windows import Windows
+
+__all__ = ["walk"]
+
+
+def walk(
+    facts: ModelFacts,
+    formats: Sequence[Format],
+    settings: Settings,
+    *,
+    work: Path,
+    calibration: Windows | None,
+    evaluation: Windows | None,
+    references: References | None = None,
+) -> SweepResult:
+    task = SweepInput(
+        folder=facts.folder,
+        files={name: info.file for name, info in facts.tensors.items()},
+        parts=part_layout(facts),
+        calibration=calibration,
+        evaluation=evaluation,
+        work=work,
+        device=torch.device(settle_device(settings.device)),
+        references=references,
+    )
+    names = ", ".join(variant.name for family in formats for variant in family.variants)
+    with log.progress(f"sweep of {names}", len(task.parts), "parts") as advance:
+        done = 0
+
+        def report(_: str, number: int, __: int) -> None:
+            nonlocal done
+            advance(number - done)
+            done = number
+
+        return sweep(task, formats, report)

@@ -1,0 +1,69 @@
+"""The environment of every process that hubbot starts: what is listed here and nothing else.
+
+An allow-list, so that a token of tomorrow stays out too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from hubbot import llamacpp
+
+__all__ = ["NETWORK", "allowed", "confined"]
+
+# Names, and beginnings of names.
+_NAMES = frozenset(
+    "PATH LANG LANGUAGE TZ TERM COLUMNS LINES NO_COLOR FORCE_COLOR CI GITHUB_ACTIONS USER LOGNAME LD_LIBRARY_PATH "
+    "LD_PRELOAD VIRTUAL_ENV CC CXX HUBBOT_LLAMA_CPP CUBLAS_WORKSPACE_CONFIG PYTHONDONTWRITEBYTECODE "
+    "HOME TMPDIR XDG_CACHE_HOME HF_HOME HF_HUB_OFFLINE HF_HUB_DISABLE_TELEMETRY HF_DATASETS_OFFLINE "
+    "TRANSFORMERS_OFFLINE".split()
+)
+_BEGINNINGS = tuple("LC_ CUDA_ NVIDIA_ ROCR_ HIP_ OMP_ MKL_ OPENBLAS_ TORCH_ PYTORCH_ TRITON_ GGML_ GPTQMODEL_".split())
+_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
+
+# What a process that speaks to the Hub needs besides; beginnings, in capitals.
+NETWORK = tuple(
+    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE HF_HUB_ HF_XET_".split()
+)
+
+_CHECKOUT = Path(__file__).resolve().parents[2]  # or site-packages
+
+
+def allowed(environ: Mapping[str, str] = os.environ, *, more: tuple[str, ...] = ()) -> dict[str, str]:
+    """What of an environment a child may see, and where it finds hubbot.
+
+    more: beginnings of further names.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if (name in _NAMES or name.startswith(_BEGINNINGS) or name.upper().startswith(more))
+        and not any(word in name.upper() for word in _SECRET_WORDS)
+    }
+    roots = [str(_CHECKOUT)]
+    roots += [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
+    return kept | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(roots))}
+
+
+def confined(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The environment of a child with a home of its own and no network."""
+    own = {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "HF_HOME": str(home / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    return allowed(environ) | own | _llama_cpp()
+
+
+def _llama_cpp() -> dict[str, str]:
+    """Names the llama.cpp found here, as the child has another home to search."""
+    place = llamacpp.place()
+    return {"HUBBOT_LLAMA_CPP": str(place.absolute())} if (place / "source").is_dir() else {}
