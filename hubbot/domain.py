@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, Protocol
 
 SCHEMA_VERSION = 1
 
@@ -35,21 +35,44 @@ class Job:
 # --- variants: the names of what is made -----------------------------------------------------------
 
 
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Variant(Named, Protocol):
+    """What a family makes: a frozen value, of which the name says everything."""
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def bits(self) -> float:
+        """The bits that the name promises for a weight: the class that the gate's limits go by."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gguf:
     """A llama.cpp file type, named as `llama-quantize` names it: Q4_K_M, IQ4_XS, Q8_0, BF16."""
 
+    family: ClassVar[Family] = Family.GGUF
     type: str
 
     @property
     def name(self) -> str:
         return self.type
 
+    @property
+    def bits(self) -> int:
+        return int("".join(filter(str.isdigit, self.type.partition("_")[0])))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
     """A GPTQ layout: `gptq-4bit-128g`, `gptq-4bit-32g-actorder`, `gptq-3bit-128g-asym`, `gptq-4bit--1g`."""
 
+    family: ClassVar[Family] = Family.GPTQ
     bits: Literal[2, 3, 4, 8]
     group_size: int  # columns that share a scale; -1: one scale per output row
     act_order: bool = False
@@ -66,24 +89,16 @@ class Gptq:
 class Bnb:
     """A bitsandbytes kind: `bnb-nf4` (double quantization), `bnb-fp4`, `bnb-int8`."""
 
+    family: ClassVar[Family] = Family.BNB
     kind: Literal["nf4", "fp4", "int8"]
 
     @property
     def name(self) -> str:
         return f"bnb-{self.kind}"
 
-
-Variant: TypeAlias = Gguf | Gptq | Bnb
-
-
-def family_of(variant: Variant) -> Family:
-    match variant:
-        case Gguf():
-            return Family.GGUF
-        case Gptq():
-            return Family.GPTQ
-        case Bnb():
-            return Family.BNB
+    @property
+    def bits(self) -> int:
+        return 8 if self.kind == "int8" else 4
 
 
 # --- the source -------------------------------------------------------------------------------------

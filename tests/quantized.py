@@ -9,7 +9,8 @@ import transformers
 from safetensors.torch import load_file
 
 from hubbot.domain import Source
-from hubbot.formats import bnb, gptq
+from hubbot.formats.bnb.format import BnbFormat
+from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.linears import find_linears
 from hubbot.formats.names import parse_variant
 from hubbot.formats.protocol import InputStatistics
@@ -49,8 +50,8 @@ def statistics(folder: Path) -> dict[str, InputStatistics]:
     return {name: InputStatistics(squares=H.diagonal(), hessian=H, tokens=tokens().numel()) for name, H in sums.items()}
 
 
-def gptq_format(folder: Path, names: list[str], out: Path, **settings) -> gptq.GptqFormat:
-    return gptq.GptqFormat(
+def gptq_format(folder: Path, names: list[str], out: Path, **settings) -> GptqFormat:
+    return GptqFormat(
         variants=[parse_variant(name) for name in names],
         source=source_of(folder),
         facts=read_facts(folder),
@@ -60,8 +61,8 @@ def gptq_format(folder: Path, names: list[str], out: Path, **settings) -> gptq.G
     )
 
 
-def bnb_format(folder: Path, names: list[str], out: Path, **settings) -> bnb.BnbFormat:
-    return bnb.BnbFormat(
+def bnb_format(folder: Path, names: list[str], out: Path, **settings) -> BnbFormat:
+    return BnbFormat(
         variants=[parse_variant(name) for name in names],
         source=source_of(folder),
         facts=read_facts(folder),
@@ -74,7 +75,7 @@ def bnb_format(folder: Path, names: list[str], out: Path, **settings) -> bnb.Bnb
 def encode_all(family, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Walk the parts; variant -> checkpoint name -> decoded weight."""
     weights = checkpoint(folder)
-    seen = statistics(folder) if isinstance(family, gptq.GptqFormat) else {}
+    seen = statistics(folder) if isinstance(family, GptqFormat) else {}
     decoded: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in family.variants}
     for part in part_layout(read_facts(folder)):
         encoded = family.encode(part, {name: weights[name] for name in part.tensors}, seen)

@@ -13,9 +13,10 @@ from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Between, Run, Tally, Terms, work
 from hubbot.domain import Job, Record
 from hubbot.errors import VariantsRefused
+from hubbot.formats import FAMILIES
 from hubbot.settings import PublishSettings, Settings
 
-_LARGE = ("gguf", "gptq", "bnb", ".work")  # what of an output folder takes gigabytes
+_LARGE = (*FAMILIES, ".work")  # what of an output folder takes gigabytes
 
 
 def folder_of(settings: Settings, model: str) -> Path:

@@ -12,6 +12,8 @@ from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.poll import HOUR, author_source, poll_list
 from hubbot.bot.watch import OUR_TAG
 from hubbot.errors import BadRecord
+from hubbot.formats import FAMILIES
+from hubbot.formats.names import find_variant
 from hubbot.hub.read import listing
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.seen import Candidate, Release
@@ -53,7 +55,8 @@ def poll_releases(
 
 def has_branches(release: Release) -> bool:
     """Whether variants of it stand on branches beside main: all checkpoints but the first of a repo do."""
-    return sum(name.startswith(("gptq-", "bnb-")) for name in release.variants) > 1
+    variants = (find_variant(name) for name in release.variants)
+    return sum(variant is not None and FAMILIES[variant.family].ABOUT.folder for variant in variants) > 1
 
 
 def may_be_ours(found: Candidate) -> bool:

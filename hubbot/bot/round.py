@@ -13,8 +13,9 @@ from hubbot.bot.poll import Poll, poll, source_names
 from hubbot.bot.published import digest, poll_releases
 from hubbot.bot.verdicts import Action, Known, Verdict
 from hubbot.bot.watch import YANKED, Policy, judge
-from hubbot.domain import Gguf, Status, Variant, VariantRecord, family_of
+from hubbot.domain import Variant
 from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
+from hubbot.formats import FAMILIES
 from hubbot.formats.names import parse_variants
 from hubbot.hub.access import Patience
 from hubbot.hub.publish.merged import finish_merged
@@ -26,7 +27,6 @@ from hubbot.log import say
 from hubbot.log.redact import mask
 from hubbot.model import architectures
 from hubbot.record.fingerprint import shaping
-from hubbot.release.gate import nominal_bits
 from hubbot.release.repos import target_repos
 from hubbot.settings import Settings
 
@@ -185,7 +185,7 @@ def queue(ledger: Ledger, wanted: Iterator[Verdict], settings: Settings, *, vers
 
 def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Policy:
     variants = parse_variants(settings.variants)
-    gguf = any(isinstance(variant, Gguf) for variant in variants)
+    families = [FAMILIES[family] for family in {variant.family for variant in variants}]
     return Policy(
         watch=settings.watch,
         settings=settings_digest(settings),
@@ -194,11 +194,11 @@ def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Poli
         targets=lambda model: target_repos(model, variants, settings.publish),
         ours=ours,
         transformers=architectures.known_to_transformers,
-        converter=architectures.known_to_llama_cpp if gguf else lambda _: True,
+        converter=lambda name: all(family.refusal(name) is None for family in families),
         disk=settings.budget.disk,
         ram=settings.budget.ram,
         vram=settings.budget.vram if settings.device != "cpu" else None,
-        folders=max((_bits(variant) for variant in variants if not isinstance(variant, Gguf)), default=0.0),
+        folders=max((_bits(variant) for variant in variants if FAMILIES[variant.family].ABOUT.folder), default=0.0),
         allow_unlicensed=settings.licence.allow_unlicensed,
     )
 
@@ -209,4 +209,4 @@ def settings_digest(settings: Settings) -> str:
 
 def _bits(variant: Variant) -> float:
     """Bits per weight by name, and a half for the scales: close enough to say what a model will cost."""
-    return nominal_bits(VariantRecord(name=variant.name, family=family_of(variant), status=Status.PASSED)) + 0.5
+    return variant.bits + 0.5

@@ -24,7 +24,7 @@ from hubbot.cards.prompt import PromptFormat, prompt_format
 from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.release.licence import judge_licence
-from hubbot.release.repos import Kind, Repo, kind_of, plan_repos
+from hubbot.release.repos import Repo, kind_of, plan_repos
 from hubbot.runtimes.table import Runtime, readers
 from hubbot.settings import PublishSettings
 
@@ -33,12 +33,6 @@ __all__ = ["CARDS", "PICTURE", "check_files", "picture", "render_card", "write_c
 CARDS = "cards"  # folder below the output folder
 PICTURE = "hubbot-quality.svg"
 _SECTIONS = ("head", "files", "picture", "use", "prompt", "speed", "samples", "made", "licence")
-_FAMILY = {
-    Kind.GGUF: "GGUF for llama.cpp",
-    Kind.GPTQ: "GPTQ",
-    Kind.BNB_4BIT: "bitsandbytes 4-bit",
-    Kind.BNB_8BIT: "bitsandbytes 8-bit",
-}
 
 
 def write_cards(record: Record, publish: PublishSettings, out: Path) -> dict[str, Path]:
@@ -113,16 +107,16 @@ def check_files(record: Record, out: Path) -> None:
 
 def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
     best = repo.recommended
-    thing = "file" if repo.kind is Kind.GGUF else "variant"
+    thing = "variant" if repo.about.folder else "file"
     base = link(record.source.repo, record.source.name)
     spoken = samples(best)
     speeds = speed_table(repo)
     prompt = _prompt(record)
     return {
-        "title": f"{line(record.source.name, limit=96)} · {_FAMILY[repo.kind].removesuffix(' for llama.cpp')}",
+        "title": f"{line(record.source.name, limit=96)} · {repo.kind.title.removesuffix(' for llama.cpp')}",
         "base_link": base,
         "base_plain": record.source.repo,
-        "family": _FAMILY[repo.kind],
+        "family": repo.kind.title,
         "maker": "[hubbot](#how-it-was-made)",
         "thing": thing,
         "things": f"{thing}s",
@@ -161,8 +155,8 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
 
     links: link file names by their path in the repo, which only its card can resolve.
     """
-    gguf = repo.kind is Kind.GGUF
-    head = [("File" if gguf else "Variant", ":--"), ("Revision", ":--"), ("Size", "--:"), ("Bits/weight", "--:")]
+    thing = "Variant" if repo.about.folder else "File"
+    head = [(thing, ":--"), ("Revision", ":--"), ("Size", "--:"), ("Bits/weight", "--:")]
     head += [
         ("Perplexity", "--:"),
         ("Change", "--:"),
@@ -183,7 +177,7 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
 
 def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> list[str | None]:
     score, best = variant.score, variant is repo.recommended and len(repo.variants) > 1
-    several = repo.kind is not Kind.GGUF and len(repo.variants) > 1
+    several = repo.about.folder and len(repo.variants) > 1
     name = _name(repo, variant) if links else code(variant.name, cell=True)
     return [
         f"**{name}** ★" if best else name,
@@ -218,7 +212,7 @@ def _runs_alike(record: Record, repo: Repo) -> bool:
 def _name(repo: Repo, variant: VariantRecord) -> str:
     """GGUF files are linked by their path; a sharded one by its first shard, with their number."""
     files = [file for file in variant.files if file.path.endswith(".gguf")]
-    if repo.kind is not Kind.GGUF or not files:
+    if repo.about.folder or not files:
         return code(variant.name, cell=True)
     place = repo.place(variant, files[0])
     target = "".join(char if char.isascii() and (char.isalnum() or char in "._-/") else "" for char in place)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from hubbot.cards import figures
 from hubbot.cards.escape import clean, code, inline, line, repo_id
-from hubbot.cards.frontmatter import dataset_parts, uses_imatrix
+from hubbot.cards.frontmatter import dataset_parts, used
 from hubbot.domain import Record, Sample, TextRecord, VariantRecord
-from hubbot.release.repos import Kind, Repo
+from hubbot.formats.protocol import Needs
+from hubbot.release.repos import Repo
 
 __all__ = ["facts", "link", "notes", "parted", "samples", "speed_table"]
 
@@ -29,8 +30,10 @@ def facts(record: Record, repo: Repo) -> str:
         "Source": _source(record),
         "Architecture": inline(source.architecture) if source.architecture else None,
         "Weights": f"{source.parameters:,}" if source.parameters else None,
-        "Calibration": _text(record.calibration) if record.calibration and _calibrated(record, repo) else None,
-        "Importance matrix": "from the calibration pass" if repo.kind is Kind.GGUF and uses_imatrix(record) else None,
+        "Calibration": _text(record.calibration)
+        if record.calibration and used(record, repo) is not Needs.NOTHING
+        else None,
+        "Importance matrix": "from the calibration pass" if used(record, repo) is Needs.SQUARES else None,
         "Evaluation": _text(record.evaluation) if record.evaluation else None,
         "Tools": _tools(record),
         "Machine": inline(str(record.hardware.get("gpu") or record.hardware.get("cpu") or ""), limit=160) or None,
@@ -43,10 +46,6 @@ def facts(record: Record, repo: Repo) -> str:
 def _source(record: Record) -> str:
     at = f" at {code(record.source.revision, limit=40)}" if record.source.revision else ""
     return f"{link(record.source.repo, record.source.name)}{at}"
-
-
-def _calibrated(record: Record, repo: Repo) -> bool:
-    return repo.kind is Kind.GPTQ or (repo.kind is Kind.GGUF and uses_imatrix(record))
 
 
 def _text(text: TextRecord) -> str:

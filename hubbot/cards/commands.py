@@ -13,7 +13,7 @@ from hubbot.cards.escape import fence, line, repo_id, shell
 from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.domain import Record, VariantRecord
-from hubbot.release.repos import Kind, Repo
+from hubbot.release.repos import Repo
 from hubbot.runtimes.table import Row, Runtime, answer
 
 __all__ = ["commands", "quantized_head"]
@@ -27,10 +27,8 @@ def commands(record: Record, repo: Repo, *, chat: bool = False) -> list[tuple[st
     chat: whether the model has a chat template that renders.
     """
     where = repo_id(repo.repo_id) or f"your-name/{line(repo.name, limit=96)}"
-    found = (
-        _gguf(record, repo, where, chat=chat) if repo.kind is Kind.GGUF else _folders(record, repo, where, chat=chat)
-    )
-    return list(found)
+    form = _gguf if repo.about.library == "gguf" else _folders
+    return list(form(record, repo, where, chat=chat))
 
 
 def quantized_head(record: Record) -> bool:
@@ -61,7 +59,7 @@ def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[
     others = [repo.revision(variant) for variant in repo.variants if repo.revision(variant) != "main"]
     head = quantized_head(record)
     python = python_lines(where, repo.recommended.name, head=head, chat=chat, revisions=others)
-    alone = not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
+    alone = head and not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
     yield "GPTQModel" if alone else "transformers", fence("\n".join(python), "python")
 
 

@@ -15,9 +15,11 @@ import yaml
 from hubbot.cards.escape import line, repo_id, url
 from hubbot.domain import Record, VariantRecord
 from hubbot.errors import PublishConflict
-from hubbot.release.repos import Kind, Repo
+from hubbot.formats import calibration_needs
+from hubbot.formats.protocol import Needs
+from hubbot.release.repos import Repo
 
-__all__ = ["OWNED", "dataset_parts", "dump", "front_matter", "join", "licence_link", "split", "uses_imatrix"]
+__all__ = ["OWNED", "dataset_parts", "dump", "front_matter", "join", "licence_link", "split", "used"]
 
 # Keys that hubbot writes; merging drops them from the old head. `tags` are united instead.
 OWNED = frozenset(
@@ -41,7 +43,7 @@ def front_matter(record: Record, repo: Repo, *, quantized_by: str | None) -> dic
     head = {
         "base_model": base,
         "base_model_relation": "quantized" if base else None,
-        "library_name": "gguf" if repo.kind is Kind.GGUF else "transformers",
+        "library_name": repo.about.library,
         "license": licence,
         "license_name": _slug(source.license_name) if licence == "other" else None,
         "license_link": licence_link(record) if licence == "other" else None,
@@ -116,20 +118,14 @@ def licence_link(record: Record) -> str | None:
 
 
 def _tags(record: Record, repo: Repo) -> list[str]:
-    own = {
-        Kind.GGUF: ["gguf", "llama.cpp"],
-        Kind.GPTQ: ["gptq"],
-        Kind.BNB_4BIT: ["bitsandbytes", "4-bit"],
-        Kind.BNB_8BIT: ["bitsandbytes", "8-bit"],
-    }[repo.kind]
-    imatrix = ["imatrix"] if repo.kind is Kind.GGUF and uses_imatrix(record) else []
+    imatrix = ["imatrix"] if used(record, repo) is Needs.SQUARES else []
     carried = [tag for tag in record.source.tags[:100] if _word(tag) and tag.lower() not in _DERIVED]
-    return list(dict.fromkeys([*own, *imatrix, "quantized", "hubbot", *carried]))
+    return list(dict.fromkeys([*repo.kind.tags, *imatrix, "quantized", "hubbot", *carried]))
 
 
-def uses_imatrix(record: Record) -> bool:
-    gguf = record.config.get("gguf")
-    return isinstance(gguf, dict) and gguf.get("imatrix") is True and record.calibration is not None
+def used(record: Record, repo: Repo) -> Needs:
+    """What the repo's variants took from the calibration."""
+    return calibration_needs([repo.recommended.family], record.config) if record.calibration else Needs.NOTHING
 
 
 def _model_index(record: Record, repo: Repo) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from hubbot.domain import Source, VariantRecord
+from hubbot.formats import FAMILIES
 
 __all__ = ["BUFFERS", "CONTEXT", "memory_needed", "weight_file_bytes"]
 
@@ -14,7 +15,9 @@ BUFFERS = 500_000_000  # bytes for activations and the runtime's own
 
 def weight_file_bytes(variant: VariantRecord) -> int:
     """Bytes of the files that hold weights."""
-    return sum(file.size for file in variant.files if PurePosixPath(file.path).suffix in (".gguf", ".safetensors"))
+    return sum(
+        file.size for file in variant.files if PurePosixPath(file.path).suffix == FAMILIES[variant.family].ABOUT.weights
+    )
 
 
 def memory_needed(variant: VariantRecord, source: Source) -> int | None:

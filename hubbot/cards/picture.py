@@ -10,29 +10,52 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TypeAlias
 
 from hubbot.cards.escape import line, markup
 from hubbot.domain import Family
+from hubbot.formats import FAMILIES
 
-__all__ = ["CSS", "NARROW", "WIDE", "Frame", "Point", "draw", "place_labels"]
+__all__ = ["NARROW", "WIDE", "Frame", "Point", "css", "draw", "place_labels"]
 
 _FONT = 12.5
 _GLYPH = 0.62 * _FONT  # width of a character, on the broad side
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
-CSS = """
-.pic{--ground:#fff;--ink:#1c2430;--soft:#5b6675;--grid:#e3e7ed;--gguf:#0f766e;--gptq:#b45309;--bnb:#6d28d9;--best:#be123c}
-@media(prefers-color-scheme:dark){.pic{--ground:#141a22;--ink:#e8edf3;--soft:#9fabba;--grid:#2a3441;--gguf:#5eead4;--gptq:#fbbf24;--bnb:#c4b5fd;--best:#fda4af}}
-.pic{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-size:12.5px;color-scheme:light dark}
-.pic .ground{fill:var(--ground)}.pic .grid{stroke:var(--grid);stroke-width:1}.pic text{fill:var(--ink)}
-.pic .tick,.pic .axis{fill:var(--soft)}.pic .title{font-size:16px;font-weight:600}.pic .leader{stroke:var(--soft);stroke-width:.8;opacity:.7}
-.pic .front{fill:none;stroke:var(--soft);stroke-width:1.4;stroke-dasharray:2 5;stroke-linecap:round;opacity:.8}
-.pic .gguf{fill:var(--gguf)}.pic .gptq{fill:var(--gptq)}.pic .bnb{fill:var(--bnb)}
-.pic .off{fill:var(--ground);stroke-width:1.8}.pic .gguf.off{stroke:var(--gguf)}.pic .gptq.off{stroke:var(--gptq)}.pic .bnb.off{stroke:var(--bnb)}
-.pic .label,.pic .best,.pic .refused{stroke:var(--ground);stroke-width:4px;paint-order:stroke;stroke-linejoin:round}
-.pic .ring{fill:none;stroke:var(--best);stroke-width:2}.pic .best{font-weight:700}.pic .refused{fill:var(--soft)}
+# In the light, in the dark, and the shape, of the first family of the table, the second and so on.
+_MARKS = (
+    ("#0f766e", "#5eead4", '<circle class="{c}" cx="{x:.1f}" cy="{y:.1f}" r="5.5"'),
+    ("#b45309", "#fbbf24", '<rect class="{c}" x="{l:.1f}" y="{t:.1f}" width="10" height="10"'),
+    ("#6d28d9", "#c4b5fd", '<path class="{c}" d="M{x:.1f} {u:.1f}l6.4 11.2h-12.8z"'),
+    ("#0369a1", "#7dd3fc", '<path class="{c}" d="M{x:.1f} {u:.1f}l6.8 6.8l-6.8 6.8l-6.8 -6.8z"'),
+    ("#4d7c0f", "#bef264", '<path class="{c}" d="M{l:.1f} {t:.1f}h10l-5 11z"'),
+)
+
+
+def _looks() -> dict[Family, tuple[str, str, str]]:
+    return dict(zip(FAMILIES, cycle(_MARKS), strict=False))
+
+
+def css() -> str:
+    """The style of every picture."""
+    looks = _looks().items()
+    light = "".join(f"--{family}:{colour};" for family, (colour, _, _) in looks)
+    dark = "".join(f"--{family}:{colour};" for family, (_, colour, _) in looks)
+    filled = "".join(f".pic .{family}{{fill:var(--{family})}}" for family, _ in looks)
+    hollow = "".join(f".pic .{family}.off{{stroke:var(--{family})}}" for family, _ in looks)
+    return f"""
+.pic{{--ground:#fff;--ink:#1c2430;--soft:#5b6675;--grid:#e3e7ed;{light}--best:#be123c}}
+@media(prefers-color-scheme:dark){{.pic{{--ground:#141a22;--ink:#e8edf3;--soft:#9fabba;--grid:#2a3441;{dark}--best:#fda4af}}}}
+.pic{{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-size:12.5px;color-scheme:light dark}}
+.pic .ground{{fill:var(--ground)}}.pic .grid{{stroke:var(--grid);stroke-width:1}}.pic text{{fill:var(--ink)}}
+.pic .tick,.pic .axis{{fill:var(--soft)}}.pic .title{{font-size:16px;font-weight:600}}.pic .leader{{stroke:var(--soft);stroke-width:.8;opacity:.7}}
+.pic .front{{fill:none;stroke:var(--soft);stroke-width:1.4;stroke-dasharray:2 5;stroke-linecap:round;opacity:.8}}
+{filled}
+.pic .off{{fill:var(--ground);stroke-width:1.8}}{hollow}
+.pic .label,.pic .best,.pic .refused{{stroke:var(--ground);stroke-width:4px;paint-order:stroke;stroke-linejoin:round}}
+.pic .ring{{fill:none;stroke:var(--best);stroke-width:2}}.pic .best{{font-weight:700}}.pic .refused{{fill:var(--soft)}}
 """.strip()
 
 
@@ -105,7 +128,7 @@ def draw(
 ) -> str:
     """An SVG of `points`: file size along, `axis` upward.
 
-    standalone: with its own style, as a file; otherwise the page that holds it brings `CSS`. Points
+    standalone: with its own style, as a file; otherwise the page that holds it brings `css()`. Points
     whose value is not finite are left out; without any point the result is empty. Values of zero or
     less stand at the foot of the axis.
     """
@@ -124,7 +147,7 @@ def draw(
         *_labels(shown, spots, frame),
         *(_mark(point, spot, axis) for point, spot in zip(shown, spots, strict=True)),
     ]
-    style = f"<style>{CSS}</style>" if standalone else ""
+    style = f"<style>{css()}</style>" if standalone else ""
     spoken = markup(line(_spoken(shown, title, axis), limit=2_000))
     size = f'viewBox="0 0 {frame.width} {frame.height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="pic" {size} role="img" aria-label="{spoken}">'
@@ -168,16 +191,8 @@ def _grid(across: _Scale, up: _Scale, axis: str, frame: Frame) -> list[str]:
     return parts
 
 
-_SHAPES = {
-    Family.GGUF: '<circle class="{c}" cx="{x:.1f}" cy="{y:.1f}" r="5.5"',
-    Family.GPTQ: '<rect class="{c}" x="{l:.1f}" y="{t:.1f}" width="10" height="10"',
-    Family.BNB: '<path class="{c}" d="M{x:.1f} {u:.1f}l6.4 11.2h-12.8z"',
-}
-_NAMES = {Family.GGUF: "GGUF", Family.GPTQ: "GPTQ", Family.BNB: "bitsandbytes"}
-
-
 def _shape(family: Family, x: float, y: float, refused: bool = False) -> str:
-    return _SHAPES[family].format(c=f"{family}{' off' if refused else ''}", x=x, y=y, l=x - 5, t=y - 5, u=y - 6.8)
+    return _looks()[family][2].format(c=f"{family}{' off' if refused else ''}", x=x, y=y, l=x - 5, t=y - 5, u=y - 6.8)
 
 
 def _mark(point: Point, spot: tuple[float, float], axis: str) -> str:
@@ -192,7 +207,7 @@ def _mark(point: Point, spot: tuple[float, float], axis: str) -> str:
 def _legend(points: Sequence[Point], frame: Frame) -> list[str]:
     """What the marks mean, in rows from the left that fit the frame."""
     families = {point.family for point in points}
-    entries = [(f"{_shape(family, 0, 0)}/>", _NAMES[family]) for family in Family if family in families]
+    entries = [(f"{_shape(family, 0, 0)}/>", FAMILIES[family].ABOUT.title) for family in FAMILIES if family in families]
     if any(point.recommended for point in points):
         entries.append(('<circle class="ring" r="6.5"/>', "recommended"))
     if any(point.refused for point in points):

@@ -26,15 +26,15 @@ from hubbot.cards.escape import clean, line, repo_id
 from hubbot.cards.heat import LEVELS, heat_map, heat_style
 from hubbot.cards.layout import html_environment
 from hubbot.cards.memory import memory_needed
-from hubbot.cards.picture import CSS, NARROW, WIDE, Point, draw
-from hubbot.domain import Family, Record, Sample, VariantRecord
+from hubbot.cards.picture import NARROW, WIDE, Point, css, draw
+from hubbot.domain import Record, Sample, VariantRecord
+from hubbot.formats import FAMILIES
 from hubbot.release.gate import recommend
 
 __all__ = ["FILE_NAME", "parts", "render_report", "write_report"]
 
 FILE_NAME = "report.html"
 _SAMPLE = 1_500  # characters
-_FAMILIES = {Family.GGUF: "GGUF", Family.GPTQ: "GPTQ", Family.BNB: "bitsandbytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def render_report(record: Record) -> str:
     """The whole page."""
     environment = html_environment()
     view = _view(record)
-    style = _source(environment, "report.css") + CSS + heat_style(view["heat"])
+    style = _source(environment, "report.css") + css() + heat_style(view["heat"])
     script = _source(environment, "report.js")
     return environment.get_template("report.html.j2").render(
         style=Markup(style),  # noqa: S704 - our own files
@@ -172,7 +172,7 @@ def _columns(record: Record) -> list[tuple[str, str]]:
 def _row(record: Record, variant: VariantRecord, best: VariantRecord | None) -> dict[str, Any]:
     return {
         "name": line(variant.name, limit=64),
-        "family": _FAMILIES[variant.family],
+        "family": FAMILIES[variant.family].ABOUT.title,
         "kind": str(variant.family),
         "status": str(variant.status),
         "good": variant.passed,

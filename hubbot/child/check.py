@@ -17,10 +17,9 @@ from transformers.utils import logging as transformers_logging
 from hubbot import log
 from hubbot.child.device import settle_device
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
-from hubbot.domain import Family, Source, Speed, VariantRecord
+from hubbot.domain import Source, VariantRecord
 from hubbot.errors import ToolMissing
-from hubbot.formats import samples
-from hubbot.formats.protocol import Reading
+from hubbot.formats import FAMILIES, samples
 from hubbot.model import read_facts
 from hubbot.settings import Settings
 from hubbot.sweep.windows import load_tokenizer
@@ -50,8 +49,13 @@ def _checked(variant: VariantRecord, question: CheckQuestion, spoken: _Spoken | 
     _let_go()
     device = _device_for(paths, settle_device(settings.device))
     with _aside(question.work / "load-check.log"):
-        prompts = spoken.prompts if spoken else []
-        reading = _read(variant.family, paths, question.references.get(variant.name), prompts, device)
+        reading = FAMILIES[variant.family].read(
+            paths,
+            question.references.get(variant.name),
+            prompts=spoken.prompts if spoken else [],
+            new_tokens=samples.NEW_TOKENS,
+            device=device,
+        )
     variant = replace(variant, load_check=reading.check)
     if spoken and spoken.base and reading.check.loaded:
         variant = replace(variant, samples=samples.compare(spoken.tokenizer, spoken.base, reading.continuations))
@@ -113,37 +117,14 @@ def _fits(weight_bytes: int, device: str) -> bool:
     return bool(weight_bytes * 2.6 < psutil.virtual_memory().available)  # float32
 
 
-def _read(
-    family: Family, paths: Sequence[Path], known: Path | None, prompts: Sequence[Sequence[int]], device: str
-) -> Reading:
-    match family:
-        case Family.GGUF:
-            from hubbot.formats.gguf import check as gguf
-
-            return gguf.read(paths, known, prompts=prompts, new_tokens=samples.NEW_TOKENS)
-        case Family.GPTQ | Family.BNB:
-            from hubbot.formats import check as folders
-
-            return folders.read(paths, known, prompts=prompts, new_tokens=samples.NEW_TOKENS, device=device)
-
-
 def _timed(variant: VariantRecord, paths: Sequence[Path], device: str, context: int | None) -> VariantRecord:
     """The variant with its speed; where its runtime fails at that, with a note that says so."""
     generated = min(_GENERATED_TOKENS, (context or sys.maxsize) // 4)
     prompt = min(_PROMPT_TOKENS, (context or sys.maxsize) - generated - 1)
     try:
-        return replace(variant, speed=_speed(variant.family, paths, prompt, generated, device))
+        speed = FAMILIES[variant.family].measure_speed(
+            paths, prompt_tokens=prompt, generated_tokens=generated, device=device
+        )
     except ToolMissing as error:
         return replace(variant, notes=(*variant.notes, f"speed was not measured: {error}"))
-
-
-def _speed(family: Family, paths: Sequence[Path], prompt_tokens: int, generated_tokens: int, device: str) -> Speed:
-    match family:
-        case Family.GGUF:
-            from hubbot.formats.gguf.speed import measure_speed as measure_gguf
-
-            return measure_gguf(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
-        case Family.GPTQ | Family.BNB:
-            from hubbot.formats.check import measure_speed as measure_folder
-
-            return measure_folder(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, device=device)
+    return replace(variant, speed=speed)

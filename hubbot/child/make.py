@@ -12,7 +12,7 @@ from hubbot.formats import open_formats
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.model import ModelFacts, check_finite
-from hubbot.release.gate import PROBE, tokenizer_digest
+from hubbot.model.digests import PROBE, tokenizer_digest
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepResult
 from hubbot.sweep.windows import load_tokenizer

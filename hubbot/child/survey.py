@@ -8,8 +8,7 @@ from pathlib import Path
 from hubbot.child.device import settle_device
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.source import describe, facts_of
-from hubbot.formats import put_in_place
-from hubbot.formats.costs import costs_of
+from hubbot.formats import costs_of, put_in_place, require_costs
 from hubbot.formats.names import parse_variants
 from hubbot.machine import Machine, measure_machine
 from hubbot.planning.plan import check_architecture, device_elsewhere, plan
@@ -31,7 +30,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
         variants,
         settings,
         machine(work, question.out, device),
-        costs_of(variants, description.of(source), facts, work / "plan", settings),
+        require_costs(costs_of(variants, description.of(source), facts, work / "plan", settings)),
         device=device,
         elsewhere=question.elsewhere,
     )

@@ -1,19 +1,60 @@
-"""The families of formats: GGUF, GPTQ and bitsandbytes behind one protocol."""
+"""The families of formats: one folder each, and a row of the table below."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hubbot.domain import Bnb, Gguf, Gptq, Source, TextRecord, Variant
-from hubbot.formats.protocol import Format
+from hubbot.domain import Family, Source, TextRecord, Variant
+from hubbot.errors import Unsupported
+from hubbot.formats import bnb, gguf, gptq
+from hubbot.formats.family import FamilyModule
+from hubbot.formats.protocol import Cost, Format, Needs
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
 
-__all__ = ["open_formats", "put_in_place"]
+__all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "put_in_place", "require_costs"]
+
+FAMILIES: dict[Family, FamilyModule[Any]] = {Family.GGUF: gguf, Family.GPTQ: gptq, Family.BNB: bnb}
+
+
+def calibration_needs(families: Iterable[Family], config: Mapping[str, Any]) -> Needs:
+    """The most that any of the families wants to know from the calibration.
+
+    config: the settings, as `Record.config` has them.
+    """
+
+    def needs(family: Family) -> Needs:
+        section = config.get(FAMILIES[family].ABOUT.section or "")
+        return FAMILIES[family].needs(section if isinstance(section, Mapping) else {})
+
+    return max(map(needs, families), key=lambda wanted: wanted.value, default=Needs.NOTHING)
+
+
+def costs_of(
+    variants: Sequence[Variant], source: Source, facts: ModelFacts, work: Path, settings: Settings
+) -> dict[str, Cost | Unsupported]:
+    """Variant name -> exact size, or why its family cannot make it of this model; in the order given."""
+    found: dict[str, Cost | Unsupported] = {}
+    for family, mine in _by_family(variants).items():
+        try:
+            found |= FAMILIES[family].costs(mine, source=source, facts=facts, work=work, settings=settings)
+        except Unsupported as error:
+            found |= {variant.name: error for variant in mine}
+    return {variant.name: found[variant.name] for variant in variants}
+
+
+def require_costs(found: Mapping[str, Cost | Unsupported]) -> dict[str, Cost]:
+    """The sizes of variants that can all be made. Raises the first refusal."""
+    costs = {}
+    for name, cost in found.items():
+        if isinstance(cost, Unsupported):
+            raise cost
+        costs[name] = cost
+    return costs
 
 
 def open_formats(
@@ -32,43 +73,28 @@ def open_formats(
     calibration: the text that the importance matrix comes from. decoded: whether decoded weights are wanted.
     Raises Unsupported and UnsupportedShape where a family cannot make a variant.
     """
-    # The families are imported only where they are asked for: each brings a large library along.
-    formats: list[Format] = []
-    if ggufs := [variant for variant in variants if isinstance(variant, Gguf)]:
-        from hubbot.formats.gguf.format import GgufFormat
-
-        formats.append(
-            GgufFormat(
-                variants=ggufs,
-                source=source,
-                facts=facts,
-                work=work,
-                out=out,
-                settings=settings.gguf,
-                calibration=calibration,
-                quantized_by=settings.publish.maker,
-                decoded=decoded,
-            )
+    return [
+        FAMILIES[family].open_format(
+            mine,
+            source=source,
+            facts=facts,
+            work=work,
+            out=out,
+            settings=settings,
+            calibration=calibration,
+            decoded=decoded,
         )
-    if gptqs := [variant for variant in variants if isinstance(variant, Gptq)]:
-        from hubbot.formats.gptq import GptqFormat
-
-        formats.append(
-            GptqFormat(variants=gptqs, source=source, facts=facts, work=work, out=out, settings=settings.gptq)
-        )
-    if bnbs := [variant for variant in variants if isinstance(variant, Bnb)]:
-        from hubbot.formats.bnb import BnbFormat
-
-        formats.append(BnbFormat(variants=bnbs, source=source, facts=facts, work=work, out=out, settings=settings.bnb))
-    return formats
+        for family, mine in _by_family(variants).items()
+    ]
 
 
 def put_in_place(work: Path, out: Path) -> list[Path]:
     """The files under `out` that a killed sweep, whose parts wait in `work`, has put under their final names."""
-    from hubbot.formats.folder import merged_folders
-    from hubbot.formats.gguf.journal import Journal
-
-    finals = Journal(work / "gguf").finals() if (work / "gguf").is_dir() else ()
-    folders = [folder for family in ("gptq", "bnb") for folder in merged_folders(work / family, out / family)]
-    files = [out / "gguf" / name for name in finals] + [path for folder in folders for path in folder.rglob("*")]
+    finished = [path for family in FAMILIES.values() for path in family.finished(work, out)]
+    files = [file for path in finished for file in (path, *path.rglob("*"))]
     return [path for path in files if path.is_file() and not path.is_symlink()]
+
+
+def _by_family(variants: Sequence[Variant]) -> dict[Family, list[Variant]]:
+    mine = {family: [variant for variant in variants if variant.family is family] for family in FAMILIES}
+    return {family: chosen for family, chosen in mine.items() if chosen}

@@ -27,7 +27,7 @@ from hubbot.domain import LoadCheck, Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
 from hubbot.formats.samples import greedy
-from hubbot.release.gate import PROBE, template_digest, tokenizer_digest
+from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 
 __all__ = ["TOLERANCE", "load_check", "measure_speed", "read"]
 

@@ -32,7 +32,7 @@ from hubbot.formats.shards import (
 )
 from hubbot.model import ModelFacts
 from hubbot.model.parts import Part
-from hubbot.release.licence_texts import LICENCE_FILES
+from hubbot.model.snapshot import LICENCE_FILES
 
 __all__ = ["VariantFolder", "companions", "folder_cost", "merged_folders", "to_json"]
 

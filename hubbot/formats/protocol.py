@@ -12,13 +12,13 @@ that order and hands each part to every format. Weights are named as in the chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hubbot.domain import Family, LoadCheck, Variant
+from hubbot.domain import LoadCheck, Named
 from hubbot.model.parts import Part
 
 if TYPE_CHECKING:
@@ -88,9 +88,16 @@ class Reading:
 class Format(Protocol):
     """One family's variants, written while the sweep walks the model."""
 
-    family: Family
-    variants: tuple[Variant, ...]
-    needs: Needs
+    @property
+    def family(self) -> str:
+        """What its time is recorded under."""
+        ...
+
+    @property
+    def variants(self) -> Sequence[Named]: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def holds(self, part: Part) -> bool:
         """Whether an earlier run has stored this part whole, so that a sweep may go on after it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hubbot.child.messages import MakeAnswer
-from hubbot.domain import SCHEMA_VERSION, Peak, Record, Source, Status, VariantRecord, family_of
+from hubbot.domain import SCHEMA_VERSION, Peak, Record, Source, Status, VariantRecord
 from hubbot.formats.names import parse_variant, parse_variants
 from hubbot.machine import measure_machine
 from hubbot.machine.versions import commit, tools, version
@@ -65,7 +65,7 @@ def _made(sweep: MakeAnswer, out: Path) -> Iterator[VariantRecord]:
     for name, made in sweep.made.items():
         yield VariantRecord(
             name=name,
-            family=family_of(parse_variant(name)),
+            family=parse_variant(name).family,
             status=Status.PASSED,
             files=tuple(hashed(made.paths, out)),
             bits_per_weight=made.bits_per_weight,
@@ -78,7 +78,7 @@ def _made(sweep: MakeAnswer, out: Path) -> Iterator[VariantRecord]:
 
 def _failed(sweep: MakeAnswer) -> Iterator[VariantRecord]:
     for name, reason in sweep.failed.items():
-        yield VariantRecord(name=name, family=family_of(parse_variant(name)), status=Status.FAILED, reason=reason)
+        yield VariantRecord(name=name, family=parse_variant(name).family, status=Status.FAILED, reason=reason)
 
 
 def _in_order(settings: Settings, variants: Sequence[VariantRecord]) -> tuple[VariantRecord, ...]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hubbot.domain import Gguf, Gptq, Text, Texts
+from hubbot.domain import Text, Texts
+from hubbot.formats import calibration_needs
 from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import Needs
 from hubbot.hub.read.datasets import fetch_text
+from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 
 __all__ = ["calibrates", "evaluation_text", "fetch_texts"]
@@ -16,10 +19,8 @@ _CHARACTERS_PER_TOKEN = 8  # generous: English has about 4.5, and windows are dr
 
 def calibrates(settings: Settings) -> bool:
     """Whether any variant wants to know the inputs of the linear layers."""
-    return any(
-        isinstance(variant, Gptq) or (isinstance(variant, Gguf) and settings.gguf.imatrix)
-        for variant in parse_variants(settings.variants)
-    )
+    families = {variant.family for variant in parse_variants(settings.variants)}
+    return calibration_needs(families, shaping(settings)) is not Needs.NOTHING
 
 
 def fetch_texts(settings: Settings, *, into: Path, token: str | None, endpoint: str | None) -> Texts:

@@ -16,7 +16,7 @@ from hubbot.hub.publish.publish import publish
 from hubbot.hub.publish.release import Receipt, RepoRelease
 from hubbot.record.file import FILE_NAME
 from hubbot.release.licence_texts import kept_licences
-from hubbot.release.repos import Kind, Repo, plan_repos
+from hubbot.release.repos import Repo, plan_repos
 from hubbot.settings import Settings
 
 __all__ = ["release", "repo_release"]
@@ -75,7 +75,7 @@ def repo_release(
         title=title,
         description=description,
         private=settings.publish.visibility == "private",
-        family=None if repo.kind is Kind.GGUF else repo.variants[0].family,
+        family=repo.recommended.family if repo.about.folder else None,
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hubbot.domain import Family, Variant, family_of
-from hubbot.formats.protocol import Cost
+from hubbot.domain import Variant
+from hubbot.formats import FAMILIES, calibration_needs
+from hubbot.formats.protocol import Cost, Needs
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
+from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 from hubbot.sweep.batches import BATCH_TOKENS, LOGIT_BYTES
 
@@ -87,7 +89,7 @@ def sweep_need(
     files = sum(costs[variant.name].file_bytes for variant in variants)
     # Folders of safetensors are merged from parts, so the largest of them is there twice for a moment; and the
     # load check takes one into memory, where llama.cpp maps a GGUF file and lets go of it as others need room.
-    folder = max((costs[v.name].file_bytes for v in variants if family_of(v) is not Family.GGUF), default=0)
+    folder = max((costs[v.name].file_bytes for v in variants if FAMILIES[v.family].ABOUT.folder), default=0)
     return Need(
         disk=source_bytes + files + folder + 2 * streams,  # a checkpoint is written beside the last one
         ram=_PROCESSES + max(streams + host + (0 if gpu else computing), folder),  # or the load check
@@ -102,7 +104,7 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
         if facts.context_length is None
         else min(settings.calibration.length, facts.context_length)
     )
-    calibration = settings.calibration.samples * window if _calibrates(variants, settings) else 0
+    calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
     evaluation = _evaluation_tokens(facts, settings) if settings.evaluation.wanted else 0
     return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * evaluation)
 
@@ -114,9 +116,8 @@ def _evaluation_tokens(facts: ModelFacts, settings: Settings) -> int:
     return tokens * max(1, context // (wanted.stride or context))  # overlapping windows hold tokens twice
 
 
-def _calibrates(variants: Sequence[Variant], settings: Settings) -> bool:
-    families = {family_of(variant) for variant in variants}
-    return Family.GPTQ in families or (Family.GGUF in families and settings.gguf.imatrix)
+def _statistics(variants: Sequence[Variant], settings: Settings) -> Needs:
+    return calibration_needs({variant.family for variant in variants}, shaping(settings))
 
 
 def _working_memory(
@@ -131,7 +132,7 @@ def _working_memory(
     weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights)
     activations = _FLOAT * BATCH_TOKENS * (4 * shapes.widest + 8 * shapes.hidden)
     hessians = 0
-    if any(family_of(variant) is Family.GPTQ for variant in variants):
+    if _statistics(variants, settings) is Needs.HESSIAN:
         hessians = _FLOAT * (shapes.hessians + 3 * shapes.widest * shapes.widest)  # and the factor of the widest
     window = min(LOGIT_BYTES, _FLOAT * settings.evaluation.context * shapes.vocabulary)  # a batch ends with its window
     logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0

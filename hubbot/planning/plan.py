@@ -15,12 +15,12 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import PlainSerializer, PlainValidator
 
-from hubbot.domain import Family, Gguf, Source, Variant, family_of
+from hubbot.domain import Family, Source, Variant
 from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupported
+from hubbot.formats import FAMILIES
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts
-from hubbot.model.architectures import known_to_llama_cpp
 from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
 from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
 from hubbot.settings import Settings
@@ -86,12 +86,12 @@ class Plan:
 def check_architecture(facts: ModelFacts, variants: Sequence[Variant]) -> None:
     """Raise Unsupported where a family cannot make this model, before its converter is asked for sizes."""
     if facts.experts > 1:
-        families = sorted({family_of(variant) for variant in variants})
+        families = sorted({variant.family for variant in variants})
         msg = f"{facts.architecture} is a mixture of {facts.experts} experts, which {', '.join(families)} of hubbot cannot make yet. Dense models are supported; see docs/formats.md."
         raise Unsupported(msg)
-    if any(isinstance(variant, Gguf) for variant in variants) and not known_to_llama_cpp(facts.architecture):
-        msg = f"llama.cpp's converter does not know {facts.architecture}, so no GGUF can be made. Leave the GGUF variants out (--variants gptq-4bit-128g,bnb-nf4), or use a newer hubbot."
-        raise Unsupported(msg)
+    for family in dict.fromkeys(variant.family for variant in variants):
+        if refusal := FAMILIES[family].refusal(facts.architecture):
+            raise Unsupported(refusal)
 
 
 def plan(
@@ -107,7 +107,7 @@ def plan(
 ) -> Plan:
     """What will be made, in which sweeps, at what peak, and everything that speaks against it.
 
-    costs: variant name -> exact size (hubbot.formats.costs). device: cpu, cuda or cuda:N.
+    costs: variant name -> exact size (hubbot.formats.costs_of). device: cpu, cuda or cuda:N.
     elsewhere: for another machine than this one, of which the budgets are what it has.
     """
     shapes = shapes_of(facts)
@@ -189,8 +189,8 @@ class _Estimate:
 
 def _cut(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> Iterator[PlannedSweep]:
     """As few sweeps as stay under the budget, in the order given, families together."""
-    order = list(Family)
-    waiting = sorted(variants, key=lambda variant: order.index(family_of(variant)))
+    order = list(FAMILIES)
+    waiting = sorted(variants, key=lambda variant: order.index(variant.family))
     kept = 0  # bytes of files that earlier sweeps left
     while waiting:
         count = len(waiting)
@@ -237,7 +237,7 @@ def device_elsewhere(settings: Settings) -> str:
 def _planned(variant: Variant, cost: Cost) -> PlannedVariant:
     return PlannedVariant(
         name=variant.name,
-        family=family_of(variant),
+        family=variant.family,
         file_bytes=cost.file_bytes,
         weight_bytes=cost.weight_bytes,
         bits_per_weight=cost.bits_per_weight,

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hubbot.domain import Family, Record, Source
+from hubbot.formats import FAMILIES
 from hubbot.settings import Settings
 
 __all__ = ["fingerprint", "fingerprint_of", "matters", "shaping", "texts_of"]
@@ -76,7 +77,8 @@ def shaping(settings: Settings) -> dict[str, Any]:
     Where things lie, what they may cost and how they travel (out, device, budgets, publishing, the bot)
     is left out; `quantized_by` stays, because it is written into the files.
     """
-    everything = settings.model_dump(mode="json", include={"calibration", "evaluation", "gguf", "gptq", "bnb", "gate"})
+    sections = {section for family in FAMILIES.values() if (section := family.ABOUT.section)}
+    everything = settings.model_dump(mode="json", include={"calibration", "evaluation", "gate", *sections})
     return {**everything, "quantized_by": settings.publish.quantized_by, "benchmark": settings.benchmark}
 
 

@@ -7,44 +7,26 @@ class. The reason names what was found and the limit. The other variants go on.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from hubbot.domain import Family, Record, Score, Status, VariantRecord
+from hubbot.formats.names import find_variant
+from hubbot.model.digests import template_digest
 from hubbot.settings import GateSettings
 
-__all__ = ["PROBE", "RECOMMENDED_KLD", "gate", "nominal_bits", "recommend", "template_digest", "tokenizer_digest"]
+__all__ = ["RECOMMENDED_KLD", "gate", "nominal_bits", "recommend"]
 
 RECOMMENDED_KLD = 0.05  # nats; up to here a smaller file is the better advice (docs/numbers.md)
 _COMMON_BITS = 4.85  # bits per weight of Q4_K_M, the advice where nothing was measured
-
-# A text whose token ids tell tokenizers apart: digits, runs of blanks, case, accents, scripts, emoji, code.
-# Nothing that compatibility normalization (NFKC) would rewrite: no runtime but the original's does that.
-PROBE = (
-    "The quick brown fox's 12345.678 jumps, isn't it?  Two  blanks\n\n\tand a tab; "
-    "naïve Ça façade Straße Привет 你好世界 こんにちは مرحبا 👩‍👧\n"
-    "def f(x: int) -> str:\n    return f'{x!r:>8}'  # 0xFF <b>&amp;</b>"
-)
-
-
-def tokenizer_digest(ids: Sequence[int]) -> str:
-    """sha256 of the token ids of PROBE (without special tokens), as decimal numbers and blanks."""
-    return hashlib.sha256(" ".join(str(int(token)) for token in ids).encode()).hexdigest()
-
-
-def template_digest(template: str) -> str:
-    """sha256 of a chat template's text; a final line break makes no difference to what it renders."""
-    return hashlib.sha256(template.rstrip("\n").encode("utf-8", "replace")).hexdigest()
 
 
 def gate(record: Record, limits: GateSettings, *, tokenizer: str | None = None, need_load_check: bool = True) -> Record:
     """The record with a verdict on every variant that was made.
 
-    tokenizer: `tokenizer_digest` of the source's own tokenizer; None: variants are compared with each other.
+    tokenizer: `tokenizer_digest` (hubbot.model.digests) of the source's own tokenizer; None: variants are compared with each other.
     need_load_check: refuse a variant that nobody loaded. Failed variants stay failed. With
     `limits.enabled` false every variant that was made passes, and its complaint becomes a note.
     """
@@ -145,15 +127,10 @@ def nominal_bits(variant: VariantRecord) -> float:
     """The bits that a variant's name promises: 4 for Q4_K_M, gptq-4bit-128g and bnb-nf4, 16 for BF16.
 
     The name rather than the average, because a small model's average is lifted by an embedding that
-    stays at 16 bits. A name without bits falls back to the average, and without that to 1.
+    stays at 16 bits. A name outside the grammar falls back to the average, and without that to 1.
     """
-    name = variant.name.lower()
-    known = {"bnb-nf4": 4.0, "bnb-fp4": 4.0, "bnb-int8": 8.0}
-    if name in known:
-        return known[name]
-    if match := re.match(r"gptq-(\d+)bit|(?:iq|tq|q|bf|f)(\d+)(?:_|$)", name):
-        return float(match[1] or match[2])
-    return variant.bits_per_weight or 1.0
+    known = find_variant(variant.name)
+    return known.bits if known else variant.bits_per_weight or 1.0
 
 
 def recommend(variants: Iterable[VariantRecord], family: Family | None = None) -> VariantRecord | None:

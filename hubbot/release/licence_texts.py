@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from hubbot.domain import Source
+from hubbot.model.snapshot import LICENCE_FILES
 
-__all__ = ["FOLDER", "LICENCE_FILES", "keep_licences", "kept_licences"]
+__all__ = ["FOLDER", "keep_licences", "kept_licences"]
 
 FOLDER = "licence"  # below the output folder
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
 
 def keep_licences(source: Source, out: Path) -> None:

@@ -7,24 +7,18 @@ revision, so the recommended one takes main and every other one a branch with it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import PurePosixPath
 
-from hubbot.domain import Family, File, Record, Status, Variant, VariantRecord, family_of
+from hubbot.domain import Family, File, Record, Variant, VariantRecord
 from hubbot.errors import BadSettings
+from hubbot.formats import FAMILIES
+from hubbot.formats.family import About, Kind
 from hubbot.release.gate import nominal_bits, recommend
 from hubbot.settings import PublishSettings
 
-__all__ = ["Kind", "Repo", "plan_repos", "target_repos"]
-
-
-class Kind(StrEnum):
-    GGUF = "gguf"
-    GPTQ = "gptq"
-    BNB_4BIT = "bnb-4bit"
-    BNB_8BIT = "bnb-8bit"
+__all__ = ["Repo", "kind_of", "plan_repos", "target_repos"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +37,14 @@ class Repo:
     def recommended(self) -> VariantRecord:
         return self.variants[0]
 
+    @property
+    def about(self) -> About:
+        """What is to be known of its family."""
+        return FAMILIES[self.recommended.family].ABOUT
+
     def revision(self, variant: VariantRecord) -> str:
         """The branch that holds a variant."""
-        return "main" if self.kind is Kind.GGUF or variant is self.recommended else variant.name
+        return variant.name if self.about.folder and variant is not self.recommended else "main"
 
     def place(self, variant: VariantRecord, file: File) -> str:
         """A file's path in the repo: `gptq/<variant>/x/y` of the output folder is `x/y` of the variant's branch."""
@@ -55,13 +54,12 @@ class Repo:
 
 
 def kind_of(variant: VariantRecord) -> Kind:
-    match variant.family:
-        case Family.GGUF:
-            return Kind.GGUF
-        case Family.GPTQ:
-            return Kind.GPTQ
-        case Family.BNB:
-            return Kind.BNB_8BIT if nominal_bits(variant) == 8 else Kind.BNB_4BIT
+    return _kind(variant.family, nominal_bits(variant))
+
+
+def _kind(family: Family, bits: float) -> Kind:
+    kinds = FAMILIES[family].ABOUT.kinds
+    return next((kind for kind in kinds if kind.bits == bits), kinds[0])
 
 
 def plan_repos(record: Record, publish: PublishSettings) -> tuple[Repo, ...]:
@@ -70,12 +68,11 @@ def plan_repos(record: Record, publish: PublishSettings) -> tuple[Repo, ...]:
     for variant in record.variants:
         if variant.passed:
             by_kind.setdefault(kind_of(variant), []).append(variant)
-    templates = _templates(publish)
     repos = []
-    for kind in Kind:
+    for kind in (kind for family in FAMILIES.values() for kind in family.ABOUT.kinds):
         if variants := by_kind.get(kind):
             best = recommend(variants)
-            name = _fill(templates[kind], record.source.name)
+            name = _fill(kind.name(publish), record.source.name)
             repo_id = f"{publish.namespace}/{name}" if publish.namespace else name
             repos.append(
                 Repo(kind=kind, repo_id=repo_id, variants=tuple(sorted(variants, key=lambda v: v is not best)))
@@ -85,23 +82,13 @@ def plan_repos(record: Record, publish: PublishSettings) -> tuple[Repo, ...]:
 
 def target_repos(model: str, variants: Iterable[Variant], publish: PublishSettings) -> dict[str, frozenset[str]]:
     """Repo -> names of the variants that will be in it if all of them pass; before anything was made."""
-    templates = _templates(publish)
     found: dict[str, frozenset[str]] = {}
     for variant in variants:
-        kind = kind_of(VariantRecord(name=variant.name, family=family_of(variant), status=Status.PASSED))
-        name = _fill(templates[kind], model.rsplit("/", 1)[-1])
+        kind = _kind(variant.family, variant.bits)
+        name = _fill(kind.name(publish), model.rsplit("/", 1)[-1])
         repo = f"{publish.namespace}/{name}" if publish.namespace else name
         found[repo] = found.get(repo, frozenset()) | {variant.name}
     return found
-
-
-def _templates(publish: PublishSettings) -> Mapping[Kind, str]:
-    return {
-        Kind.GGUF: publish.gguf,
-        Kind.GPTQ: publish.gptq,
-        Kind.BNB_4BIT: publish.bnb_4bit,
-        Kind.BNB_8BIT: publish.bnb_8bit,
-    }
 
 
 def _fill(template: str, name: str) -> str:

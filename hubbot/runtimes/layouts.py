@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from hubbot.domain import Family
+from hubbot.formats.names import find_variant
+
 __all__ = ["EXAMPLES", "Layout", "layouts_of"]
 
 
@@ -53,6 +56,9 @@ _NAMES = {
 
 
 def layouts_of(name: str, *, head: bool = False) -> tuple[Layout, ...]:
-    """All that a variant's files are, by its name. head: whether the run quantizes the output head too."""
+    """All that a variant's files are, by its name; nothing where no row is about them. head: whether the run quantizes the output head too."""
     found = tuple(layout for layout, pattern in _NAMES.items() if re.fullmatch(pattern, name))
-    return (*found, Layout.GPTQ_HEAD) if head and name.startswith("gptq-") else found or (Layout.GGUF,)
+    if head and name.startswith("gptq-"):
+        return (*found, Layout.GPTQ_HEAD)
+    known = find_variant(name)
+    return found or ((Layout.GGUF,) if known is None or known.family is Family.GGUF else ())

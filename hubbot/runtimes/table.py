@@ -188,6 +188,8 @@ def answer(name: str, runtime: Runtime, *, head: bool = False) -> Row:
     Of several rows the first refusal counts, or else the last one, with what all of them ask for.
     """
     rows = [_row(layout, runtime) for layout in layouts_of(name, head=head)]
+    if not rows:
+        return _no(runtime, (), "nobody has tried", "")
     if refusals := [row for row in rows if not row.reads]:
         return refusals[0]
     options = dict.fromkeys(row.options for row in rows if row.options)

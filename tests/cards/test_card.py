@@ -17,12 +17,15 @@ from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_ca
 from hubbot.cards.frontmatter import split
 from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
+from hubbot.formats import FAMILIES
+from hubbot.formats.family import Kind
 from hubbot.record.file import from_json, to_json
-from hubbot.release.repos import Kind, Repo, plan_repos
+from hubbot.release.repos import Repo, plan_repos
 from hubbot.settings import PublishSettings
 from tests.cards.test_escape import MARKDOWN, Seen
 from tests.records import BASE, HOSTILE, hostile_record, lay_files, record
 
+KINDS = GGUF, GPTQ, BNB_4BIT, BNB_8BIT = [kind for family in FAMILIES.values() for kind in family.ABOUT.kinds]
 PUBLISH = PublishSettings(namespace="test-press", quantized_by="Test Press")
 
 
@@ -30,7 +33,7 @@ def repo(kind: Kind, made: Record | None = None) -> Repo:
     return next(found for found in plan_repos(made or record(), PUBLISH) if found.kind is kind)
 
 
-def card(kind: Kind = Kind.GGUF, made: Record | None = None) -> str:
+def card(kind: Kind = GGUF, made: Record | None = None) -> str:
     return render_card(made or record(), repo(kind, made), quantized_by="Test Press")
 
 
@@ -46,7 +49,7 @@ def change(made: Record, name: str, **values: Any) -> Record:
 # --- the head ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_the_hubs_own_client_reads_the_head(kind: Kind) -> None:
     read = ModelCard(card(kind)).data
     assert read.base_model == "example-org/Testling-1B"
@@ -54,15 +57,15 @@ def test_the_hubs_own_client_reads_the_head(kind: Kind) -> None:
     assert read.license == "apache-2.0"
     assert read.language == ["en", "is"]
     assert read.pipeline_tag == "text-generation"
-    assert read.library_name == ("gguf" if kind is Kind.GGUF else "transformers")
+    assert read.library_name == ("gguf" if kind is GGUF else "transformers")
     assert read.to_dict()["quantized_by"] == "Test Press"
     assert "conversational" in read.tags
     assert not {"region:us", "safetensors"} & set(read.tags)
 
 
 def test_the_model_index_holds_the_measured_perplexities_of_this_repo_alone() -> None:
-    read = ModelCard(card(Kind.GPTQ)).data
-    measured = {f"Perplexity ({v.name})": v.score.perplexity for v in repo(Kind.GPTQ).variants if v.score}
+    read = ModelCard(card(GPTQ)).data
+    measured = {f"Perplexity ({v.name})": v.score.perplexity for v in repo(GPTQ).variants if v.score}
     assert {result.metric_name: result.metric_value for result in read.eval_results} == pytest.approx(measured)
     first = read.eval_results[0]
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == (
@@ -117,7 +120,7 @@ def test_the_table_has_every_variant_that_passed_and_no_other() -> None:
 
 def test_the_recommended_variant_is_marked_and_used_in_the_commands() -> None:
     text = card()
-    best = repo(Kind.GGUF).recommended.name
+    best = repo(GGUF).recommended.name
     assert text.count("★ |") == 1
     assert f"llama-server -hf test-press/Testling-1B-GGUF:{best}" in text
     assert f"ollama run hf.co/test-press/Testling-1B-GGUF:{best}" in text
@@ -125,7 +128,7 @@ def test_the_recommended_variant_is_marked_and_used_in_the_commands() -> None:
 
 
 def test_other_gptq_variants_are_found_by_their_revision() -> None:
-    text = card(Kind.GPTQ)
+    text = card(GPTQ)
     assert "vllm serve test-press/Testling-1B-GPTQ" in text
     assert 'revision = "main"  # or "gptq-4bit-128g", "gptq-8bit-128g"' in text
     assert "gptq-2bit-64g" not in text.split("## How to run it")[1].split("##")[0]
@@ -135,7 +138,7 @@ def gptq_card(*names: str, head: bool = False) -> str:
     made = record()
     known = {v.name: v for v in made.variants}
     variants = tuple(replace(known["gptq-4bit-128g"], name=name) for name in names)
-    return card(Kind.GPTQ, replace(made, variants=variants, config={"gptq": {"lm_head": head}}))
+    return card(GPTQ, replace(made, variants=variants, config={"gptq": {"lm_head": head}}))
 
 
 def test_a_card_prints_no_command_that_its_runtime_refuses() -> None:
@@ -162,7 +165,7 @@ def test_variants_that_run_in_different_places_have_a_column_for_it_and_others_a
     assert "| Runs in |" not in card()
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_the_python_in_a_card_compiles_and_the_shell_parses(kind: Kind) -> None:
     for made in (record(), hostile_record()):
         for language, block in re.findall(r"(?ms)^```(python|sh)\n(.*?)\n```$", card(kind, made)):
@@ -252,7 +255,7 @@ def test_the_prompt_format_is_rendered_and_a_hostile_template_is_left_out_with_t
 
 def test_memory_is_the_stated_sum() -> None:
     row = next(row for row in rows(card()) if row[0].startswith("[Q8"))
-    best = next(v for v in repo(Kind.GGUF).variants if v.name == "Q8_0")
+    best = next(v for v in repo(GGUF).variants if v.name == "Q8_0")
     expected = best.files[0].size + 4_096 * 32_768 + 500_000_000
     assert row[-1].rstrip(" |") == f"{expected / 1e9:.2f} GB"
     assert "plus a 16-bit key/value cache of 4,096 tokens (134.2 MB), plus 500.0 MB" in card()
@@ -268,7 +271,7 @@ def test_shards_are_one_line_with_their_sum_and_their_number() -> None:
 # --- hostile input ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_a_hostile_record_gives_no_tag_link_or_picture_of_its_own(kind: Kind) -> None:
     page = seen(card(kind, hostile_record()))
     plain = seen(card(kind, record()))
@@ -280,7 +283,7 @@ def test_a_hostile_record_gives_no_tag_link_or_picture_of_its_own(kind: Kind) ->
     assert all(link.startswith(("#", "hubbot", "./", "https://huggingface.co/")) for link in links), links
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_a_hostile_record_cannot_touch_the_head_or_the_marks(kind: Kind) -> None:
     text = card(kind, hostile_record())
     head = yaml.safe_load(text.split("---\n")[1])
@@ -294,7 +297,7 @@ def test_a_hostile_record_cannot_touch_the_head_or_the_marks(kind: Kind) -> None
 
 
 def test_every_hostile_text_is_still_shown_somewhere() -> None:
-    text = seen(card(Kind.GPTQ, hostile_record())).text
+    text = seen(card(GPTQ, hostile_record())).text
     for said in (HOSTILE[0], HOSTILE[2], "${{ secrets.HF_TOKEN }}"):
         assert said in text
 
@@ -347,13 +350,13 @@ def test_a_second_writing_keeps_what_was_written_outside_the_marks(tmp_path: Pat
 
 
 def test_the_recommended_variant_is_on_main_and_the_others_on_branches() -> None:
-    found = repo(Kind.GPTQ)
+    found = repo(GPTQ)
     assert {v.name: found.revision(v) for v in found.variants} == {
         "gptq-4bit-32g-actorder": "main",
         "gptq-4bit-128g": "gptq-4bit-128g",
         "gptq-8bit-128g": "gptq-8bit-128g",
     }
-    assert {repo(Kind.GGUF).revision(v) for v in repo(Kind.GGUF).variants} == {"main"}
+    assert {repo(GGUF).revision(v) for v in repo(GGUF).variants} == {"main"}
 
 
 def places(found: Repo, variant: VariantRecord) -> list[str]:
@@ -361,14 +364,14 @@ def places(found: Repo, variant: VariantRecord) -> list[str]:
 
 
 def test_files_lie_at_the_root_of_their_branch() -> None:
-    gptq, gguf = repo(Kind.GPTQ), repo(Kind.GGUF)
+    gptq, gguf = repo(GPTQ), repo(GGUF)
     assert places(gptq, gptq.variants[0]) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert places(gguf, gguf.recommended) == [f"Testling-1B-{gguf.recommended.name}.gguf"]
 
 
 def test_a_kind_of_which_nothing_passed_has_no_repo() -> None:
     made = change(record(), "bnb-int8", status=Status.REFUSED)
-    assert Kind.BNB_8BIT not in {found.kind for found in plan_repos(made, PUBLISH)}
+    assert BNB_8BIT not in {found.kind for found in plan_repos(made, PUBLISH)}
 
 
 def test_a_name_that_the_hub_would_refuse_is_made_one_that_it_takes() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from hubbot.child import check as checks
 from hubbot.errors import ToolMissing
+from hubbot.formats import FAMILIES
 from tests.records import record
 
 
@@ -22,12 +23,12 @@ def test_a_variant_that_the_gpu_cannot_hold_is_read_on_the_cpu(tmp_path: Path, m
 def test_a_benchmark_that_fails_is_a_note_and_asks_for_no_more_than_the_context(monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def broken(family, paths, prompt, generated, device):
-        asked.append(prompt + generated)
+    def broken(paths, *, prompt_tokens, generated_tokens, device):
+        asked.append(prompt_tokens + generated_tokens)
         raise ToolMissing("the runtime fell over. Load it by hand.")
 
-    monkeypatch.setattr(checks, "_speed", broken)
     variant = record().variants[0]
+    monkeypatch.setattr(FAMILIES[variant.family], "measure_speed", broken)
     for context in (None, 128):
         timed = checks._timed(variant, [], "cpu", context)
         assert timed.speed == variant.speed

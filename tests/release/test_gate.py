@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hubbot.domain import Divergence, Family, LoadCheck, Record, Score, Status, VariantRecord
-from hubbot.release.gate import PROBE, RECOMMENDED_KLD, gate, nominal_bits, recommend, template_digest, tokenizer_digest
+from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
+from hubbot.release.gate import RECOMMENDED_KLD, gate, nominal_bits, recommend
 from hubbot.settings import GateSettings
 from tests.records import TEMPLATE, record, score, sha, variant
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from hubbot.formats.names import GGUF_TYPES, PRESETS, parse_variant
+from hubbot.formats.gguf import TYPES
+from hubbot.formats.names import PRESETS, parse_variant
 from hubbot.runtimes.layouts import EXAMPLES, Layout, layouts_of
 from hubbot.runtimes.table import ROWS, Runtime, answer, readers
 
@@ -36,7 +37,7 @@ def test_every_example_is_a_variant_of_its_layout() -> None:
 def test_every_name_has_layouts_of_its_family() -> None:
     for name in GPTQ:
         assert {layout.name[:4] for layout in layouts_of(parse_variant(name).name)} == {"GPTQ"}
-    assert {layouts_of(name) for name in GGUF_TYPES} == {(Layout.GGUF,)}
+    assert {layouts_of(name) for name in TYPES} == {(Layout.GGUF,)}
     assert [layouts_of(f"bnb-{kind}") for kind in ("nf4", "fp4", "int8")] == [
         (Layout.BNB_4,),
         (Layout.BNB_4,),

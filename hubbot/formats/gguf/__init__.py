@@ -1,0 +1,125 @@
+"""GGUF: llama.cpp's file types, written with its own converter, recipes and encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubbot.domain import Gguf, Source, Speed, TextRecord
+from hubbot.errors import Unsupported
+from hubbot.formats.family import About, Kind
+from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
+from hubbot.model.architectures import known_to_llama_cpp
+from hubbot.settings import Settings
+
+if TYPE_CHECKING:
+    from hubbot.model import ModelFacts
+
+# llama-quantize's own list, less the types without a CPU encoder or made for one architecture only.
+TYPES = (
+    "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS "
+    "Q3_K_L Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0"
+).split()
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+ABOUT = About(
+    title="GGUF",
+    grammar="types are named as llama-quantize names them",
+    examples=tuple(TYPES),
+    kinds=(Kind(title="GGUF for llama.cpp", tags=("gguf", "llama.cpp"), name=lambda publish: publish.gguf),),
+    section="gguf",
+    weights=".gguf",
+    folder=False,
+    library="gguf",
+)
+
+
+def parse(name: str) -> Gguf | None:
+    upper = _ALIASES.get(name.upper(), name.upper())
+    return Gguf(type=upper) if upper in TYPES else None
+
+
+def needs(config: Mapping[str, Any]) -> Needs:
+    return Needs.SQUARES if config.get("imatrix") is True else Needs.NOTHING
+
+
+def refusal(architecture: str) -> str | None:
+    if known_to_llama_cpp(architecture):
+        return None
+    return f"llama.cpp's converter does not know {architecture}, so no GGUF can be made. Leave the GGUF variants out (--variants gptq-4bit-128g,bnb-nf4), or use a newer hubbot."
+
+
+def costs(
+    variants: Sequence[Gguf], *, source: Source, facts: ModelFacts, work: Path, settings: Settings
+) -> dict[str, Cost | Unsupported]:
+    """Runs llama.cpp's converter on the headers."""
+    from hubbot.formats.gguf import format as gguf
+
+    text, maker = settings.calibration.name, settings.publish.maker
+    return gguf.costs(variants, source, facts, work, settings.gguf, text=text, quantized_by=maker)
+
+
+def open_format(
+    variants: Sequence[Gguf],
+    *,
+    source: Source,
+    facts: ModelFacts,
+    work: Path,
+    out: Path,
+    settings: Settings,
+    calibration: TextRecord | None,
+    decoded: bool,
+) -> Format:
+    from hubbot.formats.gguf.format import GgufFormat
+
+    return GgufFormat(
+        variants=variants,
+        source=source,
+        facts=facts,
+        work=work,
+        out=out,
+        settings=settings.gguf,
+        calibration=calibration,
+        quantized_by=settings.publish.maker,
+        decoded=decoded,
+    )
+
+
+def finished(work: Path, out: Path) -> list[Path]:
+    from hubbot.formats.gguf.journal import Journal
+
+    return [out / "gguf" / name for name in Journal(work / "gguf").finals()] if (work / "gguf").is_dir() else []
+
+
+def read(
+    paths: Sequence[Path],
+    reference: Path | None,
+    *,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    device: str,  # noqa: ARG001 - llama.cpp's reference is its CPU code
+) -> Reading:
+    from hubbot.formats.gguf import check
+
+    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens)
+
+
+def measure_speed(
+    paths: Sequence[Path],
+    *,
+    prompt_tokens: int,
+    generated_tokens: int,
+    device: str,  # noqa: ARG001
+) -> Speed:
+    from hubbot.formats.gguf import speed
+
+    return speed.measure_speed(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+
+
+def artefact(path: Path, base: ModelFacts) -> Mapping[str, Encoded] | None:
+    if path.suffix != ".gguf":
+        return None
+    from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
+
+    return read_gguf_as_checkpoint(path, base)

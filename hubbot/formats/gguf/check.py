@@ -14,7 +14,7 @@ from hubbot import llamacpp
 from hubbot.domain import LoadCheck
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.protocol import Reading
-from hubbot.release.gate import PROBE, template_digest, tokenizer_digest
+from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 
 __all__ = ["TOLERANCE", "load_check", "read"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hubbot.domain import Family, Gguf, Source, TextRecord, Variant
+from hubbot.domain import Family, Gguf, Source, TextRecord
 from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.converter import Captured
@@ -40,11 +40,11 @@ def costs(
     *,
     text: str = "",
     quantized_by: str | None = None,
-) -> dict[str, Cost]:
-    """Variant name -> exact size, from headers, configuration and tokenizer alone.
+) -> dict[str, Cost | Unsupported]:
+    """Variant name -> exact size, from headers, configuration and tokenizer alone; or why llama.cpp has no recipe for it.
 
     text: the calibration text's name, and quantized_by: who makes the files; both stand in their headers.
-    Raises Unsupported where llama.cpp's converter or quantizer cannot make a variant.
+    Raises Unsupported where llama.cpp's converter cannot take the model.
     """
     plan = plan_files(
         variants,
@@ -56,7 +56,7 @@ def costs(
         quantized_by=quantized_by,
         read=Snapshot(facts).read,
     )
-    return costs_of(plan)
+    return {**costs_of(plan), **plan.refused}
 
 
 def _unread_text(name: str) -> TextRecord:
@@ -88,7 +88,7 @@ class GgufFormat:
         calibration: the text behind the importance matrix; None, or settings.imatrix off, makes static files.
         decoded: whether encode() offers decoded weights; without, it does less work.
         """
-        self.variants: tuple[Variant, ...] = tuple(variants)
+        self.variants = tuple(variants)
         self._source = source
         self._facts = facts
         self._settings = settings
@@ -98,8 +98,9 @@ class GgufFormat:
         self._work = work / "gguf"
         self._out = out / "gguf"
         self._snapshot = Snapshot(facts)
-        self._gguf_variants = tuple(variants)
         self._plan = self._make_plan(None)
+        for refusal in self._plan.refused.values():
+            raise refusal
         self.needs = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
         self._journal = Journal(self._work)
         self._files = {name: self._open(variant) for name, variant in self._plan.variants.items()}
@@ -161,9 +162,6 @@ class GgufFormat:
         self._queue.close()
         return finished
 
-    def costs(self) -> dict[str, Cost]:
-        return costs_of(self._plan)
-
     def close(self) -> None:
         """Let go of threads and files; what is written stays for the next run."""
         self._queue.close()
@@ -173,7 +171,7 @@ class GgufFormat:
 
     def _make_plan(self, entries: int | None) -> GgufPlan:
         return plan_files(
-            self._gguf_variants,
+            self.variants,
             self._source,
             self._facts,
             self._work,

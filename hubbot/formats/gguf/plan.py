@@ -55,6 +55,7 @@ class VariantPlan:
 class GgufPlan:
     model: Converted
     variants: Mapping[str, VariantPlan]
+    refused: Mapping[str, Unsupported]  # those that llama.cpp has no recipe for
     imatrix_file: str | None  # its name, where one is used
 
 
@@ -73,22 +74,26 @@ def plan_files(
     """Plan the files of some variants. imatrix: the calibration text, None for static files.
 
     entries: how many matrices the importance matrix covers, where it is known already.
-    Raises Unsupported where llama.cpp's converter or quantizer cannot make a variant.
+    Raises Unsupported where llama.cpp's converter cannot take the model.
     """
     model = convert(Path(facts.folder), facts.tensors, read, name=source.name)
     _refuse_experts(model, source)
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
-    planned = {}
+    planned: dict[str, VariantPlan] = {}
+    refused: dict[str, Unsupported] = {}
     for weighed in (False, True):
         names = [v.type for v in variants if (imatrix is not None and v.type not in _PLAIN) is weighed]
         recipes = ask_recipes(model, names, work, imatrix=weighed) if names else {}
         keys = imatrix_keys(file, imatrix, guessed) if weighed and imatrix and file else {}
         for name, recipe in recipes.items():
+            if isinstance(recipe, Unsupported):
+                refused[name] = recipe
+                continue
             shards = _lay_out(model, name, recipe, source, quantized_by, keys, shard_size)
             planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
-    ordered = {variant.name: planned[variant.type] for variant in variants}
-    return GgufPlan(model=model, variants=ordered, imatrix_file=file)
+    ordered = {variant.name: planned[variant.type] for variant in variants if variant.type in planned}
+    return GgufPlan(model=model, variants=ordered, refused=refused, imatrix_file=file)
 
 
 def _lay_out(

@@ -37,12 +37,13 @@ class Recipe:
     fallbacks: tuple[str, ...]  # what llama.cpp said about shapes that a type cannot hold
 
 
-def ask_recipes(model: Converted, types: Iterable[str], work: Path, *, imatrix: bool) -> dict[str, Recipe]:
-    """llama.cpp's recipe for each file type.
+def ask_recipes(
+    model: Converted, types: Iterable[str], work: Path, *, imatrix: bool
+) -> dict[str, Recipe | Unsupported]:
+    """llama.cpp's recipe for each file type; or why it has none, for a type that needs an importance matrix where
+    there is none, or a shape that llama.cpp cannot quantize.
 
     types: names of llama-quantize; work: folder for the two small stand-in files, removed afterwards.
-    Raises Unsupported for a type that needs an importance matrix where there is none, or a shape
-    that llama.cpp cannot quantize.
     """
     work.mkdir(parents=True, exist_ok=True)
     hollow, ones = work / "hollow.gguf", work / "hollow.imatrix"
@@ -54,10 +55,17 @@ def ask_recipes(model: Converted, types: Iterable[str], work: Path, *, imatrix: 
         write_imatrix(
             ones, {"none": ImportanceEntry(sums=np.ones(1, np.float32), tokens=1)}, dataset="none", chunks=1, length=1
         )
-        return {name: _ask(model, name, hollow, ones if imatrix else None) for name in types}
+        return {name: _attempt(model, name, hollow, ones if imatrix else None) for name in types}
     finally:
         hollow.unlink(missing_ok=True)
         ones.unlink(missing_ok=True)
+
+
+def _attempt(model: Converted, name: str, hollow: Path, imatrix: Path | None) -> Recipe | Unsupported:
+    try:
+        return _ask(model, name, hollow, imatrix)
+    except Unsupported as refusal:
+        return refusal
 
 
 def _ask(model: Converted, name: str, hollow: Path, imatrix: Path | None) -> Recipe:

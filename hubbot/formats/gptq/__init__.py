@@ -1,5 +1,115 @@
 """GPTQ checkpoints: solver, packing, files, and the check in their own reader."""
 
-from hubbot.formats.gptq.family import GptqFormat, costs
+from __future__ import annotations
 
-__all__ = ["GptqFormat", "costs"]
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from hubbot.domain import Gptq, Source, Speed, TextRecord
+from hubbot.errors import Unsupported
+from hubbot.formats.family import About, Kind
+from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
+from hubbot.settings import Settings
+
+if TYPE_CHECKING:
+    from hubbot.model import ModelFacts
+
+_NAME = re.compile(r"gptq-(2|3|4|8)bit-(16|32|64|128|256|-1)g(-actorder)?(-asym)?")
+
+ABOUT = About(
+    title="GPTQ",
+    grammar="is gptq-<2|3|4|8>bit-<16|32|64|128|256|-1>g[-actorder][-asym]",
+    examples=tuple(f"gptq-{bits}bit-{size}g" for bits in (2, 3, 4, 8) for size in (16, 32, 64, 128, 256, -1)),
+    kinds=(Kind(title="GPTQ", tags=("gptq",), name=lambda publish: publish.gptq),),
+    section="gptq",
+    weights=".safetensors",
+    folder=True,
+    library="transformers",
+)
+
+
+def parse(name: str) -> Gptq | None:
+    match = _NAME.fullmatch(name.lower())
+    if not match:
+        return None
+    bits, group, order, zeros = match.groups()
+    return Gptq(
+        bits=cast("Literal[2, 3, 4, 8]", int(bits)),
+        group_size=int(group),
+        act_order=order is not None,
+        symmetric=zeros is None,
+    )
+
+
+def needs(config: Mapping[str, Any]) -> Needs:  # noqa: ARG001 - the protocol's
+    return Needs.HESSIAN
+
+
+def refusal(architecture: str) -> str | None:  # noqa: ARG001
+    return None
+
+
+def costs(
+    variants: Sequence[Gptq],
+    *,
+    source: Source,
+    facts: ModelFacts,
+    work: Path,  # noqa: ARG001
+    settings: Settings,
+) -> dict[str, Cost | Unsupported]:
+    from hubbot.formats.gptq import format as gptq
+
+    return gptq.costs(variants, facts, source, settings.gptq)
+
+
+def open_format(
+    variants: Sequence[Gptq],
+    *,
+    source: Source,
+    facts: ModelFacts,
+    work: Path,
+    out: Path,
+    settings: Settings,
+    calibration: TextRecord | None,  # noqa: ARG001
+    decoded: bool,  # noqa: ARG001
+) -> Format:
+    from hubbot.formats.gptq.format import GptqFormat
+
+    return GptqFormat(variants=variants, source=source, facts=facts, work=work, out=out, settings=settings.gptq)
+
+
+def finished(work: Path, out: Path) -> list[Path]:
+    from hubbot.formats.folder import merged_folders
+
+    return merged_folders(work / "gptq", out / "gptq")
+
+
+def read(
+    paths: Sequence[Path],
+    reference: Path | None,
+    *,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    device: str,
+) -> Reading:
+    from hubbot.formats import check
+
+    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, device=device)
+
+
+def measure_speed(paths: Sequence[Path], *, prompt_tokens: int, generated_tokens: int, device: str) -> Speed:
+    from hubbot.formats import check
+
+    return check.measure_speed(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, device=device)
+
+
+def artefact(path: Path, base: ModelFacts) -> Mapping[str, Encoded] | None:  # noqa: ARG001
+    from hubbot.formats.stored import Checkpoint, quantization_of
+
+    if quantization_of(path).get("quant_method") != "gptq":
+        return None
+    from hubbot.formats.gptq.foreign import decoders
+
+    return decoders(Checkpoint.of(path), quantization_of(path))

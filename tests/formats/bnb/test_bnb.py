@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from hubbot.formats import bnb
+from hubbot.formats.bnb import format as bnb
 from hubbot.formats.check import load_check
 from hubbot.formats.names import parse_variant
 from hubbot.model import read_facts

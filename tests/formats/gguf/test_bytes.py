@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from hubbot.formats.names import GGUF_TYPES
+from hubbot.formats.gguf import TYPES
 from tests.formats.gguf.chain import convert, make, quantize
 from tests.models import make_model
 
@@ -28,12 +28,12 @@ def test_static_files_equal_llama_quantizes(llama, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_static_files_of_all_types_equal_llama_quantizes(llama, tmp_path, monkeypatch):
-    _equal_files(llama, [name for name in GGUF_TYPES if name not in NEED_IMATRIX], tmp_path, monkeypatch)
+    _equal_files(llama, [name for name in TYPES if name not in NEED_IMATRIX], tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 def test_files_of_all_types_with_an_importance_matrix_equal_llama_quantizes(llama, tmp_path, monkeypatch):
-    _equal_files(llama, list(GGUF_TYPES), tmp_path, monkeypatch, imatrix=True)
+    _equal_files(llama, list(TYPES), tmp_path, monkeypatch, imatrix=True)
 
 
 @pytest.mark.slow

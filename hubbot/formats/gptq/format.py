@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from hubbot.domain import Family, Gptq, Source, Variant
-from hubbot.errors import Unsupported
+from hubbot.domain import Family, Gptq, Source
+from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.folder import VariantFolder, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
@@ -23,16 +23,21 @@ from hubbot.settings import GptqSettings
 __all__ = ["GptqFormat", "costs"]
 
 
-def costs(variants: Sequence[Gptq], facts: ModelFacts, source: Source, settings: GptqSettings) -> dict[str, Cost]:
-    """Exact sizes, before any weight is read.
+def costs(
+    variants: Sequence[Gptq], facts: ModelFacts, source: Source, settings: GptqSettings
+) -> dict[str, Cost | Unsupported]:
+    """Exact sizes, before any weight is read; UnsupportedShape, naming the tensor, of a layout that cannot hold it.
 
-    Raises UnsupportedShape naming the tensor that a layout cannot hold, Unsupported for other blocks
-    than those of linear layers.
+    Raises Unsupported for other blocks than those of linear layers.
     """
     linears = _chosen(find_linears(facts), settings)
-    found = {}
+    found: dict[str, Cost | Unsupported] = {}
     for variant in variants:
-        checkpoint.check_shapes(linears.values(), variant)
+        try:
+            checkpoint.check_shapes(linears.values(), variant)
+        except UnsupportedShape as error:
+            found[variant.name] = error
+            continue
         specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears, variant)]
         found[variant.name] = folder_cost(specs, facts, source, _texts(variant, facts, settings), settings.shard_size)
     return found
@@ -71,7 +76,7 @@ class GptqFormat:
     """`Format` of the GPTQ variants.
 
     work: where parts wait, one folder a variant. out: gets `gptq/<variant name>`.
-    Raises as `costs` does.
+    Raises UnsupportedShape where a layout cannot hold a layer, Unsupported as `costs` does.
     """
 
     family = Family.GPTQ
@@ -87,11 +92,10 @@ class GptqFormat:
         out: Path,
         settings: GptqSettings,
     ) -> None:
-        self._layouts = tuple(variants)
-        self.variants: tuple[Variant, ...] = self._layouts
+        self.variants = tuple(variants)
         self._damping = settings.damping
         self._linears = _chosen(find_linears(facts), settings)
-        for variant in self._layouts:
+        for variant in self.variants:
             checkpoint.check_shapes(self._linears.values(), variant)
         self._folders = {
             variant.name: VariantFolder(
@@ -102,7 +106,7 @@ class GptqFormat:
                 texts=_texts(variant, facts, settings),
                 shard_size=settings.shard_size,
             )
-            for variant in self._layouts
+            for variant in self.variants
         }
 
     def holds(self, part: Part) -> bool:
@@ -111,10 +115,10 @@ class GptqFormat:
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
     ) -> Mapping[str, Mapping[str, Encoded]]:
-        encoded: dict[str, dict[str, GptqTensor]] = {variant.name: {} for variant in self._layouts}
-        stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self._layouts}
-        notes: dict[str, list[str]] = {variant.name: [] for variant in self._layouts}
-        errors: dict[str, dict[str, float]] = {variant.name: {} for variant in self._layouts}
+        encoded: dict[str, dict[str, GptqTensor]] = {variant.name: {} for variant in self.variants}
+        stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self.variants}
+        notes: dict[str, list[str]] = {variant.name: [] for variant in self.variants}
+        errors: dict[str, dict[str, float]] = {variant.name: {} for variant in self.variants}
         for name in part.tensors:
             if name not in self._linears:
                 for tensors in stored.values():
@@ -123,7 +127,7 @@ class GptqFormat:
             curvatures = _Curvatures(_hessian(names[0], statistics), self._damping)
             for name in names:
                 weight = weights[name]
-                for variant in self._layouts:
+                for variant in self.variants:
                     solution = solve(weight, curvatures.of(variant), variant)
                     tensor = checkpoint.pack(solution, variant)
                     encoded[variant.name][name] = tensor

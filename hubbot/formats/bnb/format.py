@@ -27,7 +27,7 @@ logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 import bitsandbytes.functional as bnb
 import torch
 
-from hubbot.domain import Bnb, Family, Source, Variant
+from hubbot.domain import Bnb, Family, Source
 from hubbot.formats.folder import VariantFolder, folder_cost, to_json
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
@@ -51,6 +51,11 @@ class PackedTensor:
 
     data: torch.Tensor
     state: bnb.QuantState
+
+    @classmethod
+    def stored(cls, data: torch.Tensor, state: dict[str, torch.Tensor]) -> PackedTensor:
+        """state: what lies beside the codes in a checkpoint, without the weight's name."""
+        return cls(data, bnb.QuantState.from_dict(state, device=torch.device("cpu")))
 
     def decode(self) -> torch.Tensor:
         """float32 [out, in], each value rounded to the source's type as in the runtime."""
@@ -190,8 +195,7 @@ class BnbFormat:
         out: Path,
         settings: BnbSettings,
     ) -> None:
-        self._kinds = tuple(variants)
-        self.variants: tuple[Variant, ...] = self._kinds
+        self.variants = tuple(variants)
         self._settings = settings
         linears = find_linears(facts)
         self._linears = linears.by_name
@@ -204,7 +208,7 @@ class BnbFormat:
                 texts=_texts(variant, facts, linears, settings),
                 shard_size=settings.shard_size,
             )
-            for variant in self._kinds
+            for variant in self.variants
         }
 
     def holds(self, part: Part) -> bool:
@@ -216,11 +220,11 @@ class BnbFormat:
         weights: Mapping[str, torch.Tensor],
         statistics: Mapping[str, InputStatistics],  # noqa: ARG002 - the protocol's
     ) -> Mapping[str, Mapping[str, Encoded]]:
-        encoded: dict[str, dict[str, PackedTensor | Int8Tensor]] = {variant.name: {} for variant in self._kinds}
-        stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self._kinds}
+        encoded: dict[str, dict[str, PackedTensor | Int8Tensor]] = {variant.name: {} for variant in self.variants}
+        stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self.variants}
         for name in part.tensors:
             weight = weights[name]
-            for variant in self._kinds:
+            for variant in self.variants:
                 if name in self._linears:
                     tensor = _encode(weight, variant, self._settings)
                     encoded[variant.name][name] = tensor
