@@ -94,7 +94,7 @@ def refuse(argument):
 
 
 def crash(_):
-    return {}["missing"]
+    return dict[str, int]()["missing"]
 
 
 def run_out_of(what):

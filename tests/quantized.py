@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import load_file
 
-from hubbot.domain import Source
+from hubbot.domain import Bnb, Gptq, Source
 from hubbot.formats.bnb.format import BnbFormat
 from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.linears import find_linears
@@ -50,9 +51,17 @@ def statistics(folder: Path) -> dict[str, InputStatistics]:
     return {name: InputStatistics(squares=H.diagonal(), hessian=H, tokens=tokens().numel()) for name, H in sums.items()}
 
 
+def gptqs(names: Iterable[str]) -> list[Gptq]:
+    return [variant for name in names if isinstance(variant := parse_variant(name), Gptq)]
+
+
+def bnbs(names: Iterable[str]) -> list[Bnb]:
+    return [variant for name in names if isinstance(variant := parse_variant(name), Bnb)]
+
+
 def gptq_format(folder: Path, names: list[str], out: Path, **settings) -> GptqFormat:
     return GptqFormat(
-        variants=[parse_variant(name) for name in names],
+        variants=gptqs(names),
         source=source_of(folder),
         facts=read_facts(folder),
         work=out / ".work",
@@ -63,7 +72,7 @@ def gptq_format(folder: Path, names: list[str], out: Path, **settings) -> GptqFo
 
 def bnb_format(folder: Path, names: list[str], out: Path, **settings) -> BnbFormat:
     return BnbFormat(
-        variants=[parse_variant(name) for name in names],
+        variants=bnbs(names),
         source=source_of(folder),
         facts=read_facts(folder),
         work=out / ".work",

@@ -24,8 +24,10 @@ def keys_of(section: type[Section], path: str = "") -> set[str]:
     keys = set()
     for key, field in section.model_fields.items():
         kind = field.annotation
-        inner = isinstance(kind, type) and issubclass(kind, Section)
-        keys |= keys_of(kind, f"{path}{key}.") if inner else {path + key}
+        if isinstance(kind, type) and issubclass(kind, Section):
+            keys |= keys_of(kind, f"{path}{key}.")
+        else:
+            keys.add(path + key)
     return keys
 
 

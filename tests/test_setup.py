@@ -1,9 +1,11 @@
 """The files that set-up installs from agree with each other."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 from importlib.metadata import requires
@@ -116,7 +118,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             archive.add(tmp_path / "file", f"{TREE}/{name}")
     monkeypatch.setattr(setup, "SHA256", setup._sha256(release))
     monkeypatch.setattr(setup, "_tools", lambda: f"{programs}:/usr/bin:/bin")
-    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     return tmp_path
 
 
@@ -173,7 +175,7 @@ def test_another_file_than_the_pinned_release_is_not_built(machine: Path, monkey
 
 def test_what_building_lacks_is_named_at_once_with_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(setup.sysconfig, "get_path", lambda _name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
     with pytest.raises(ToolMissing, match=r"needs cmake, ninja, cc, c\+\+.*hubbot\[gguf\].*gcc g\+\+"):
         setup.build(tmp_path / "llama.cpp")
 

@@ -119,7 +119,7 @@ def _read_whole(reader: Reader, ledger: Ledger, source: Listed, state: SourceSta
 
 
 def _walk(reader: Reader, ledger: Ledger, source: Listed, state: SourceState) -> None:
-    left = source.limit
+    left, found = source.limit, list[Candidate]()
     for page in listing.pages(reader, source.query, resume=state.resume):
         found = _candidates(page.body)
         if left is not None:

@@ -27,18 +27,9 @@ def route_of(
     settings: Settings, reader: Reader, *, config: Path | None, github_token: str | None, secrets: Sequence[str]
 ) -> Route | None:
     """Where events are handed on to; None: they wait in the state file. Raises BadSettings for what is missing."""
-    match settings.serve.deliver:
-        case "queue":
-            return None
-        case "github":
-            give = github(settings.serve, github_token)
-            if not settings.publish.namespace:
-                log.warning(
-                    "publish.namespace is not set, so that nobody knows what is published: "
-                    "every commit of a model is handed on, also of its README alone."
-                )
-        case "job":
-            give = _jobs(settings, reader, config)
+    give = _giver(settings, reader, config, github_token)
+    if give is None:
+        return None
     return Route(
         taker=settings.serve.deliver,
         ask=lambda ledger, model: bot.judge_now(reader, ledger, settings, model, version=__version__),
@@ -48,6 +39,21 @@ def route_of(
         quiet=settings.serve.quiet,
         secrets=secrets,
     )
+
+
+def _giver(settings: Settings, reader: Reader, config: Path | None, github_token: str | None) -> Give | None:
+    match settings.serve.deliver:
+        case "queue":
+            return None
+        case "github":
+            if not settings.publish.namespace:
+                log.warning(
+                    "publish.namespace is not set, so that nobody knows what is published: "
+                    "every commit of a model is handed on, also of its README alone."
+                )
+            return github(settings.serve, github_token)
+        case "job":
+            return _jobs(settings, reader, config)
 
 
 def _jobs(settings: Settings, reader: Reader, config: Path | None) -> Give:

@@ -178,10 +178,11 @@ def _bindings(ask: Ask) -> Finding:
 def _imported(each: _Import, ask: Ask) -> Finding:
     try:
         version = metadata.version(each.package)
-        ask(each.code)
     except metadata.PackageNotFoundError:
         found = f"not installed; it {each.serves}"
         return Finding(name=each.package, status=Status.FAIL, found=found, remedy=each.remedy)
+    try:
+        ask(each.code)
     except ToolMissing as error:
         found = f"{version} does not load: {error}"
         return Finding(name=each.package, status=Status.FAIL, found=found, remedy=each.remedy)

@@ -107,7 +107,9 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
             log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
             return release_record(job, done)
         with clock.stage("fetch"):
-            source, texts = survey.description.of(_fetch(job, headers)), _texts(job)
+            # surveyed wherever nothing is done yet
+            source = survey.description.of(_fetch(job, headers))  # type: ignore[possibly-undefined]
+            texts = _texts(job)
         made = []
         for work, variants in _sweeps(job, source, texts, survey.plan).items():
             with clock.stage("sweep"):

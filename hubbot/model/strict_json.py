@@ -40,6 +40,7 @@ def parse_object(data: bytes, *, name: str, most_values: int = 200_000, constant
     if values > most_values:
         msg = f"{name} holds up to {values:,} JSON values; at most {most_values:,} are read."
         raise UnsafeSource(msg)
+    value = None
     try:
         value = json.loads(
             data.decode("utf-8"),

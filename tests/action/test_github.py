@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 
@@ -91,7 +92,7 @@ def test_an_output_comes_back_as_it_was_given(tmp_path, value):
 
 def test_a_delimiter_that_the_value_guessed_is_drawn_again(tmp_path, monkeypatch):
     drawn = iter(["guessed", "fresh"])
-    monkeypatch.setattr(github.secrets, "token_hex", lambda _: next(drawn))
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(drawn))
     github.set_output(tmp_path / "output", "one", "a\nend-guessed\nevil=1")
     assert read_outputs(tmp_path / "output") == {"one": "a\nend-guessed\nevil=1"}
 

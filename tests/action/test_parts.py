@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def small(name: str, folder: Path, imatrix: str) -> VariantRecord:
     return replace(plain, files=files, status=Status.PASSED)
 
 
-def make_part(folder: Path, names: tuple[str, ...], imatrix: str = "importance", **changes: object) -> Record:
+def make_part(folder: Path, names: tuple[str, ...], imatrix: str = "importance", **changes: Any) -> Record:
     """What a quantize job leaves."""
     (folder / ".work" / "source").mkdir(parents=True, exist_ok=True)
     made = replace(record(), variants=tuple(small(name, folder, imatrix) for name in names), **changes)

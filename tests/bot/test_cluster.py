@@ -98,7 +98,10 @@ def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_
 
 @pytest.mark.skipif(ray is not None, reason="ray is installed")
 def test_without_ray_the_error_says_what_to_install():
-    with pytest.raises(ToolMissing, match=r"hubbot\[ray\]"), connected(None, task, lambda job, gpus: Needs()):
+    with (
+        pytest.raises(ToolMissing, match=r"hubbot\[ray\]"),
+        connected(None, partial(task, folder=Path()), lambda job, gpus: Needs()),
+    ):
         pass
 
 
@@ -115,7 +118,9 @@ def _outcome(error: Exception, *, token_works: bool = True) -> Failure:
         kept().take()
         raise error
 
-    return _attempt(broken, lambda: token_works, Job(model="a/m", revision="1" * 40))
+    outcome = _attempt(broken, lambda: token_works, Job(model="a/m", revision="1" * 40))
+    assert isinstance(outcome, Failure)
+    return outcome
 
 
 @pytest.mark.parametrize("error", [Mismatch("spoilt"), UnsafeSource("hostile"), TokenRefused("no"), Defined("ours")])

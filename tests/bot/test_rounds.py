@@ -355,6 +355,7 @@ def test_yank_puts_a_banner_on_every_card_and_the_bot_leaves_the_model_alone(ben
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
     bench.work()
+    done: dict[str, str] = {}
     for _ in range(2):
         done = yank(
             bench.bot.reader,

@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 
 from hubbot.bot.deliver import Route, deliver_waiting, delivering
 from hubbot.bot.ledger import events, jobs
@@ -305,7 +307,18 @@ def test_a_state_file_that_goes_bad_is_said_and_used_again_once_it_is_well(tmp_p
     assert not thread.is_alive()
 
 
+class _Server(HTTPServer):
+    """What it was sent, and how it shall answer."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seen: list[Any] = []
+        self.answers: list[int] = []
+
+
 class _GitHub(BaseHTTPRequestHandler):
+    server: _Server
+
     """The dispatches endpoint: 204, after the failures that were ordered."""
 
     def do_POST(self) -> None:
@@ -321,9 +334,8 @@ class _GitHub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def github() -> Iterator[HTTPServer]:
-    server = HTTPServer(("127.0.0.1", 0), _GitHub)
-    server.seen, server.answers = [], []
+def github() -> Iterator[_Server]:
+    server = _Server(("127.0.0.1", 0), _GitHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -439,6 +451,7 @@ def test_late_and_out_of_order_events_hand_on_mains_head_once(handing):
 def test_an_upload_in_many_commits_hands_its_model_on_once_when_it_is_quiet(handing):
     handing.route = replace(handing.route, quiet=300)
     handing.hub.model("maker/one", files_of_a_model(1))
+    last = ""
     for seed in range(2, 5):
         last = handing.hub.commit("maker/one", {"model.safetensors": files_of_a_model(seed)["model.safetensors"]})
         handing.tell("maker/one", last)
@@ -544,7 +557,7 @@ def test_a_thread_that_hands_on_outlives_what_it_meets_and_a_dead_one_is_seen(ha
         _until(lambda: len(tries) > 3)
         assert thread.is_alive()
     app = make_app(Receiver(tmp_path / "s"), [thread], secret=SECRET, max_body=1000, state=tmp_path / "s")
-    [healthz] = [route.endpoint for route in app.routes if route.path == "/healthz"]
+    [healthz] = [route.endpoint for route in app.routes if isinstance(route, APIRoute) and route.path == "/healthz"]
     answer = asyncio.run(healthz())
     assert (answer.status_code, json.loads(answer.body)["problem"]) == (503, "the thread deliver has ended")
 

@@ -51,7 +51,7 @@ def change(made: Record, name: str, **values: Any) -> Record:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_the_hubs_own_client_reads_the_head(kind: Kind) -> None:
-    read = ModelCard(card(kind)).data
+    read: Any = ModelCard(card(kind)).data
     assert read.base_model == "example-org/Testling-1B"
     assert read.to_dict()["base_model_relation"] == "quantized"
     assert read.license == "apache-2.0"
@@ -64,7 +64,7 @@ def test_the_hubs_own_client_reads_the_head(kind: Kind) -> None:
 
 
 def test_the_model_index_holds_the_measured_perplexities_of_this_repo_alone() -> None:
-    read = ModelCard(card(GPTQ)).data
+    read: Any = ModelCard(card(GPTQ)).data
     measured = {f"Perplexity ({v.name})": v.score.perplexity for v in repo(GPTQ).variants if v.score}
     assert {result.metric_name: result.metric_value for result in read.eval_results} == pytest.approx(measured)
     first = read.eval_results[0]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from hubbot.child import check as checks
 from hubbot.errors import ToolMissing
@@ -13,9 +14,9 @@ from tests.records import record
 def test_a_variant_that_the_gpu_cannot_hold_is_read_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"x" * 1000)
-    monkeypatch.setattr(checks.torch.cuda, "mem_get_info", lambda _: (2000, 4000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2000, 4000))
     assert checks._device_for([file], "cuda:0") == "cuda:0"
-    monkeypatch.setattr(checks.torch.cuda, "mem_get_info", lambda _: (1200, 4000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1200, 4000))
     assert checks._device_for([file], "cuda:0") == "cpu"
     assert checks._device_for([file], "cpu") == "cpu"
 

@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
 
 
 def call(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment(), text=True, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, env=environment(), text=True, **options)  # type: ignore[call-overload]
 
 
 def base_image() -> str:

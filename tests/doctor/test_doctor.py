@@ -1,6 +1,7 @@
 """What `hubbot doctor` finds amiss, and that it says how to mend it."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_kernel_that_builds_no_walls_is_told_and_one_that_does_is_well():
     whole = Walls(files="landlock 6", network="seccomp + landlock 6", rights="files only")
     assert doctor._walls(lambda: whole).status is Status.OK
     for missing in ("files", "network"):
-        finding = doctor._walls(lambda missing=missing: replace(whole, **{missing: "none"}))
+        finding = doctor._walls(partial(replace, whole, **{missing: "none"}))
         assert finding.status is Status.WARN
         assert "docs/security.md" in finding.remedy
 

@@ -92,7 +92,7 @@ class Hub:
         self._loop.close()
 
     async def _listen(self) -> web.ServerRunner:
-        runner = web.ServerRunner(web.Server(App(self)), shutdown_timeout=0)
+        runner = web.ServerRunner(web.Server(App(self)), shutdown_timeout=0)  # type: ignore[arg-type]
         await runner.setup()
         # Large files come from another host name, so that a token sent there is seen.
         for host, port in ((self.host, self.port), ("127.0.0.2", 0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -27,7 +28,7 @@ class Publisher:
     def __init__(self, hub: Hub, token: str) -> None:
         self.hub, self.token, self.slept = hub, token, list[float]()
 
-    def __call__(self, release: RepoRelease, mode: str = "main", **options) -> Receipt:
+    def __call__(self, release: RepoRelease, mode: Literal["pr", "main"] = "main", **options) -> Receipt:
         options.setdefault("patience", Patience(sleep=self.slept.append, chance=lambda: 0.5))
         options.setdefault("token", self.token)
         return publish(release, mode=mode, endpoint=self.hub.endpoint, **options)
@@ -322,7 +323,7 @@ def test_bytes_that_the_hub_stored_wrong_are_noticed(hub: Hub, ada: Publisher, t
     def spoil(repo, ref, files, *args, **kwargs):
         return genuine(repo, ref, {**files, "hubbot.json": entry}, *args, **kwargs)
 
-    hub.store.advance = spoil
+    hub.store.advance = spoil  # type: ignore[method-assign] # this server's own
     with pytest.raises(HubFailed, match="other bytes"):
         ada(release)
     assert commits(hub) == 1
@@ -438,7 +439,11 @@ def test_a_gptq_release_is_one_pull_request_that_becomes_branches_after_the_merg
 def test_a_merged_request_is_finished_without_the_files_at_hand(hub: Hub, ada: Publisher, tmp_path: Path):
     from hubbot.hub.publish.merged import finish_merged
 
-    options = {"token": ada.token, "endpoint": hub.endpoint, "patience": Patience(sleep=ada.slept.append)}
+    options: dict[str, Any] = {
+        "token": ada.token,
+        "endpoint": hub.endpoint,
+        "patience": Patience(sleep=ada.slept.append),
+    }
     release = gptq_release(tmp_path / "a", "gptq-4bit-128g", "gptq-8bit-128g")
     receipt = ada(release, "pr")
     assert finish_merged(release.repo_id, **options) == {}, "nothing before the merge"
@@ -551,7 +556,7 @@ NAMES = ("gptq-4bit-128g", "gptq-8bit-128g", "gptq-3bit-128g")
 @pytest.mark.parametrize("after", range(5))
 @pytest.mark.parametrize("mode", ["main", "pr"])
 def test_two_machines_with_other_bytes_never_mix_them_in_one_release(
-    hub: Hub, ada: Publisher, tmp_path: Path, after: int, mode: str
+    hub: Hub, ada: Publisher, tmp_path: Path, after: int, mode: Literal["pr", "main"]
 ):
     mine, theirs = (gptq_release(tmp_path / str(n), *NAMES, machine=n) for n in range(2))
     hub.fail("POST .*/commit/", skip=after, times=None, status=403)

@@ -19,7 +19,14 @@ from tests.hub import Hub
 SIGNED = "https://bucket.s3.example.org/repos/ab?X-Amz-Signature=5ecret5ecret&X-Amz-Expires=3600"
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    answer: Callable[[BaseHTTPRequestHandler], None]
+
+
 class _Answers(BaseHTTPRequestHandler):
+    server: _Server
+
     def do_GET(self) -> None:
         self.server.answer(self)
 
@@ -30,8 +37,7 @@ class _Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def answering() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], Reader]]:
     """A reader of a server that answers everything in one way."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Answers)
     Thread(target=server.serve_forever, daemon=True).start()
 
     def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Reader:

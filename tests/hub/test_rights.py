@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_no_token_and_a_wrong_one_are_refused_without_being_shown(hub: Hub, toke
 
 def test_a_target_repo_is_read_back(hub: Hub, tmp_path: Path):
     token = hub.user("ada")
-    options = {"token": token, "endpoint": hub.endpoint, "patience": PATIENCE}
+    options: dict[str, Any] = {"token": token, "endpoint": hub.endpoint, "patience": PATIENCE}
     assert read_existing("ada/tiny-GGUF", mode="main", **options) is None
     assert read_record("ada/tiny-GGUF", **options) is None
     release = gguf_release(tmp_path / "a", "Q8_0")

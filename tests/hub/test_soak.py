@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -29,7 +30,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def order_faults(hub: Hub, chance: random.Random) -> None:
     for _ in range(chance.randint(1, 6)):
-        fault = chance.choice(
+        fault: dict[str, Any] = chance.choice(
             [
                 {"status": chance.choice([500, 502, 503, 504])},
                 {"status": 429, "retry_after": chance.choice([None, 0, 7])},
@@ -62,7 +63,9 @@ def assert_no_half_release(hub: Hub, repo_id: str, releases: list[RepoRelease]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["main", "pr"])
 @pytest.mark.parametrize("family", ["gguf", "gptq"])
-def test_no_fault_ever_leaves_half_a_release_or_makes_two(hub: Hub, tmp_path: Path, mode: str, family: str):
+def test_no_fault_ever_leaves_half_a_release_or_makes_two(
+    hub: Hub, tmp_path: Path, mode: Literal["pr", "main"], family: str
+):
     make = gguf_release if family == "gguf" else gptq_release
     names = ("Q8_0", "Q4_K_M") if family == "gguf" else ("gptq-4bit-128g", "gptq-8bit-128g")
     failures, said = 0, list[str]()
@@ -70,6 +73,7 @@ def test_no_fault_ever_leaves_half_a_release_or_makes_two(hub: Hub, tmp_path: Pa
         chance = random.Random(f"{mode} {family} {seed}")
         repo = f"ada/tiny-{seed}"
         releases = [make(tmp_path / f"{seed}-{i}", *names, repo=repo, seed=i) for i in range(2)]
+        head = "refs/pr/1" if mode == "pr" else "main"
         for release in releases:
             for _ in range(4):
                 order_faults(hub, chance)
@@ -85,7 +89,6 @@ def test_no_fault_ever_leaves_half_a_release_or_makes_two(hub: Hub, tmp_path: Pa
             hub.heal()
             publish(release, mode=mode, token=hub.user("ada"), endpoint=hub.endpoint)
             assert_no_half_release(hub, repo, releases)
-            head = "refs/pr/1" if mode == "pr" else "main"
             found = {p: hub.read(repo, p, head) for p in hub.files(repo, head) if p != ".gitattributes"}
             assert found == contents(hub, release)[0]
         assert len(hub.pulls(repo)) == (mode == "pr")
@@ -109,7 +112,7 @@ publish(release, mode=sys.argv[2], token=sys.argv[4], endpoint=sys.argv[1])
 @pytest.mark.parametrize("mode", ["main", "pr"])
 @pytest.mark.parametrize(("cut", "nth"), [("before", 0), ("answer", 0), ("answer", 1)])
 def test_a_program_killed_at_a_commit_finishes_when_it_runs_again(
-    hub: Hub, tmp_path: Path, mode: str, cut: str, nth: int
+    hub: Hub, tmp_path: Path, mode: Literal["pr", "main"], cut: str, nth: int
 ):
     token = hub.user("ada")
     command = [sys.executable, "-c", PROGRAM, hub.endpoint, mode, str(tmp_path / "first"), token]

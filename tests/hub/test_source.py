@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -335,7 +336,7 @@ def test_paths_that_lead_out_of_the_folder_are_refused(hub: Hub, tmp_path: Path,
     hub.model("ada/bad", {"config.json": "{}", "model.safetensors": weights(1)})
     repo = hub.repo("ada/bad")
     commit = repo.commit_at("main")
-    commit.files["../../escape.json"] = commit.files["config.json"]
+    cast("dict[str, Any]", commit.files)["../../escape.json"] = commit.files["config.json"]
     with pytest.raises(UnsafeSource, match="no plain path"):
         fetch("ada/bad", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
     assert files_in(tmp_path) == []

@@ -34,7 +34,7 @@ def add_wikitext(hub: Hub, **options) -> str:
         "---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  data_files:\n"
         "  - {split: test, path: wikitext-2-raw-v1/test-*}\n  - {split: train, path: wikitext-2-raw-v1/train-*}\n---\n"
     )
-    files = {
+    files: dict[str, str | bytes | Path] = {
         "README.md": card,
         "wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(ROWS),
         "wikitext-2-raw-v1/train-00000-of-00001.parquet": parquet(["", ""]),

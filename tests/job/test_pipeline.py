@@ -32,7 +32,7 @@ from tests.models import FAMILIES
 
 @pytest.mark.slow
 def test_the_demo_model_becomes_a_judged_set_of_releases(demo_model: Path, tmp_path: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "variants": "Q8_0,Q4_K_M,Q2_K,gptq-4bit-128g,bnb-nf4",
         "calibration.dataset": str(demo_model / CALIBRATION),
         "evaluation.dataset": str(demo_model / EVALUATION),

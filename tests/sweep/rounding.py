@@ -52,7 +52,7 @@ class RoundingFormat:
     ) -> dict[str, Encoded]:
         if levels is None:
             return {}
-        made: dict[str, Encoded] = {}
+        made: dict[str, Rounded] = {}
         for name, weight in weights.items():
             if weight.ndim == 2:
                 scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-8) / levels
@@ -60,7 +60,7 @@ class RoundingFormat:
         folder = self._out / variant
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: encoded.codes for name, encoded in made.items()}, folder / f"{part.name}.safetensors")
-        return made
+        return dict(made)
 
     def finish(self) -> Mapping[str, VariantFiles]:
         return {

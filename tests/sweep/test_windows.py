@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 def evaluate(text: Path, tokenizer: Letters, **changes: object) -> Windows:
-    values = {"length": 6, "stride": None, "limit": None, "vocab": 100, **changes}
-    return evaluation_windows(text, tokenizer, **values)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"length": 6, "stride": None, "limit": None, "vocab": 100, **changes}
+    return evaluation_windows(text, tokenizer, **values)
 
 
 def test_windows_begin_with_the_token_that_the_tokenizer_puts_before_text(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_too_short_a_text_says_what_was_found_and_needed(tmp_path: Path) -> None
     with pytest.raises(BadText, match=r"evaluation text t has 3 tokens; 5 are needed"):
         evaluate(write(tmp_path / "t", "abc"), Letters())
     with pytest.raises(BadText, match=r"calibration text t has 4 tokens; 50 are needed"):
-        calibration_windows(write(tmp_path / "t", "abc"), Letters(), samples=10, length=6, seed=0, vocab=99)  # type: ignore[arg-type]
+        calibration_windows(write(tmp_path / "t", "abc"), Letters(), samples=10, length=6, seed=0, vocab=99)
 
 
 def test_a_token_outside_the_embedding_is_refused(tmp_path: Path) -> None:
@@ -79,8 +80,7 @@ def test_a_token_outside_the_embedding_is_refused(tmp_path: Path) -> None:
 def test_calibration_windows_follow_the_seed_and_do_not_overlap(tmp_path: Path) -> None:
     text = write(tmp_path / "t", *[ALPHABET] * 20)
     first, again, other = (
-        calibration_windows(text, Letters(), samples=20, length=9, seed=seed, vocab=99)  # type: ignore[arg-type]
-        for seed in (0, 0, 1)
+        calibration_windows(text, Letters(), samples=20, length=9, seed=seed, vocab=99) for seed in (0, 0, 1)
     )
     assert torch.equal(first.tokens, again.tokens)
     assert first.sha256 == again.sha256 != other.sha256

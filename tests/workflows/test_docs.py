@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import typer
@@ -75,7 +76,7 @@ def parse(words: list[str]) -> None:
     """Let the command line parse a command without carrying it out."""
     from hubbot.cli import app
 
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     context = group.make_context("hubbot", [], resilient_parsing=True)
     while words:
         name, command, words = group.resolve_command(context, words)

@@ -200,9 +200,10 @@ def _child(request: dict[str, Any], into: Path, endpoint: str) -> dict[str, Any]
             timeout=_LIMIT,
             check=False,
         )
-        answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"message": f"it took more than {_LIMIT // 60} minutes", "passing": True}
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         return {"message": mask(done.stderr.decode(errors="replace")[-500:], request["token"])}
     return answer if isinstance(answer, dict) else {}

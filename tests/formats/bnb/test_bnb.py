@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hubbot.formats.bnb import format as bnb
 from hubbot.formats.check import load_check
-from hubbot.formats.names import parse_variant
 from hubbot.model import read_facts
 from hubbot.settings import BnbSettings
 from tests.models import make_model
-from tests.quantized import bnb_format, checkpoint, encode_all, logits, source_of, tokens
+from tests.quantized import bnb_format, bnbs, checkpoint, encode_all, logits, source_of, tokens
 
 KINDS = ["bnb-nf4", "bnb-fp4", "bnb-int8"]
 
@@ -82,7 +81,7 @@ def test_the_load_check_agrees_with_the_decoded_weights(made, name, tmp_path):
 def test_weight_bytes_are_known_exactly_and_files_to_a_few_bytes(double_quant, tmp_path):
     folder = make_model("qwen2", tmp_path / "tiny", tied=True)
     settings = BnbSettings(double_quant=double_quant)
-    variants = [parse_variant(name) for name in KINDS]
+    variants = bnbs(KINDS)
     expected = bnb.costs(variants, read_facts(folder), source_of(folder), settings)
     family = bnb_format(folder, KINDS, tmp_path / "out", double_quant=double_quant)
     encode_all(family, folder)

@@ -83,13 +83,13 @@ def make(folder: Path, types: list[str], out: Path, **options):
 def convert(folder: Path, into: Path, outtype: str = "bf16") -> Path:
     """llama.cpp's own conversion of a folder to one file."""
     script = llamacpp.find().source / "convert_hf_to_gguf.py"
-    command = [sys.executable, script, folder, "--outfile", into, "--outtype", outtype]
+    command = [sys.executable, str(script), str(folder), "--outfile", str(into), "--outtype", outtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return into
 
 
-def quantize(base: Path, into: Path, name: str, imatrix: Path | None = None) -> Path:
+def quantize(base: Path, into: Path, name: str, imatrix: str | None = None) -> Path:
     """llama.cpp's own quantization of a converted file. imatrix: named as the files should remember it."""
     options = ["--imatrix", imatrix] if imatrix else []
     done = llamacpp.run_tool("llama-quantize", [*options, base, into, name], timeout=600)

@@ -48,6 +48,8 @@ def test_bytes_equal_ggmls_for_weights_of_any_distribution(kind, weighed, seed, 
             rows = np.abs(rows)
         case "holes":
             rows = rows * (generator.random((3, 768)) < 0.1)
+        case _:
+            assert shape == "normal"
     rows = (rows * 10.0 ** generator.integers(-6, 3)).astype(np.float32)
     importance = generator.random(768).astype(np.float32) ** 3 if weighed else None
     ours, theirs = _both(kind, rows, importance)
@@ -64,6 +66,6 @@ def test_an_encoder_with_other_bytes_is_not_used():
 def test_a_tree_that_defines_no_such_search_is_refused(tmp_path, monkeypatch):
     (tmp_path / "ggml" / "src").mkdir(parents=True)
     (tmp_path / "ggml" / "src" / "ggml-quants.c").write_text("int nothing;\n")
-    monkeypatch.setattr(llamacpp, "find", lambda: llamacpp.LlamaCpp(source=tmp_path, bin=tmp_path))
+    monkeypatch.setattr(llamacpp, "find", lambda: llamacpp.LlamaCpp(source=tmp_path, bin=tmp_path, bindings=tmp_path))
     with pytest.raises(ToolMissing, match="defines make_qx_quants 0 times"):
         fast.build()

@@ -10,6 +10,7 @@ from hubbot.errors import HubbotError, SourceRefused
 from hubbot.formats.gguf.check import load_check
 from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
 from hubbot.formats.gguf.format import costs
+from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import GgufSettings
 from tests.formats.gguf.chain import checkpoint, keys_and_tensors, make, open_format, parts, statistics_of
@@ -135,8 +136,11 @@ def test_sizes_are_known_exactly_before_anything_is_read(llama, tmp_path):
     told = costs(variants, source, read_facts(llama), tmp_path / "plan", GgufSettings(imatrix=False))
     files, _ = make(llama, names, tmp_path / "out")
     for name in names:
-        assert told[name].file_bytes == sum(path.stat().st_size for path in files[name].paths)
-        assert told[name].weight_bytes == files[name].weight_bytes
+        cost = told[name]
+        assert isinstance(cost, Cost)
+        assert cost.file_bytes == sum(path.stat().st_size for path in files[name].paths)
+        assert cost.weight_bytes == files[name].weight_bytes
+    assert isinstance(told["F16"], Cost)
     assert told["F16"].bits_per_weight == pytest.approx(16, rel=0.01)
 
 

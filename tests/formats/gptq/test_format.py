@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.gptq.format import costs
 from hubbot.formats.linears import find_linears
-from hubbot.formats.names import parse_variant
+from hubbot.formats.protocol import Cost
 from hubbot.model import part_layout, read_facts
 from hubbot.settings import GptqSettings
 from tests.models import FAMILIES, make_model
-from tests.quantized import checkpoint, encode_all, gptq_format, source_of, statistics
+from tests.quantized import checkpoint, encode_all, gptq_format, gptqs, source_of, statistics
 
 CASES = [(name, tied) for name, family in FAMILIES.items() for tied in family.tied]
 
@@ -48,13 +48,15 @@ def test_sizes_are_known_exactly_before_a_weight_is_read(llama, shard_size, tmp_
     names = ["gptq-4bit-128g", "gptq-3bit-64g-asym", "gptq-2bit--1g"]
     settings = GptqSettings(shard_size=shard_size)
     facts = read_facts(llama)
-    expected = costs([parse_variant(name) for name in names], facts, source_of(llama), settings)
+    expected = costs(gptqs(names), facts, source_of(llama), settings)
     family = gptq_format(llama, names, tmp_path, shard_size=shard_size)
     encode_all(family, llama)
     for name, files in family.finish().items():
-        assert files.weight_bytes == expected[name].weight_bytes
-        assert sum(path.stat().st_size for path in files.paths) == expected[name].file_bytes
-        assert expected[name].bits_per_weight == 8 * files.weight_bytes / facts.parameters
+        cost = expected[name]
+        assert isinstance(cost, Cost)
+        assert files.weight_bytes == cost.weight_bytes
+        assert sum(path.stat().st_size for path in files.paths) == cost.file_bytes
+        assert cost.bits_per_weight == 8 * files.weight_bytes / facts.parameters
         shards = [path for path in files.paths if path.suffix == ".safetensors"]
         assert (len(shards) > 1) == (shard_size < 10**6)
 
@@ -137,7 +139,7 @@ def test_a_width_that_the_format_cannot_hold_is_refused_with_the_tensor_and_what
     config = LlamaConfig.from_pretrained(folder)
     config.intermediate_size = width
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    refusal = costs([parse_variant(variant)], read_facts(folder), source_of(folder), GptqSettings())[variant]
+    refusal = costs(gptqs([variant]), read_facts(folder), source_of(folder), GptqSettings())[variant]
     assert isinstance(refusal, UnsupportedShape)
     assert re.search(wanted, str(refusal))
     assert "mlp." in str(refusal)

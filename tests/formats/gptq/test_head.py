@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ def test_a_quantized_head_is_calibrated_measured_and_read_by_the_runtime(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = tiny_model("llama", tied=False)
-    options = {"gate__enabled": False, "evaluation__samples": False}
+    options: dict[str, Any] = {"gate__enabled": False, "evaluation__samples": False}
     plain = make(model, tmp_path, out=tmp_path / "plain", variants="gptq-4bit-64g", **options).variants[0]
     whole = make(
         model, tmp_path, out=tmp_path / "whole", variants="gptq-4bit-64g", gptq__lm_head=True, **options
