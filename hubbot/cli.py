@@ -23,6 +23,7 @@ from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
 from hubbot.machine.shortage import telling_what_ran_out
 from hubbot.settings import Settings, load_settings
+from hubbot.settings.flags import SOURCE, Flags, takes
 
 __all__ = ["app", "main"]
 
@@ -39,151 +40,43 @@ app = typer.Typer(
 
 app.add_typer(bot)
 
-_SOURCE = "What to quantize"
-_TEXT = "Calibration and evaluation"
-_MACHINE = "Machine and output"
-_PUBLISH = "Publishing"
-
 Model = Annotated[str, typer.Argument(help="Hub id (org/name) or a local folder", show_default=False)]
-Revision = Annotated[
-    str | None, typer.Option(help="branch, tag or commit of the model", rich_help_panel=_SOURCE, show_default="main")
-]
-Variants = Annotated[
-    str | None,
-    typer.Option(
-        help="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4) or a preset: default, small, gguf, gguf-all, gptq, bnb",
-        rich_help_panel=_SOURCE,
-        show_default="default",
-    ),
-]
 Config = Annotated[
-    Path | None, typer.Option(help="hubbot.toml; flags win over it", rich_help_panel=_SOURCE, show_default=False)
+    Path | None, typer.Option(help="hubbot.toml; flags win over it", show_default=False, rich_help_panel=SOURCE)
 ]
-Out = Annotated[Path | None, typer.Option(help="output folder", rich_help_panel=_MACHINE, show_default="out")]
-Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda or cuda:N", rich_help_panel=_MACHINE, show_default="auto")
-]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="Hub dataset (NAME[:CONFIG[:SPLIT]]) or local .txt, .jsonl, .parquet",
-        rich_help_panel=_TEXT,
-        show_default="allenai/c4, English",
-    ),
-]
-Samples = Annotated[
-    int | None, typer.Option(help="number of calibration windows", rich_help_panel=_TEXT, show_default="128")
-]
-Length = Annotated[
-    int | None, typer.Option(help="tokens per calibration window", rich_help_panel=_TEXT, show_default="2048")
-]
-Evaluation = Annotated[
-    str | None,
-    typer.Option(
-        help="Hub dataset (NAME[:CONFIG[:SPLIT]]), local file, or none",
-        rich_help_panel=_TEXT,
-        show_default="Salesforce/wikitext, test",
-    ),
-]
-Context = Annotated[
-    int | None, typer.Option(help="tokens per evaluation window", rich_help_panel=_TEXT, show_default="2048")
-]
-Stride = Annotated[
-    int | None,
-    typer.Option(
-        help="tokens from one evaluation window to the next", rich_help_panel=_TEXT, show_default="the context"
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option(help="seed of the choice of calibration windows", rich_help_panel=_TEXT, show_default="0")
-]
-Imatrix = Annotated[
-    bool | None,
-    typer.Option(
-        "--imatrix/--no-imatrix",
-        help="weigh GGUF's error by the importance matrix, or make static files",
-        rich_help_panel=_SOURCE,
-        show_default="--imatrix",
-    ),
-]
-Publish = Annotated[
-    str | None,
-    typer.Option(help="none, pr (one pull request a repo) or main", rich_help_panel=_PUBLISH, show_default="none"),
-]
-Namespace = Annotated[
-    str | None,
-    typer.Option(help="user or organisation of the published repos", rich_help_panel=_PUBLISH, show_default=False),
-]
-Gate = Annotated[
-    bool | None,
-    typer.Option(
-        "--gate/--no-gate",
-        help="refuse variants past their limits; without the gate nothing is published",
-        rich_help_panel=_PUBLISH,
-        show_default="--gate",
-    ),
-]
-Benchmark = Annotated[
-    bool | None,
-    typer.Option("--benchmark", help="measure speed and memory of each variant", rich_help_panel=_MACHINE),
-]
-Force = Annotated[
-    bool | None,
-    typer.Option(
-        "--force", help="make again what is done; allow calibrating on evaluation text", rich_help_panel=_MACHINE
-    ),
-]
-Unlicensed = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-unlicensed",
-        help="go on where the model names no licence or one that forbids copies, as you have the right by other means",
-        rich_help_panel=_SOURCE,
-    ),
-]
-Pickle = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-pickle",
-        help="read a pickle-only checkpoint with torch's weights-only loader",
-        rich_help_panel=_SOURCE,
-    ),
-]
-FromWebhook = Annotated[
-    bool,
-    typer.Option(
-        "--from-webhook",
-        help="take model and revision from the webhook that started this Hugging Face Job",
-        rich_help_panel=_SOURCE,
-    ),
-]
+_TEXTS = ("calibration", "samples", "length", "evaluation", "context", "stride")
+_CONSENT = ("allow-unlicensed", "allow-pickle")
 
 
 @app.command()
+@takes(
+    "revision",
+    "variants",
+    "out",
+    "publish",
+    "namespace",
+    *_TEXTS,
+    "seed",
+    "imatrix",
+    "device",
+    "gate",
+    "benchmark",
+    "force",
+    *_CONSENT,
+)
 def run(
+    flags: Flags,
     caller: typer.Context,
     model: Annotated[str | None, typer.Argument(help="Hub id (org/name) or a local folder", show_default=False)] = None,
-    revision: Revision = None,
-    variants: Variants = None,
     config: Config = None,
-    out: Out = None,
-    publish: Publish = None,
-    namespace: Namespace = None,
-    calibration: Calibration = None,
-    samples: Samples = None,
-    length: Length = None,
-    evaluation: Evaluation = None,
-    context: Context = None,
-    stride: Stride = None,
-    seed: Seed = None,
-    imatrix: Imatrix = None,
-    device: Device = None,
-    gate: Gate = None,
-    benchmark: Benchmark = None,
-    force: Force = None,
-    allow_unlicensed: Unlicensed = None,
-    allow_pickle: Pickle = None,
-    from_webhook: FromWebhook = False,
+    from_webhook: Annotated[
+        bool,
+        typer.Option(
+            "--from-webhook",
+            help="take model and revision from the webhook that started this Hugging Face Job",
+            rich_help_panel=SOURCE,
+        ),
+    ] = False,
 ) -> None:
     """Make, measure, judge and publish the variants of a model.
 
@@ -191,57 +84,25 @@ def run(
     killed run stopped, and does nothing where all is done.
     """
     if from_webhook:
-        told = _told(model, revision)
+        told = _told(model, flags["revision"])
         if told is None:
             log.say("The webhook tells of nothing that makes a model new: another branch, a pull request, no model.")
             return
-        model, revision = told
+        model, flags = told[0], {**flags, "revision": told[1]}
     if model is None:
         raise BadSettings(
             "Which model? Name it as org/name or as a local folder; `hubbot run --help` shows the options."
         )
-    flags = {
-        "revision": revision,
-        "variants": variants,
-        "out": out,
-        "device": device,
-        "benchmark": benchmark,
-        "force": force,
-        "allow_pickle": allow_pickle,
-        "licence.allow_unlicensed": allow_unlicensed,
-        "publish.mode": publish,
-        "publish.namespace": namespace,
-        "gguf.imatrix": imatrix,
-        "gate.enabled": gate,
-        **_dataset("calibration", calibration),
-        "calibration.samples": samples,
-        "calibration.length": length,
-        "calibration.seed": seed,
-        **_dataset("evaluation", evaluation),
-        "evaluation.context": context,
-        "evaluation.stride": stride,
-    }
     _run(model, load_settings(config, flags), caller.obj)
 
 
 @app.command()
+@takes("revision", "variants", "out", *_TEXTS, "imatrix", "device", *_CONSENT)
 def plan(
+    flags: Flags,
     caller: typer.Context,
     model: Model,
-    revision: Revision = None,
-    variants: Variants = None,
     config: Config = None,
-    out: Out = None,
-    calibration: Calibration = None,
-    samples: Samples = None,
-    length: Length = None,
-    evaluation: Evaluation = None,
-    context: Context = None,
-    stride: Stride = None,
-    imatrix: Imatrix = None,
-    device: Device = None,
-    allow_unlicensed: Unlicensed = None,
-    allow_pickle: Pickle = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
     as_matrix: Annotated[bool, typer.Option("--matrix", help="print GitHub's job matrix")] = False,
     elsewhere: Annotated[
@@ -254,21 +115,6 @@ def plan(
     from hubbot.planning.plan_view import as_json as plan_json
     from hubbot.planning.plan_view import as_table
 
-    flags = {
-        "revision": revision,
-        "variants": variants,
-        "out": out,
-        "device": device,
-        "allow_pickle": allow_pickle,
-        "licence.allow_unlicensed": allow_unlicensed,
-        "gguf.imatrix": imatrix,
-        **_dataset("calibration", calibration),
-        "calibration.samples": samples,
-        "calibration.length": length,
-        **_dataset("evaluation", evaluation),
-        "evaluation.context": context,
-        "evaluation.stride": stride,
-    }
     settings = load_settings(config, flags)
     found = pipeline.plan(_job(model, settings), caller.obj, elsewhere=elsewhere)
     if as_json:
@@ -281,33 +127,19 @@ def plan(
 
 
 @app.command()
+@takes("revision", "out", "evaluation", "context", "stride", "device", "allow-pickle")
 def evaluate(
+    flags: Flags,
     caller: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="GGUF files, or folders with a GPTQ or bitsandbytes checkpoint")],
     base: Annotated[str, typer.Option(help="the model that they were made from: Hub id or folder")],
-    revision: Revision = None,
     config: Config = None,
-    out: Out = None,
-    evaluation: Evaluation = None,
-    context: Context = None,
-    stride: Stride = None,
-    device: Device = None,
-    allow_pickle: Pickle = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Measure artefacts, also ones made elsewhere, against their base model."""
     from hubbot.cards.scores import scores_table
     from hubbot.job import pipeline
 
-    flags = {
-        "revision": revision,
-        "out": out,
-        "device": device,
-        "allow_pickle": allow_pickle,
-        **_dataset("evaluation", evaluation),
-        "evaluation.context": context,
-        "evaluation.stride": stride,
-    }
     found = pipeline.evaluate(_job(base, load_settings(config, flags)), paths, caller.obj)
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
@@ -316,43 +148,35 @@ def evaluate(
 
 
 @app.command()
+@takes("namespace", "force", "allow-unlicensed")
 def publish(
+    flags: Flags,
     out: Annotated[Path, typer.Argument(help="output folder of a run")] = Path("out"),
     config: Config = None,
     mode: Annotated[str, typer.Option("--publish", help="pr (one pull request a repo) or main")] = "pr",
-    namespace: Namespace = None,
-    force: Force = None,
-    allow_unlicensed: Unlicensed = None,
 ) -> None:
     """Publish what lies in an output folder. A retry goes on with what is there and never does a thing twice."""
     from hubbot.job import pipeline
     from hubbot.record.file import FILE_NAME, read_record
 
     record = read_record(out / FILE_NAME)
-    flags = {
-        "out": out,
-        "publish.mode": mode,
-        "publish.namespace": namespace,
-        "publish.quantized_by": _maker(record),
-        "force": force,
-        "licence.allow_unlicensed": allow_unlicensed,
-    }
-    job = _job(record.source.repo or record.source.folder, load_settings(config, flags))
+    settings = load_settings(
+        config, {**flags, "out": out, "publish.mode": mode, "publish.quantized_by": _maker(record)}
+    )
+    job = _job(record.source.repo or record.source.folder, settings)
     pipeline.release_record(job, record)
 
 
 @app.command()
-def demo(
-    caller: typer.Context, out: Out = None, variants: Variants = None, config: Config = None, device: Device = None
-) -> None:
+@takes("out", "variants", "device")
+def demo(flags: Flags, caller: typer.Context, config: Config = None) -> None:
     """Train a small language model on this machine's own text and run the main job on it."""
     from hubbot.demo.train import demo_model, demo_settings
 
     with log.stage("train the demo model"):
         folder = demo_model(log=log.say)
-    flags = {**demo_settings(folder), "out": out, "device": device}
-    flags |= {"variants": variants} if variants else {}
-    _run(str(folder), load_settings(config, flags), caller.obj)
+    given = {setting: value for setting, value in flags.items() if value is not None}
+    _run(str(folder), load_settings(config, {**demo_settings(folder), **given}), caller.obj)
 
 
 @app.command()
@@ -391,10 +215,11 @@ def doctor(
 
 
 @app.command()
+@takes("namespace")
 def card(
+    flags: Flags,
     out: Annotated[Path, typer.Argument(help="output folder of a run")] = Path("out"),
     config: Config = None,
-    namespace: Namespace = None,
 ) -> None:
     """Render the model cards and the report again from hubbot.json; with --namespace for that owner's repos."""
     from hubbot.cards.card import write_cards
@@ -402,8 +227,8 @@ def card(
     from hubbot.record.file import FILE_NAME, read_record
 
     record = read_record(out / FILE_NAME)
-    flags = {"publish.namespace": namespace, "publish.quantized_by": _maker(record)}
-    for repo, folder in write_cards(record, load_settings(config, flags).publish, out).items():
+    settings = load_settings(config, {**flags, "publish.quantized_by": _maker(record)})
+    for repo, folder in write_cards(record, settings.publish, out).items():
         sys.stdout.write(f"{repo}: {folder / 'README.md'}\n")
     sys.stdout.write(f"report: {write_report(record, out)}\n")
 
@@ -489,18 +314,6 @@ def _token() -> str | None:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
-
-
-def _dataset(section: str, name: str | None) -> dict[str, Any]:
-    """NAME, NAME:CONFIG or NAME:CONFIG:SPLIT of a Hub dataset; a local file is named by its path alone.
-
-    A dataset named by a flag is used by itself: the default dataset's configuration does not belong to it.
-    """
-    if name is None:
-        return {}
-    dataset, _, rest = (name, "", "") if Path(name).exists() else name.partition(":")
-    config, _, split = rest.partition(":")
-    return {f"{section}.dataset": dataset, f"{section}.config": config, f"{section}.split": split or None}
 
 
 def main(argv: list[str] | None = None, program: Callable[..., Any] = app, call: Call = isolate.call) -> None:

@@ -18,10 +18,12 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 MODULES = sorted((ROOT / "hubbot").rglob("*.py"))
 FLAG = re.compile(r"(?<![\w-])(?<!var\()--[a-z][a-z-]*[a-z](?![\w:-])")
 
-# options of docker, nvidia-ctk, hf, llama.cpp, pip, gh and of scripts in bench/
+# options of docker, nvidia-ctk, hf, llama.cpp, pip, cmake, gh, vLLM, SGLang and of scripts in bench/
 OTHERS = frozenset(
     "--gpus --runtime --set-as-default --local-dir --env --require-hashes --no-deps --output --model --jobs "
-    "--storm --mode --experiments".split()
+    "--storm --mode --experiments --build --dest --disable-pip-version-check --force-reinstall --hash --no-binary "
+    "--requirement --target --context-length --dtype --load-format --max-model-len --model-path --quantization "
+    "--tokenizer".split()
 )
 
 

@@ -49,6 +49,8 @@ def test_every_package_stands_in_the_contract_once() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     [layered] = [contract for contract in contracts if contract["type"] == "layers"]
     named = [name for layer in layered["layers"] for name in re.split(r" \| ", layer)]
-    there = {path.stem for path in (ROOT / "hubbot").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    there = {
+        path.stem for path in (ROOT / "hubbot").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert layered["exhaustive"]
     assert sorted(named) == sorted(there - {"__init__"})

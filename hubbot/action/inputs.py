@@ -19,6 +19,7 @@ from hubbot.action.table import INPUTS, MODEL, Input, Kind
 from hubbot.errors import BadSettings
 from hubbot.formats.names import parse_variants
 from hubbot.settings import Settings, load_settings
+from hubbot.settings.options import with_parts_of_datasets
 
 __all__ = ["BadInput", "Inputs", "read_inputs"]
 
@@ -74,7 +75,7 @@ def read_inputs(environ: Mapping[str, str], workspace: Path) -> Inputs:
     return Inputs(
         model=_model(given.get("model"), workspace),
         command=command,
-        settings=load_settings(config, _datasets(flags, workspace)),
+        settings=load_settings(config, with_parts_of_datasets(flags, folder=workspace)),
         token=given.get("token") or environ.get("HF_TOKEN", "").strip() or None,
         fail_on_refused=_own_flag(given, "fail-on-refused"),
         elsewhere=_own_flag(given, "elsewhere"),
@@ -142,17 +143,6 @@ def _value(one: Input, text: str) -> Any:
             return _limits(one, text)
         case Kind.TEXT:
             return _word(one, text)
-
-
-def _datasets(flags: Mapping[str, Any], workspace: Path) -> dict[str, Any]:
-    """Flags with `NAME:CONFIG:SPLIT` taken apart; the default dataset's configuration goes with the default alone."""
-    apart = dict(flags)
-    for section in ("calibration", "evaluation"):
-        if (text := flags.get(f"{section}.dataset")) and not (workspace / text).exists():
-            name, _, rest = text.partition(":")
-            config, _, split = rest.partition(":")
-            apart |= {f"{section}.dataset": name, f"{section}.config": config, f"{section}.split": split or None}
-    return apart
 
 
 def _word(one: Input, text: str) -> str:

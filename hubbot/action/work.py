@@ -23,6 +23,7 @@ from hubbot.job.pipeline import Finished, Run
 from hubbot.planning.plan import NO_LIMIT, Plan, matrix, require
 from hubbot.planning.plan_view import as_table
 from hubbot.record.file import FILE_NAME, read_record
+from hubbot.settings.sections import format_size
 
 __all__ = ["publishing_token", "work"]
 
@@ -116,10 +117,10 @@ def _judged(finished: Finished, path: Path) -> Outcome:
 def plan_summary(found: Plan) -> str:
     """A plan as Markdown for the step's summary."""
     rows = [
-        f"| {code(one.name)} | {one.file_bytes / 1e9:,.2f} GB | {one.bits_per_weight:.2f} |" for one in found.variants
+        f"| {code(one.name)} | {format_size(one.file_bytes)} | {one.bits_per_weight:.2f} |" for one in found.variants
     ]
     needs = [
-        f"| {name} | {needed / 1e9:,.1f} GB | {_may_be_used(there)} |"
+        f"| {name} | {format_size(needed)} | {_may_be_used(there)} |"
         for name, needed, there in (
             ("disk", found.need.disk, found.budget.disk),
             ("RAM", found.need.ram, found.budget.ram),
@@ -148,4 +149,4 @@ def plan_summary(found: Plan) -> str:
 
 
 def _may_be_used(budget: int) -> str:
-    return f"{budget / 1e9:,.1f} GB" if budget < NO_LIMIT else "not said"
+    return format_size(budget) if budget < NO_LIMIT else "not said"

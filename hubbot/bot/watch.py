@@ -27,6 +27,7 @@ from hubbot.bot.ledger.rows import JobState
 from hubbot.bot.verdicts import Action, Known, Verdict
 from hubbot.hub.seen import Candidate, Contents, Release
 from hubbot.release.licence import judge_licence
+from hubbot.settings.sections import format_size
 from hubbot.settings.watch import WatchSettings
 
 __all__ = ["RULES", "YANKED", "Policy", "cost", "judge"]
@@ -239,7 +240,7 @@ def _too_large(seen: Candidate, known: Known, policy: Policy) -> Says | None:  #
     }
     for name, (needed, budget) in needs.items():
         if needed is not None and budget is not None and needed > budget:
-            return _skip(f"needs at least {needed / 1e9:.1f} GB of {name}, budget.{name} is {budget / 1e9:.1f} GB")
+            return _skip(f"needs at least {format_size(needed)} of {name}, budget.{name} is {format_size(budget)}")
     return None
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hubbot.bot.verdicts import Action, Verdict
+from hubbot.settings.sections import format_size
 
 _LOOKS = {Action.RUN: "green", Action.WAIT: "yellow", Action.SKIP: "dim", Action.LOOK: "yellow"}
 
@@ -51,7 +52,7 @@ def status_tables(status: Mapping[str, Any]) -> list[Table]:
 
 
 def size(count: int | None) -> str:
-    return "" if count is None else f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"
+    return "" if count is None else format_size(count)
 
 
 def _pairs(title: str, values: Mapping[str, int]) -> Table:

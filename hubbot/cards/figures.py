@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from hubbot.settings.sections import format_size
+
 __all__ = ["bits", "change", "duration", "nats", "per_second", "percent", "perplexity", "ratio", "size", "table"]
 
 
 def size(count: float | None) -> str | None:
     """Bytes in decimal units, as the Hub counts: 807.7 MB, 4.92 GB."""
-    if count is None or not math.isfinite(count):
-        return None
-    if count < 1_000:
-        return f"{count:.0f} B"
-    for unit, scale in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)):
-        if count < scale * 999.95 or unit == "TB":
-            return f"{count / scale:.2f} {unit}" if unit in ("GB", "TB") else f"{count / scale:.1f} {unit}"
-    raise AssertionError  # the last unit takes everything
+    return None if count is None or not math.isfinite(count) else format_size(count)
 
 
 def bits(value: float | None) -> str | None:

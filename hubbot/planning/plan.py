@@ -24,6 +24,7 @@ from hubbot.model import ModelFacts
 from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
 from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
 from hubbot.settings import Settings
+from hubbot.settings.sections import format_size
 
 __all__ = [
     "NO_LIMIT",
@@ -262,12 +263,8 @@ def _budget_refusals(sweeps: Sequence[PlannedSweep], budget: Need) -> Iterator[H
         worst = max(sweeps, key=lambda sweep: int(getattr(sweep.need, resource)))
         needed, there = int(getattr(worst.need, resource)), int(getattr(budget, resource))
         if needed > there:
-            msg = f"The work needs {_size(needed)} of {_WORDS[resource]} for {', '.join(worst.variants)}; {_size(there)} may be used. {next_step}"
+            msg = f"The work needs {format_size(needed)} of {_WORDS[resource]} for {', '.join(worst.variants)}; {format_size(there)} may be used. {next_step}"
             yield BudgetExceeded(msg)
 
 
 _WORDS = {"disk": "disk", "ram": "memory (RAM)", "vram": "GPU memory"}
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.0f} MB"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hubbot.planning.plan import NO_LIMIT, Plan
+from hubbot.settings.sections import format_size
 
 __all__ = ["as_json", "as_table"]
 
@@ -28,13 +29,18 @@ def as_table(found: Plan) -> RenderableType:
         variants.add_column(heading, justify=justify)  # type: ignore[arg-type]
     sweeps = {name: number for number, sweep in enumerate(found.sweeps, start=1) for name in sweep.variants}
     for variant in found.variants:
-        row = (variant.name, _size(variant.file_bytes), f"{variant.bits_per_weight:.2f}", str(sweeps[variant.name]))
+        row = (
+            variant.name,
+            format_size(variant.file_bytes),
+            f"{variant.bits_per_weight:.2f}",
+            str(sweeps[variant.name]),
+        )
         variants.add_row(*map(Text, row))
     needs = Table(title="peak against what may be used")
     for heading in ("", "needed", "available"):
         needs.add_column(heading, justify="left" if not heading else "right")
     for name, needed, there in _resources(found):
-        needs.add_row(name, Text(_size(needed), style="" if needed <= there else "bold red"), _limit(there))
+        needs.add_row(name, Text(format_size(needed), style="" if needed <= there else "bold red"), _limit(there))
     verdicts = [Text(f"licence: {found.licence.reason}")]
     verdicts += [
         Text("gated: the author asks for consent before a download; accept it with your account")
@@ -54,8 +60,4 @@ def _count(weights: int) -> str:
 
 
 def _limit(budget: int) -> str:
-    return _size(budget) if budget < NO_LIMIT else "not said"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+    return format_size(budget) if budget < NO_LIMIT else "not said"

@@ -22,14 +22,16 @@ Configuration = Annotated[str | None, BeforeValidator(lambda name: name or None)
 class CalibrationSettings(Section):
     """The text that GPTQ and the importance matrix are calibrated on."""
 
-    dataset: str = Field("allenai/c4", description="Hub dataset id, or a local .txt, .jsonl or .parquet file")
+    dataset: str = Field(
+        "allenai/c4", description="calibration text: a Hub dataset, or a local .txt, .jsonl or .parquet file"
+    )
     config: Configuration = Field("en", description="configuration of the Hub dataset")
     split: str = Field("train", description="split of the Hub dataset")
     revision: str | None = Field(None, description="branch, tag or commit of the Hub dataset")
     column: str = Field("text", description="column that holds the text")
-    samples: int = Field(128, ge=1, le=4096, description="number of windows")
-    length: int = Field(2048, ge=16, description="tokens per window; capped at the model's context")
-    seed: int = Field(0, description="seed of the choice of windows")
+    samples: int = Field(128, ge=1, le=4096, description="number of calibration windows")
+    length: int = Field(2048, ge=16, description="tokens per calibration window; capped at the model's context")
+    seed: int = Field(0, description="seed of the choice of calibration windows")
 
     @property
     def name(self) -> str:
@@ -44,17 +46,20 @@ class EvaluationSettings(Section):
     """The text that perplexity and divergence are measured on."""
 
     dataset: str = Field(
-        "Salesforce/wikitext", description="Hub dataset id, a local file, or `none` to skip the evaluation"
+        "Salesforce/wikitext",
+        description="evaluation text: a Hub dataset, a local file, or `none` to skip the evaluation",
     )
     config: Configuration = Field("wikitext-2-raw-v1", description="configuration of the Hub dataset")
     split: str = Field("test", description="split of the Hub dataset")
     revision: str | None = Field(None, description="branch, tag or commit of the Hub dataset")
     column: str = Field("text", description="column that holds the text")
-    context: int = Field(2048, ge=16, description="tokens per window; capped at the model's context")
+    context: int = Field(2048, ge=16, description="tokens per evaluation window; capped at the model's context")
     stride: int | None = Field(
-        None, ge=1, description="tokens from one window to the next; default: the context, no overlap"
+        None, ge=1, description="tokens from one evaluation window to the next; default: the context, no overlap"
     )
-    windows: int | None = Field(None, ge=1, description="use only the first windows; default: all")
+    windows: int | None = Field(
+        None, ge=1, description="use only the first windows of the evaluation text; default: all"
+    )
     samples: bool = Field(True, description="compare greedy continuations of a dozen prompts")
 
     @property
@@ -63,7 +68,9 @@ class EvaluationSettings(Section):
 
 
 class GgufSettings(Section):
-    imatrix: bool = Field(True, description="weigh the quantization error by the importance matrix")
+    imatrix: bool = Field(
+        True, description="weigh GGUF's quantization error by the importance matrix, or make static files"
+    )
     shard_size: Size = Field(45 * 10**9, description="split files above this size")
 
 
@@ -88,9 +95,13 @@ class GateSettings(Section):
 
     enabled: bool = Field(True, description="refuse variants past a limit; without the gate nothing is published")
     max_ratio: _Limits = Field(
-        default=_MAX_RATIO, description="perplexity over the base's, by bits; classes left out keep their default"
+        default=_MAX_RATIO,
+        description="limits on perplexity over the base's by whole bits per weight; classes left out keep their default",
     )
-    max_kld: _Limits = Field(default=_MAX_KLD, description="mean divergence from the base in nats, by bits; likewise")
+    max_kld: _Limits = Field(
+        default=_MAX_KLD,
+        description="limits on the mean divergence from the base in nats by whole bits per weight; classes left out keep their default",
+    )
 
     @field_validator("max_ratio", "max_kld")
     @classmethod
@@ -100,7 +111,7 @@ class GateSettings(Section):
 
 class PublishSettings(Section):
     mode: Literal["none", "pr", "main"] = Field(
-        "none", description="publish nothing, open pull requests, or commit to main"
+        "none", description="publish nothing (none), open a pull request for each repo (pr), or commit to main (main)"
     )
     namespace: str | None = Field(None, description="user or organisation that owns the published repos")
     revision: str | None = Field(
@@ -121,26 +132,34 @@ class PublishSettings(Section):
 
 class LicenceSettings(Section):
     allow_unlicensed: bool = Field(
-        False, description="go on where the source names no licence or one that forbids redistribution"
+        False,
+        description="go on where the source names no licence or one that forbids copies, as you have the right by other means",
     )
 
 
 class BudgetSettings(Section):
-    disk: Size | None = Field(None, description="default: what is free in the work folder")
-    ram: Size | None = Field(None, description="default: what is available")
-    vram: Size | None = Field(None, description="default: what is free on the device")
+    disk: Size | None = Field(
+        None, description="most disk that a run may use, as 200GB; default: what is free in the work folder"
+    )
+    ram: Size | None = Field(None, description="most memory that a run may use, as 64GB; default: what is available")
+    vram: Size | None = Field(
+        None, description="most GPU memory that a run may use, as 24GB; default: what is free on the device"
+    )
 
 
 class Settings(Section):
     """Everything that a run can be told. Section by section in docs/settings.md."""
 
-    revision: str | None = Field(None, description="branch, tag or commit of the model")
-    variants: str = Field("default", description="comma list of variant or preset names")
-    out: Path = Field(Path("out"), description="output folder")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    revision: str | None = Field(None, description="branch, tag or commit of the model; default: main")
+    variants: str = Field(
+        "default",
+        description="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4) or of presets: default, small, gguf, gguf-all, gptq, bnb",
+    )
+    out: Path = Field(Path("out"), description="output folder, where a stopped run goes on")
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     allow_pickle: bool = Field(False, description="read pickle-only checkpoints with torch's weights-only loader")
     benchmark: bool = Field(False, description="measure speed and peak memory of each variant in its runtime")
-    force: bool = Field(False, description="calibrate on evaluation text, redo what is done")
+    force: bool = Field(False, description="make again what is done; allow calibrating on evaluation text")
     calibration: CalibrationSettings = CalibrationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gguf: GgufSettings = GgufSettings()

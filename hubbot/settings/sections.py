@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_LADDER = ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -24,6 +25,14 @@ def parse_size(value: object) -> object:
         msg = f"{value!r} is no size; write it as 45GB, 300MB or 1.5TiB"
         raise ValueError(msg)
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_size(count: float) -> str:
+    """Bytes in decimal units, as the Hub counts: 807.7 MB, 4.92 GB."""
+    if count < 1_000:
+        return f"{count:.0f} B"
+    scale, unit = next(each for each in _LADDER if count < each[0] * 999.95 or each[1] == "TB")
+    return f"{count / scale:.{2 if scale >= 1e9 else 1}f} {unit}"
 
 
 def parse_count(value: object) -> object:

@@ -70,7 +70,7 @@ def test_a_later_sweep_counts_the_files_that_the_earlier_ones_left(planned, fact
 
 def test_a_budget_that_one_variant_exceeds_is_refused_with_found_needed_and_next_step(planned):
     found = planned(budget__disk="15MB")
-    with pytest.raises(BudgetExceeded, match=r"needs \d+ MB of disk .* 15 MB may be used\. Free some space"):
+    with pytest.raises(BudgetExceeded, match=r"needs [\d.]+ MB of disk .* 15\.0 MB may be used\. Free some space"):
         require(found)
     assert not as_json(found)["fits"]
 
@@ -87,7 +87,7 @@ def test_a_plan_for_another_machine_takes_the_budgets_for_what_that_machine_has(
     require(told)
     assert (told.budget.ram, told.budget.disk) == (100 * GB, 1000 * GB)
     require(planned(machine=small, elsewhere=True))  # nothing is said, so nothing speaks against it
-    with pytest.raises(BudgetExceeded, match="15 MB may be used"):
+    with pytest.raises(BudgetExceeded, match=r"15\.0 MB may be used"):
         require(planned(machine=MACHINE, elsewhere=True, budget__disk="15MB"))
 
 

@@ -21,6 +21,7 @@ from hubbot.hub.read.contents import RemoteFile
 from hubbot.hub.read.reader import ENDPOINT, Reader
 from hubbot.record.file import FILE_NAME, from_json
 from hubbot.record.fingerprint import fingerprint_of
+from hubbot.settings.sections import format_size
 
 __all__ = ["CARD", "Target", "Tree", "compared", "land", "outdated", "same"]
 
@@ -114,7 +115,7 @@ class Target:
     def upload(self, operations: Sequence[CommitOperationAdd], revision: str) -> None:
         """Send the large files among the additions to the storage; no reader sees them before a commit."""
         size = sum(operation.upload_info.size for operation in operations)
-        log.say(f"{self.repo_id} ({revision}): {len(operations)} files, {size / 1e9:.3g} GB")
+        log.say(f"{self.repo_id} ({revision}): {len(operations)} files, {format_size(size)}")
         with self.transport():
             self.patience.insist(
                 lambda: self.api.preupload_lfs_files(

@@ -18,6 +18,7 @@ from hubbot.hub.read.download import Progress, Repo, fetch_file, fetch_files, re
 from hubbot.hub.read.local import is_local, local_source
 from hubbot.hub.read.reader import ENDPOINT, Reader
 from hubbot.model.snapshot import plain_name
+from hubbot.settings.sections import format_size
 
 __all__ = ["Found", "fetch", "fetch_headers", "resolve"]
 
@@ -186,7 +187,7 @@ def _need_room(found: Found, into: Path) -> None:
     have = sum(path.stat().st_size for path in into.rglob("*") if path.is_file() and not path.is_symlink())
     missing, free = found.bytes - have, shutil.disk_usage(into).free
     if missing > free:
-        msg = f"{found.repo} needs {missing / 1e9:.1f} GB in {into}, where {free / 1e9:.1f} GB are free. Make room, or choose another folder with --out."
+        msg = f"{found.repo} needs {format_size(missing)} in {into}, where {format_size(free)} are free. Make room, or choose another folder with --out."
         raise BudgetExceeded(msg)
 
 
