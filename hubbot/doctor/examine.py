@@ -25,6 +25,7 @@ from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError, ToolMissing
 from hubbot.machine import Machine, measure_machine
 from hubbot.machine.place import REMEDIES, Place, place
+from hubbot.machine.versions import INSTALL
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -33,10 +34,7 @@ _DISK = 20 * _GIB  # a 7B model with the default variants needs about twice that
 _RAM = 8 * _GIB
 _PATIENCE = 180  # seconds for one import on a busy machine
 
-_AGAIN = "Run `pip install --force-reinstall hubbot` (`make setup` in a checkout)."
-_READER = (
-    "Run `pip install 'hubbot[gptq]'`, then `pip install --no-deps gptqmodel==7.7.0` (`make setup` in a checkout)."
-)
+_AGAIN = INSTALL["bitsandbytes"]
 _SETUP = "Run `hubbot setup`."
 
 
@@ -78,7 +76,7 @@ _IMPORTS = (
         code="import gptqmodel, optimum",
         serves="loads GPTQ variants",
         tested="7.7.0",
-        remedy=_READER,
+        remedy=INSTALL["gptqmodel"],
     ),
 )
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hubbot.domain import LoadCheck, Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
 from hubbot.formats.samples import greedy
+from hubbot.machine.versions import INSTALL
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 
 __all__ = ["TOLERANCE", "load_check", "measure_speed", "read"]
@@ -138,11 +140,15 @@ def _kind(quantization: dict[str, Any]) -> str:
     return "int8" if quantization.get("load_in_8bit") else "4bit"
 
 
+def _kernels(quantization: dict[str, Any]) -> str:
+    return "gptqmodel" if _kind(quantization) == "gptq" else "bitsandbytes"
+
+
 def _runtime_name(quantization: dict[str, Any]) -> str:
-    kernels = "gptqmodel" if _kind(quantization) == "gptq" else "bitsandbytes"
-    if quantization.get("lm_head"):
-        return f"gptqmodel {version('gptqmodel')}"
+    kernels = _kernels(quantization)
     try:
+        if quantization.get("lm_head"):
+            return f"gptqmodel {version('gptqmodel')}"
         return f"transformers {version('transformers')} + {kernels} {version(kernels)}"
     except PackageNotFoundError:
         return f"transformers {version('transformers')}, {kernels} missing"
@@ -150,6 +156,9 @@ def _runtime_name(quantization: dict[str, Any]) -> str:
 
 def _load(folder: Path, device: str) -> PreTrainedModel:
     """float32 around the quantized layers on a CPU, the stored type on an accelerator, as its kernels want."""
+    if find_spec(kernels := _kernels(_quantization(folder))) is None:
+        msg = f"{kernels} is not installed, so that nothing could read the files. {INSTALL[kernels]}"
+        raise ToolMissing(msg)
     if device != "cpu" or _quantization(folder).get("lm_head"):
         return _as_stored(folder, device)
     model = _from_pretrained(folder, device, torch.float32, plain=True)

@@ -9,11 +9,18 @@ from pathlib import Path
 
 from hubbot import __version__, llamacpp
 
-__all__ = ["commit", "tools", "version"]
+__all__ = ["INSTALL", "commit", "tools", "version"]
 
 _PACKAGES = (
     "torch transformers huggingface-hub bitsandbytes gptqmodel datasets accelerate safetensors tokenizers".split()
 )
+
+
+# the package asks for all that it reads but GPTQModel, which declares another torch (docs/dependencies.md)
+INSTALL = {
+    "gptqmodel": "Run `pip install 'hubbot[gptq]'`, then `pip install --no-deps gptqmodel==7.7.0` (`make setup` in a checkout).",
+    "bitsandbytes": "Run `pip install --force-reinstall hubbot` (`make setup` in a checkout).",
+}
 
 
 def version() -> str:
