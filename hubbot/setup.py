@@ -50,10 +50,10 @@ def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None
     """
     if finished(place):
         return
+    _refuse_what_lies_there(place)
     with _alone(place):
         if finished(place):
             return
-        _refuse_what_lies_there(place)
         path = _tools()
         part = place.with_name(f"{place.name}.partial")
         part.mkdir(exist_ok=True)

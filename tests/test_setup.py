@@ -159,6 +159,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(machine: Path):
     with pytest.raises(ToolMissing, match=r"no finished llama\.cpp"):
         setup.build(place)
     assert (place / "thesis.txt").read_text() == "mine"
+    assert not (machine / "llama.cpp.lock").exists()
 
 
 def test_another_file_than_the_pinned_release_is_not_built(machine: Path, monkeypatch: pytest.MonkeyPatch):

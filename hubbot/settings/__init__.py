@@ -96,11 +96,11 @@ class GateSettings(Section):
     enabled: bool = Field(True, description="refuse variants past a limit; without the gate nothing is published")
     max_ratio: _Limits = Field(
         default=_MAX_RATIO,
-        description="limits on perplexity over the base's by whole bits per weight; classes left out keep their default",
+        description="limits on perplexity over the base's by whole bits per weight; the others keep theirs",
     )
     max_kld: _Limits = Field(
         default=_MAX_KLD,
-        description="limits on the mean divergence from the base in nats by whole bits per weight; classes left out keep their default",
+        description="limits on the mean divergence from the base in nats by whole bits per weight; the others keep theirs",
     )
 
     @field_validator("max_ratio", "max_kld")
