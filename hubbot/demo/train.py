@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from hubbot.demo.muon import Muon
 from hubbot.demo.tokenizer import Tokenizer, train_tokenizer, write_tokenizer
 
 __all__ = ["Recipe", "demo_model", "demo_settings", "train_demo"]
@@ -44,6 +45,8 @@ tags: [demo]
 A Llama of {parameters:,} parameters, trained by `hubbot demo` on the standard library of Python {python}.
 It completes a line of Python now and then, and is good for nothing else.
 """
+
+_METHOD = "float32 Muon"  # of training: another one makes another model
 
 Log = Callable[[str], None]
 
@@ -159,7 +162,7 @@ def _train(recipe: Recipe, tokens: torch.Tensor, log: Log) -> Any:
     blocks = [weight for name, weight in network.named_parameters() if weight.ndim == 2 and ".layers." in name]
     rest = [weight for name, weight in network.named_parameters() if weight.ndim != 2 or ".layers." not in name]
     optimizers = (
-        torch.optim.Muon(blocks, lr=recipe.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        Muon(blocks, lr=recipe.matrix_rate),
         torch.optim.AdamW(rest, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0),
     )
     rates = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate(step, recipe.steps)) for each in optimizers]
@@ -216,7 +219,7 @@ def _write(network: Any, into: Path, texts: Texts) -> None:
 
 def _key(recipe: Recipe) -> str:
     """Names one model: the recipe, torch, and the Python whose library is read."""
-    facts = [asdict(recipe), platform.python_version(), torch.__version__]
+    facts = [asdict(recipe), _METHOD, platform.python_version(), torch.__version__]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
