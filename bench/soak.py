@@ -35,6 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hubbot.domain import Family
+from hubbot.hub.client import Hub as Seen
 from tests.bot.cheap import VARIANTS, cheap_run, files_of_a_model, settings_for
 from tests.hub.server import Hub
 
@@ -75,6 +76,7 @@ def run_bot(folder: Path, endpoint: str, offset: float, mode: str) -> None:
     really = time.sleep
     time.sleep = lambda seconds: really(seconds / FASTER)
     token = os.environ["HF_TOKEN"]
+    hub = Seen(endpoint=endpoint, token=token)
     settings = bot_settings(folder, mode)
     with (
         open_ledger(settings.watch.state, clock=lambda: time.time() + offset) as ledger,
@@ -82,12 +84,12 @@ def run_bot(folder: Path, endpoint: str, offset: float, mode: str) -> None:
         on_signals() as stop,
     ):
         bot = Bot(
-            reader=Reader(token=token, endpoint=endpoint, sleep=time.sleep),
+            reader=Reader(hub),
             ledger=ledger,
             settings=settings,
             version=__version__,
         )
-        run = partial(cheap_run, settings=settings, token=token, endpoint=endpoint)
+        run = partial(cheap_run, settings=settings, hub=hub)
         (folder / f"ready-{os.getpid()}").touch()
         terms = Terms(
             worker=name, delays=(1.0, 2.0, 4.0, 8.0, 8.0, 8.0), secrets=[token], token_works=bot.reader.token_works

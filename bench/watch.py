@@ -62,6 +62,7 @@ def main() -> None:
     from hubbot import __version__
     from hubbot.bot.daemon import Bot
     from hubbot.bot.ledger.store import open_ledger
+    from hubbot.hub.client import Hub as Seen
     from hubbot.hub.read.reader import Reader
     from hubbot.settings import Settings
 
@@ -76,7 +77,7 @@ def main() -> None:
         )
         idle = peak_rss()
         with open_ledger(settings.watch.state) as ledger:
-            reader = Reader(token="hf_benchmark0123456789", endpoint=endpoint)
+            reader = Reader(Seen(endpoint=endpoint, token="hf_benchmark0123456789"))
             bot = Bot(reader=reader, ledger=ledger, settings=settings, version=__version__)
             for title in ("first", "nothing new", "one in a hundred changed"):
                 if title.startswith("one"):

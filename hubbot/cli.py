@@ -21,7 +21,8 @@ from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
 from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
-from hubbot.machine.shortage import telling_what_ran_out
+from hubbot.hub.client import hub_of_environment
+from hubbot.machine.shortage import translated_shortages
 from hubbot.settings import Settings, load_settings
 from hubbot.settings.flags import SOURCE, Flags, takes
 
@@ -210,7 +211,7 @@ def doctor(
     """Look at tools, versions, GPU, disk and token, and say how to mend what is amiss."""
     from hubbot.doctor.view import show
 
-    if not show(load_settings(config, {}), namespaces=namespace or [], token=_token(), endpoint=_endpoint()):
+    if not show(load_settings(config, {}), namespaces=namespace or [], hub=hub_of_environment()):
         raise typer.Exit(ToolMissing.exit_code)
 
 
@@ -241,7 +242,8 @@ def review(
     """Show a waiting pull request: its card, the gate's verdicts and the numbers against main."""
     from hubbot.job.review import parse_pull_request, review_text
 
-    text = review_text(parse_pull_request(pull, endpoint=_endpoint()), token=_token(), endpoint=_endpoint())
+    hub = hub_of_environment()
+    text = review_text(parse_pull_request(pull, hub), hub)
     if plain:
         sys.stdout.write(text)
     else:
@@ -302,24 +304,15 @@ def _job(model: str, settings: Settings) -> Any:
     return Run(
         model=model,
         settings=settings,
-        token=_token(),
-        endpoint=_endpoint(),
+        hub=hub_of_environment(),
         command=command,
     )
-
-
-def _token() -> str | None:
-    return os.environ.get("HF_TOKEN") or None
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
 
 
 def main(argv: list[str] | None = None, program: Callable[..., Any] = app, call: Call = isolate.call) -> None:
     """Entry point: errors become one paragraph and their exit code. call: who asks the confined child."""
     try:
-        with telling_what_ran_out():
+        with translated_shortages():
             program(argv, standalone_mode=True, obj=call)
     except HubbotError as error:
         log.error(str(error))

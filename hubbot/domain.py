@@ -6,12 +6,18 @@ and `None` stands for what was not.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 SCHEMA_VERSION = 1
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+NAMESPACE = re.compile(_NAME)  # a user or an organisation
+HUB_ID = re.compile(f"{_NAME}/{_NAME}")  # org/name
+REPO_ID = re.compile(f"{_NAME}(/{_NAME})?")  # the same, and the first models, which have no owner
 
 
 class Family(StrEnum):

@@ -15,6 +15,7 @@ from hubbot.confine.isolate import Answer, Call
 from hubbot.confine.stage import Stage, decode, encode, perform
 from hubbot.confine.walls import Walls
 from hubbot.domain import Record
+from hubbot.hub.client import Hub as Seen
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
 from hubbot.settings import Settings, load_settings
@@ -65,7 +66,7 @@ def make(
     model: Path | str, tmp_path: Path, *, hub: Hub | None = None, token: str | None = None, **changes: object
 ) -> Record:
     settings = settings_of(tmp_path, **changes)
-    job = Run(model=str(model), settings=settings, token=token, endpoint=hub.endpoint if hub else None)
+    job = Run(model=str(model), settings=settings, hub=hub.seen(token) if hub else Seen())
     return pipeline.run(job, unconfined).record
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubbot.action.table import INPUTS, MODEL, Input, Kind
+from hubbot.action.table import INPUTS, Input, Kind
+from hubbot.domain import HUB_ID
 from hubbot.errors import BadSettings
 from hubbot.formats.names import parse_variants
 from hubbot.settings import Settings, load_settings
@@ -196,7 +197,7 @@ def _check(one: Input, value: Any) -> None:
 def _model(text: str | None, workspace: Path) -> str:
     if text is None:
         raise BadInput("model", "The input is missing. Give a Hub id such as org/name, or a folder of the workspace.")
-    if MODEL.fullmatch(text) and ".." not in text and "--" not in text:
+    if HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
         return text
     folder = (workspace / text).resolve()
     if folder.is_relative_to(workspace.resolve()) and folder.is_dir():

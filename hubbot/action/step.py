@@ -19,7 +19,7 @@ from hubbot.action.inputs import BadInput, Inputs, read_inputs
 from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.errors import HubbotError
 from hubbot.log import github
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 
 __all__ = ["Work", "act", "main", "outputs"]
 
@@ -49,7 +49,7 @@ def act(environ: MutableMapping[str, str], work: Work) -> int:
     environ loses its secrets, so that no program started from here inherits them.
     """
     token = environ.get("INPUT_TOKEN", "").strip() or environ.get("HF_TOKEN", "").strip()
-    log.mask(token)
+    log.add_mask(token)
     workspace = Path(environ.get("GITHUB_WORKSPACE", "."))
     with github.guarded():
         try:
@@ -60,7 +60,7 @@ def act(environ: MutableMapping[str, str], work: Work) -> int:
         except HubbotError as error:
             outcome, code = _stopped(error, str(error), token), error.exit_code
         except Exception as error:  # noqa: BLE001 - a step that fails still owes its outputs and a reason
-            log.say(mask("".join(traceback.format_exception(error)), token))
+            log.say(redact("".join(traceback.format_exception(error)), token))
             outcome, code = _stopped(error, _unexpected(error), token), HubbotError.exit_code
         _report(outcome, environ, workspace)
     return code
@@ -74,15 +74,15 @@ def _worked(work: Work, inputs: Inputs) -> tuple[Outcome, int]:
     for variant in outcome.record.variants if outcome.record else ():
         if not variant.passed:
             tell = log.error if code else log.warning
-            tell(mask(variant.reason or "no reason given", inputs.token), title=f"{variant.name} {variant.status}")
+            tell(redact(variant.reason or "no reason given", inputs.token), title=f"{variant.name} {variant.status}")
     return outcome, code
 
 
 def _stopped(error: Exception, message: str, token: str | None) -> Outcome:
     """Annotate an error; what is left of the step is its reason in the summary."""
     title = f"Input {error.name}" if isinstance(error, BadInput) else "hubbot"
-    log.error(mask(message, token), title=title)
-    return Outcome(summary=f"### hubbot stopped\n\n{_quoted(mask(message, token))}\n")
+    log.error(redact(message, token), title=title)
+    return Outcome(summary=f"### hubbot stopped\n\n{_quoted(redact(message, token))}\n")
 
 
 def _unexpected(error: Exception) -> str:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from hubbot.domain import HUB_ID
 from hubbot.settings.options import OPTIONS, Option
 
-__all__ = ["INPUTS", "MODEL", "Input", "Kind", "as_yaml", "default_of"]
+__all__ = ["INPUTS", "Input", "Kind", "as_yaml", "default_of"]
 
-MODEL = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _PARTS = re.compile(r"\d{1,3}-of-\d{1,3}(,\d{1,3}-of-\d{1,3})*")
 
 
@@ -64,7 +64,7 @@ INPUTS: tuple[Input, ...] = (
     Input(name="token", description="Hub token, from a secret. Only fetch and publish see it. Empty: HF_TOKEN, else anonymous."),
     Input(name="elsewhere", kind=Kind.FLAG, description="Plan for another machine (command plan): disk, ram and vram say what it has, not this one; a vram above 0 means a GPU.", default="false"),
     Input(name="parts", description="With command publish: comma list of the plan's parts, folders below out that become one release of the variants that are named. Their weights are removed once they are published.", pattern=_PARTS, example="1-of-2,2-of-2"),
-    Input(name="oidc-resource", description="The one Hub repo, as org/name, that a trusted publisher lets this job write without a token. Empty: HF_OIDC_RESOURCE.", pattern=MODEL, example="my-org/name-GGUF"),
+    Input(name="oidc-resource", description="The one Hub repo, as org/name, that a trusted publisher lets this job write without a token. Empty: HF_OIDC_RESOURCE.", pattern=HUB_ID, example="my-org/name-GGUF"),
     Input(name="dry-run", kind=Kind.FLAG, description="Stop after the plan: what would be made, at which size, whether it fits.", default="false"),
     Input(name="fail-on-refused", kind=Kind.FLAG, description="Fail the step (exit code 7) where the gate refused a variant.", default="true"),
 )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, r
 from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
 from hubbot.formats.names import parse_variants
+from hubbot.hub.client import Hub, hub_of_environment
 from hubbot.hub.keyless import keyless_token
 from hubbot.hub.publish.merged import finish_merged
 from hubbot.hub.publish.release import Receipt
@@ -25,7 +26,7 @@ from hubbot.planning.plan_view import as_table
 from hubbot.record.file import FILE_NAME, read_record
 from hubbot.settings.sections import format_size
 
-__all__ = ["publishing_token", "work"]
+__all__ = ["hub_of", "work"]
 
 
 def work(inputs: Inputs) -> Outcome:
@@ -33,8 +34,7 @@ def work(inputs: Inputs) -> Outcome:
     job = Run(
         model=inputs.model,
         settings=inputs.settings,
-        token=publishing_token(inputs),
-        endpoint=os.environ.get("HF_ENDPOINT") or None,
+        hub=hub_of(inputs),
         command=f"hubbot {inputs.command} {inputs.model}",
     )
     match inputs.command:
@@ -46,15 +46,16 @@ def work(inputs: Inputs) -> Outcome:
             return _made(job)
 
 
-def publishing_token(inputs: Inputs) -> str | None:
-    """The token given, or one from a trusted publisher where one is named and something will be published."""
+def hub_of(inputs: Inputs) -> Hub:
+    """With the token given, or one from a trusted publisher where one is named and something will be published."""
+    hub = replace(hub_of_environment(), token=inputs.token)
     if inputs.token or not inputs.oidc_resource:
-        return inputs.token
+        return hub
     if inputs.command == "plan" or inputs.settings.publish.mode == "none":
-        return None
-    token = keyless_token(inputs.oidc_resource, os.environ.get("HF_ENDPOINT") or None)
-    log.mask(token)
-    return token
+        return hub
+    token = keyless_token(inputs.oidc_resource, hub)
+    log.add_mask(token)
+    return replace(hub, token=token)
 
 
 def _planned(job: Run, *, elsewhere: bool) -> Outcome:
@@ -91,7 +92,7 @@ def _finish(job: Run, receipts: Sequence[Receipt]) -> None:
     """Make the branches of pull requests that were merged since, from what lies on the Hub."""
     for one in receipts:
         if one.pull_request is not None:
-            made = finish_merged(one.repo_id, token=job.token or "", endpoint=job.endpoint)
+            made = finish_merged(one.repo_id, job.hub)
             log.say(f"{one.repo_id}: {len(made)} branches made after its merge")
 
 

@@ -27,7 +27,8 @@ from hubbot.bot.matrix import handing_over
 from hubbot.bot.stop import Stopped, on_signals
 from hubbot.bot.watch_view import status_tables, verdict_table
 from hubbot.errors import BadSettings, HubFailed
-from hubbot.hub.read.reader import ENDPOINT, Reader
+from hubbot.hub.client import hub_of_environment
+from hubbot.hub.read.reader import Reader
 from hubbot.settings import Settings, load_settings
 
 app = typer.Typer(help="The bot: watch the Hub, receive its webhooks, work off the queue.")
@@ -110,8 +111,9 @@ def serve(
     from hubbot.bot.serve import serve as listen
 
     github_token = os.environ.get("GITHUB_TOKEN")
-    secrets = [value for value in (secret, _token(), github_token) if value]
-    route = route_of(settings, _reader(), config=config, github_token=github_token, secrets=secrets)
+    hub = hub_of_environment()
+    secrets = [value for value in (secret, hub.token, github_token) if value]
+    route = route_of(settings, Reader(hub), config=config, github_token=github_token, secrets=secrets)
     listen(settings.watch.state, settings.serve, secret, route=route)
 
 
@@ -187,16 +189,15 @@ def submit(
     flags = {"flavor": flavor, "image": image, "timeout": timeout, "namespace": owner}
     config = _config(config)
     settings = _settings(config, None, {f"job.{name}": value for name, value in flags.items()})
-    token = _token()
+    hub = hub_of_environment()
     watches = arguments[:1] == ["watch"]
     command, environment = carrying(["hubbot", *(() if watches else ("run",)), *arguments], config)
     job = start(
         command,
         settings.job,
-        secrets={"HF_TOKEN": token or ""},
+        hub,
+        secrets={"HF_TOKEN": hub.token or ""},
         environment=environment,
-        token=token,
-        endpoint=_endpoint(),
         schedule=schedule,
     )
     sys.stdout.write(f"{job}\n")
@@ -218,8 +219,9 @@ def webhook_create(
             "Give the webhook either --url, where `hubbot serve` is reached, or --job, a Job to start anew."
         )
     secret = required_secret(os.environ)
-    items = watched_items(_reader(), _settings(config, None).watch)
-    made = create(items, url=url, job=job, secret=secret, token=_token(), endpoint=_endpoint())
+    hub = hub_of_environment()
+    items = watched_items(Reader(hub), _settings(config, None).watch)
+    made = create(items, hub, url=url, job=job, secret=secret)
     sys.stdout.write(f"{made.id}\n")
 
 
@@ -228,7 +230,7 @@ def webhook_list(as_json: Json = False) -> None:
     """Show the token owner's webhooks, without their secrets."""
     from hubbot.hub.webhooks import listed
 
-    found = listed(token=_token(), endpoint=_endpoint())
+    found = listed(hub_of_environment())
     if as_json:
         _print_json([asdict(hook) for hook in found])
         return
@@ -242,7 +244,7 @@ def webhook_delete(webhook: Annotated[str, typer.Argument(help="id, as `webhook 
     """Remove a webhook."""
     from hubbot.hub.webhooks import delete
 
-    delete(webhook, token=_token(), endpoint=_endpoint())
+    delete(webhook, hub_of_environment())
 
 
 def seconds(text: str) -> float:
@@ -264,20 +266,21 @@ def _executing(settings: Settings, executor: str | None, address: str | None) ->
     from hubbot.bot.local import run_job, work_here
     from hubbot.bot.worker import Terms
 
+    hub = hub_of_environment()
     with worker(settings.watch.state) as name:
         terms = Terms(
             worker=name,
             commits_per_hour=settings.watch.commits_per_hour,
-            secrets=[value for value in (_token(),) if value],
-            token_works=_reader().token_works,
+            secrets=[hub.token] if hub.token else [],
+            token_works=Reader(hub).token_works,
         )
         if executor == "local":
-            run = partial(run_job, settings=settings, token=_token(), endpoint=_endpoint())
+            run = partial(run_job, settings=settings, hub=hub)
             yield partial(work_here, run=run, terms=terms, settings=settings)
             return
         from hubbot.bot.cluster import cluster
 
-        with cluster(settings, address=address, endpoint=_endpoint()) as work_on_cluster:
+        with cluster(settings, hub, address=address) as work_on_cluster:
             yield partial(work_on_cluster, terms=terms)
 
 
@@ -309,15 +312,7 @@ def _settings(config: Path | None, state: Path | None, flags: dict[str, Any] | N
 
 
 def _reader() -> Reader:
-    return Reader(token=_token(), endpoint=_endpoint() or ENDPOINT)
-
-
-def _token() -> str | None:
-    return os.environ.get("HF_TOKEN") or None
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
+    return Reader(hub_of_environment())
 
 
 def _print_json(value: object) -> None:

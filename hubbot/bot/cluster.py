@@ -8,7 +8,6 @@ token travels through Ray, whose task arguments and dashboard are open to the wh
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,20 +24,21 @@ from hubbot.bot.stop import Stop, Stopped
 from hubbot.bot.worker import Between, Tally, Terms, Withdrawn, failed, finished, given_back, job_of, withdrawn
 from hubbot.domain import Job, Record
 from hubbot.errors import HubbotError, LedgerFailed, TokenRefused, ToolMissing
-from hubbot.hub.publish.release import Pace, keeping
+from hubbot.hub.client import Hub, hub_of_environment
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.download import Mismatch
-from hubbot.hub.read.reader import ENDPOINT, Reader
+from hubbot.hub.read.reader import Reader
 from hubbot.log import say
 from hubbot.settings import Settings
 
 WAKE = 2.0  # seconds between looks at the tasks
 
-Task: TypeAlias = Callable[[Job], Record]
+Task: TypeAlias = Callable[[Job, RateLimit], Record]
 """What a node runs; pickled once, so a module's function or a partial of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Resources:
     """What a task asks Ray for."""
 
     gpus: float = 0.0
@@ -57,15 +57,15 @@ class Done:
 class Failure:
     """An error of a task, as it travels: classes of errors are known on both sides, tracebacks are not needed."""
 
-    kinds: tuple[str, ...]  # the error's class and those that it is derived from
+    classes: tuple[str, ...]  # the error's class and those that it is derived from
     message: str
     commits: int = 0  # that were made before
     token_works: bool = True  # the node's own, asked after a refusal
 
     def error(self) -> Exception:
-        if Mismatch.__name__ in self.kinds:
+        if Mismatch.__name__ in self.classes:
             return Mismatch(self.message)
-        known = next((kind for kind in self.kinds if kind in errors.__all__), None)
+        known = next((name for name in self.classes if name in errors.__all__), None)
         return HubbotError.named(known, self.message) if known else RuntimeError(self.message)
 
 
@@ -74,7 +74,7 @@ class Cluster:
     """A connection to a Ray cluster."""
 
     task: Task
-    needs: Callable[[Job, int], Needs]  # of a job, in a cluster with so many GPUs
+    resources: Callable[[Job, int], Resources]  # of a job, in a cluster with so many GPUs
     gpus: int
     parallel: int  # tasks under way at once
     token_works: Callable[[], bool] = lambda: True  # asked on the node whose token was refused
@@ -110,12 +110,16 @@ class Cluster:
                 return
             job = job_of(claim)
             try:
-                needs = self.needs(job, self.gpus)
+                wanted = self.resources(job, self.gpus)
             except HubbotError as error:
                 failed(ledger, claim, error, 0.0, terms)
                 continue
             remote = ray.remote(_attempt).options(
-                num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_retries=0, name=f"hubbot {job.model}"
+                num_cpus=wanted.cpus,
+                num_gpus=wanted.gpus,
+                memory=wanted.memory,
+                max_retries=0,
+                name=f"hubbot {job.model}",
             )
             self._running[remote.remote(self.task, self.token_works, job)] = (claim, time.monotonic())
 
@@ -190,7 +194,7 @@ def _unfit_node(last: str) -> str:
 def connected(
     address: str | None,
     task: Task,
-    needs: Callable[[Job, int], Needs],
+    resources: Callable[[Job, int], Resources],
     *,
     parallel: int | None = None,
     token_works: Callable[[], bool] = lambda: True,
@@ -215,51 +219,50 @@ def connected(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
         at_once = parallel or max(1, gpus or nodes)
-        yield Cluster(task=task, needs=needs, gpus=gpus, parallel=at_once, token_works=token_works)
+        yield Cluster(task=task, resources=resources, gpus=gpus, parallel=at_once, token_works=token_works)
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def cluster(settings: Settings, *, address: str | None, endpoint: str | None) -> Iterator[Callable[..., Tally]]:
+def cluster(settings: Settings, hub: Hub, *, address: str | None) -> Iterator[Callable[..., Tally]]:
     """The cluster that runs hubbot's pipeline, with the plan's figures as what a task asks for."""
-    needs = partial(needs_of, settings=settings, token=os.environ.get("HF_TOKEN"), endpoint=endpoint)
-    task = partial(_pipeline, settings=settings, endpoint=endpoint)
-    with connected(address, task, needs, token_works=partial(_token_works, endpoint)) as found:
+    resources = partial(resources_of, settings=settings, hub=hub)
+    task = partial(_pipeline, settings=settings, endpoint=hub.endpoint)
+    with connected(address, task, resources, token_works=partial(_token_works, hub.endpoint)) as found:
         yield found.work
 
 
-def needs_of(job: Job, gpus: int, *, settings: Settings, token: str | None, endpoint: str | None) -> Needs:
+def resources_of(job: Job, gpus: int, *, settings: Settings, hub: Hub) -> Resources:
     """What to ask of a cluster with so many GPUs: memory as planned, and a GPU where the plan needs GPU memory.
 
     A job computes on one device at a time, so it never needs a second one.
     """
-    from hubbot.bot.local import need_of
+    from hubbot.bot.local import planned_resources
 
-    need = need_of(job, settings, gpu=gpus > 0, token=token, endpoint=endpoint)
-    return Needs(gpus=1 if need["vram"] else 0, memory=need["ram"])
+    need = planned_resources(job, settings, hub, gpu=gpus > 0)
+    return Resources(gpus=1 if need["vram"] else 0, memory=need["ram"])
 
 
-def _pipeline(job: Job, settings: Settings, endpoint: str | None) -> Record:
+def _pipeline(job: Job, commits: RateLimit, *, settings: Settings, endpoint: str) -> Record:
     """On the node: the pipeline with the node's own token."""
     from hubbot.bot.local import run_job
 
-    return run_job(job, settings, token=os.environ.get("HF_TOKEN"), endpoint=endpoint)
+    return run_job(job, commits, settings=settings, hub=hub_of_environment(endpoint=endpoint))
 
 
 def _attempt(task: Task, token_works: Callable[[], bool], job: Job) -> Done | Failure:
     """On the node: errors come back as values, so that only lost and unfit nodes raise at the head."""
-    pace = Pace(per_hour=sys.maxsize)  # the head keeps to the budget: it starts no job once that is spent
+    commits = RateLimit(per_hour=sys.maxsize)  # the head keeps to the limit: it starts no job once that is spent
     try:
-        with keeping(pace):
-            task(job)
+        task(job, commits)
     except Exception as error:  # noqa: BLE001 -- the boundary: it is raised again at the head
-        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        classes = tuple(known.__name__ for known in type(error).__mro__)
         works = not isinstance(error, TokenRefused) or token_works()
-        return Failure(kinds=kinds, message=str(error), commits=len(pace.spent), token_works=works)
-    return Done(commits=len(pace.spent))
+        return Failure(classes=classes, message=str(error), commits=len(commits.spent), token_works=works)
+    return Done(commits=len(commits.spent))
 
 
-def _token_works(endpoint: str | None) -> bool:
+def _token_works(endpoint: str) -> bool:
     """On the node: whether the Hub knows its token."""
-    return Reader(token=os.environ.get("HF_TOKEN"), endpoint=endpoint or ENDPOINT).token_works()
+    return Reader(hub_of_environment(endpoint=endpoint)).token_works()

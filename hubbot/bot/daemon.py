@@ -19,7 +19,7 @@ from hubbot.bot.worker import Between, Tally
 from hubbot.errors import HubbotError, TokenRefused
 from hubbot.hub.read.reader import Reader
 from hubbot.log import say
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 from hubbot.settings import Settings
 
 WAKE = 5.0  # seconds between looks at the state file while nothing is due
@@ -125,6 +125,6 @@ def _survived(it: Bot) -> Iterator[_Trouble]:
         yield trouble
     except HubbotError as error:
         trouble.token = isinstance(error, TokenRefused)
-        say(mask(str(error), it.reader.token))
+        say(redact(str(error), it.reader.hub.token))
     except Exception as error:  # noqa: BLE001 -- a defect in one round must not end all of them
-        say(mask("".join(traceback.format_exception(error)), it.reader.token))
+        say(redact("".join(traceback.format_exception(error)), it.reader.hub.token))

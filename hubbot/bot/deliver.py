@@ -25,7 +25,7 @@ from hubbot.bot.round import UNREADABLE
 from hubbot.bot.verdicts import Action, Verdict
 from hubbot.errors import BadSettings, HubFailed
 from hubbot.log import say
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 from hubbot.settings.watch import ServeSettings
 
 PAUSE = 1.0  # seconds between looks for new events
@@ -121,7 +121,7 @@ def deliver_waiting(ledger: Ledger, route: Route) -> int:
             went += _hand_on(ledger, model, group, route)
         except Exception as error:  # noqa: BLE001 -- one model's defect must not keep the others back
             events.undelivered(ledger, group, error, secrets=route.secrets)
-            say(mask(f"{model}: {str(error) or type(error).__name__}", *route.secrets))
+            say(redact(f"{model}: {str(error) or type(error).__name__}", *route.secrets))
         else:
             events.delivered(ledger, group)
     return went
@@ -168,4 +168,4 @@ def _deliver_until(ended: threading.Event, path: Path, route: Route) -> None:
                     pause = PAUSE
         except Exception as error:  # noqa: BLE001 -- the thread must outlive whatever it meets
             pause = min(LONGEST_PAUSE, 2 * pause)
-            say(mask(f"Nothing could be handed on: {str(error) or type(error).__name__}", *route.secrets))
+            say(redact(f"Nothing could be handed on: {str(error) or type(error).__name__}", *route.secrets))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hubbot.bot.ledger import jobs
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop
-from hubbot.bot.worker import Between, Run, Tally, Terms, work
+from hubbot.bot.worker import Between, RunJob, Tally, Terms, work
 from hubbot.domain import Job, Record
 from hubbot.errors import VariantsRefused
 from hubbot.formats import FAMILIES
+from hubbot.hub.client import Hub
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.settings import PublishSettings, Settings
 
 _LARGE = (*FAMILIES, ".work")  # what of an output folder takes gigabytes
@@ -30,7 +32,7 @@ def publish_of(job: Job, settings: Settings) -> PublishSettings:
     return settings.publish.model_copy(update={"revision": beside})
 
 
-def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | None) -> Record:
+def run_job(job: Job, commits: RateLimit, *, settings: Settings, hub: Hub) -> Record:
     """Fetch, make, judge and publish a model. Once it is published its large files are removed.
 
     Raises VariantsRefused where nothing passed; any HubbotError of the pipeline.
@@ -40,9 +42,8 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
     out = folder_of(settings, job.model)
     own = settings.model_copy(update={"revision": job.revision, "out": out, "publish": publish_of(job, settings)})
     command = f"hubbot run {job.model} --revision {job.revision}"
-    record = pipeline.run(
-        pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint, command=command)
-    ).record
+    within = replace(hub, commits=commits)
+    record = pipeline.run(pipeline.Run(model=job.model, settings=own, hub=within, command=command)).record
     if settings.publish.mode != "none":
         _clear(out)
     if not any(variant.passed for variant in record.variants):
@@ -51,7 +52,7 @@ def run_job(job: Job, settings: Settings, *, token: str | None, endpoint: str | 
     return record
 
 
-def work_here(ledger: Ledger, stop: Stop, between: Between, *, run: Run, terms: Terms, settings: Settings) -> Tally:
+def work_here(ledger: Ledger, stop: Stop, between: Between, *, run: RunJob, terms: Terms, settings: Settings) -> Tally:
     """Run what is due on this machine, and give back the disk that failed and dropped jobs hold. Raises as `work` does."""
     tally = work(ledger, run, stop, terms, between)
     if tally != Tally():
@@ -79,7 +80,7 @@ def _clear(out: Path, names: Sequence[str] = _LARGE) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def need_of(job: Job, settings: Settings, *, gpu: bool, token: str | None, endpoint: str | None) -> dict[str, int]:
+def planned_resources(job: Job, settings: Settings, hub: Hub, *, gpu: bool) -> dict[str, int]:
     """What a job takes by its plan on a machine that only the budgets describe: bytes of disk, ram and vram.
 
     gpu: whether that machine has one, where `device` leaves it open. Raises HubbotError where no plan can be made.
@@ -89,5 +90,5 @@ def need_of(job: Job, settings: Settings, *, gpu: bool, token: str | None, endpo
     device = settings.device if settings.device != "auto" else "cuda" if gpu else "cpu"
     out = folder_of(settings, job.model)
     own = settings.model_copy(update={"revision": job.revision, "out": out, "device": device})
-    run = pipeline.Run(model=job.model, settings=own, token=token, endpoint=endpoint)
+    run = pipeline.Run(model=job.model, settings=own, hub=hub)
     return asdict(pipeline.plan(run, elsewhere=True).need)

@@ -18,7 +18,7 @@ from hubbot.errors import HubFailed, SourceNotFound, TokenRefused
 from hubbot.hub.read import listing
 from hubbot.hub.read.reader import Params, Reader
 from hubbot.hub.seen import Candidate
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 from hubbot.settings.watch import SearchSettings, WatchSettings
 
 HOUR = 3600.0
@@ -71,7 +71,7 @@ def poll(reader: Reader, ledger: Ledger, watch: WatchSettings) -> Poll:
         except TokenRefused:
             raise
         except (HubFailed, SourceNotFound) as error:
-            failures[name] = mask(str(error), reader.token)
+            failures[name] = redact(str(error), reader.hub.token)
             mirror.store_failure(ledger, name, failures[name])
     if steps and len(failures) == len(steps):
         raise HubFailed(

@@ -17,14 +17,13 @@ from hubbot.domain import Variant
 from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
 from hubbot.formats import FAMILIES
 from hubbot.formats.names import parse_variants
-from hubbot.hub.access import Patience
 from hubbot.hub.publish.merged import finish_merged
-from hubbot.hub.publish.release import Pace
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read import listing
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.seen import Candidate, Contents
 from hubbot.log import say
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 from hubbot.model import architectures
 from hubbot.record.fingerprint import shaping
 from hubbot.release.repos import target_repos
@@ -65,20 +64,19 @@ def look_at_releases(reader: Reader, ledger: Ledger, settings: Settings, *, fini
 
 def _finish(reader: Reader, ledger: Ledger, settings: Settings, repo: str) -> bool:
     """Make the branches of a pull request that a maintainer has merged. Returns whether nothing is left to do."""
-    if not reader.token:
+    if not reader.hub.token:
         return True
-    pace = Pace(
+    commits = RateLimit(
         per_hour=settings.watch.commits_per_hour,
         spent=jobs.commit_times(ledger),
         clock=ledger.clock,
-        sleep=reader.sleep,
-        noted=lambda _: jobs.record_commits(ledger, repo, 1),
+        sleep=reader.hub.retry.sleep,
+        on_commit=lambda _: jobs.record_commits(ledger, repo, 1),
     )
-    patience = Patience(sleep=reader.sleep, chance=reader.chance)
     try:
-        made = finish_merged(repo, token=reader.token, endpoint=reader.endpoint, patience=patience, pace=pace)
+        made = finish_merged(repo, replace(reader.hub, commits=commits))
     except HubbotError as error:
-        say(mask(f"{repo}: the branches of its merged pull request could not be made: {error}", reader.token))
+        say(redact(f"{repo}: the branches of its merged pull request could not be made: {error}", reader.hub.token))
         return False
     if made:
         say(f"{repo}: merged; its branches {', '.join(made)} are made")
@@ -95,7 +93,7 @@ def take_events(reader: Reader, ledger: Ledger) -> dict[str, str]:
             raise
         except HubFailed as error:
             failures[model] = str(error)
-            events.undelivered(ledger, group, error, secrets=[reader.token or ""])
+            events.undelivered(ledger, group, error, secrets=[reader.hub.token or ""])
         else:
             events.delivered(ledger, group)
     return failures

@@ -63,17 +63,16 @@ def _jobs(settings: Settings, reader: Reader, config: Path | None) -> Give:
             "publish.namespace to the owner of the repos, or leave out --deliver job."
         )
         raise BadSettings(msg)
-    image_of(settings.job, reader.token)  # said now and not when the first event comes
+    image_of(settings.job, reader.hub.token)  # said now and not when the first event comes
 
     def start(command: Sequence[str]) -> str:
         carried, environment = carrying(command, config)
         return submit(
             carried,
             settings.job,
-            secrets={"HF_TOKEN": reader.token or ""},
+            reader.hub,
+            secrets={"HF_TOKEN": reader.hub.token or ""},
             environment=environment,
-            token=reader.token,
-            endpoint=reader.endpoint,
         )
 
     return hosted_job(lambda verdict: ["hubbot", "run", verdict.model, "--revision", verdict.revision], start)
@@ -99,7 +98,7 @@ def watched_items(reader: Reader, watch: WatchSettings) -> list[tuple[str, str]]
     Collections and searches cannot be watched by a webhook; `hubbot watch` polls those.
     """
     items = [("model", name) for name in watch.models]
-    items += [(listing.kind_of_account(reader, name), name) for name in watch.authors]
+    items += [(listing.account_type(reader, name), name) for name in watch.authors]
     if not items:
         msg = "The [watch] section names no models and no authors, and a webhook can watch nothing else. Add some to hubbot.toml."
         raise BadSettings(msg)

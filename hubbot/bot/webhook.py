@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from hubbot.bot.ledger.events import Event
+from hubbot.domain import REPO_ID
 from hubbot.errors import BadSettings, HubbotError
 
 SECRET_VARIABLE = "HUBBOT_WEBHOOK_SECRET"  # noqa: S105 -- the variable's name
@@ -20,7 +21,7 @@ MAIN = "refs/heads/main"
 SHORTEST_SECRET = 16  # characters
 
 _Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-_RepoName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")]
+_RepoName = Annotated[str, Field(pattern=f"^{REPO_ID.pattern}$")]
 
 
 class UpdatedRef(BaseModel):

@@ -27,13 +27,13 @@ from hubbot.errors import (
     Unsupported,
     VariantsRefused,
 )
-from hubbot.hub.publish.release import Pace, keeping
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.download import Mismatch
 from hubbot.log import say
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 
-Run: TypeAlias = Callable[[Job], Record]
-"""Does a job from fetch to publish, idempotently. Raises HubbotError."""
+RunJob: TypeAlias = Callable[[Job, RateLimit], Record]
+"""Does a job from fetch to publish within a limit of commits, idempotently. Raises HubbotError."""
 
 Between: TypeAlias = Callable[[], bool]
 """What is to be done between two jobs. Returns whether the next may begin."""
@@ -96,7 +96,7 @@ class Terms:
     token_works: Callable[[], bool] = lambda: True  # asked after a refusal: is it the token, or this one repo?
 
 
-def work(ledger: Ledger, run: Run, stop: Stop, terms: Terms, between: Between = lambda: True) -> Tally:
+def work(ledger: Ledger, run: RunJob, stop: Stop, terms: Terms, between: Between = lambda: True) -> Tally:
     """Run every job that is due, one after the other.
 
     Raises Stopped when a signal asks for it, TokenRefused when the token is worth nothing any more; the job
@@ -115,12 +115,12 @@ def work(ledger: Ledger, run: Run, stop: Stop, terms: Terms, between: Between = 
             return tally
 
 
-def work_on(ledger: Ledger, claim: Claim, run: Run, stop: Stop, terms: Terms) -> Tally:
+def work_on(ledger: Ledger, claim: Claim, run: RunJob, stop: Stop, terms: Terms) -> Tally:
     """Run one claimed job and write down how it ended."""
     started = time.monotonic()
     try:
-        with stop.breakable(), keeping(pace_of(ledger, claim, terms)):
-            run(job_of(claim))
+        with stop.breakable():
+            run(job_of(claim), commits_of(ledger, claim, terms))
     except Stopped:
         given_back(ledger, claim, time.monotonic() - started, terms)
         raise
@@ -141,24 +141,24 @@ def job_of(claim: Claim) -> Job:
     return Job(model=claim.row.model, revision=claim.row.revision, update=update)
 
 
-def pace_of(ledger: Ledger, claim: Claim, terms: Terms) -> Pace:
-    """The budget of commits for one job: the state file's, which counts those of every bot. A yanked model gets none."""
+def commits_of(ledger: Ledger, claim: Claim, terms: Terms) -> RateLimit:
+    """The limit of commits for one job: the state file's, which counts those of every bot. A yanked model gets none."""
     model = claim.row.model
 
     def allowed() -> None:
         if reason := mirror.yanked(ledger, model):
             raise Withdrawn(f"{model} was taken back while its job ran ({reason}); nothing more of it is published.")
         if not terms.endings.unwritten:  # else the state file does not know of all
-            pace.spent = jobs.commit_times(ledger)
+            commits.spent = jobs.commit_times(ledger)
 
-    pace = Pace(
+    commits = RateLimit(
         per_hour=sys.maxsize if terms.commits_per_hour is None else terms.commits_per_hour,
         longest=jobs.HOUR,
         clock=ledger.clock,
-        noted=lambda _: terms.endings.note(ledger, partial(jobs.record_commits, repo=model, count=1)),
+        on_commit=lambda _: terms.endings.note(ledger, partial(jobs.record_commits, repo=model, count=1)),
         allowed=allowed,
     )
-    return pace
+    return commits
 
 
 def finished(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> Tally:
@@ -169,12 +169,12 @@ def finished(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> Tall
 
 def failed(ledger: Ledger, claim: Claim, error: Exception, seconds: float, terms: Terms) -> Tally:
     if not isinstance(error, HubbotError):
-        say(mask("".join(traceback.format_exception(error)), *terms.secrets))
+        say(redact("".join(traceback.format_exception(error)), *terms.secrets))
     lasting = isinstance(error, _LASTING) and not isinstance(error, _MAY_PASS)
     ending = partial(
         jobs.fail, claim=claim, error=error, seconds=seconds, park=lasting, delays=terms.delays, secrets=terms.secrets
     )
-    say(f"{claim.row.model}: {mask(str(error), *terms.secrets)}")
+    say(f"{claim.row.model}: {redact(str(error), *terms.secrets)}")
     terms.endings.write(ledger, ending)
     return Tally(failed=1)
 

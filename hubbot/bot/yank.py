@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
 from hubbot.bot.ledger import jobs, mirror
 from hubbot.bot.ledger.store import Ledger
@@ -12,8 +13,9 @@ from hubbot.cards.escape import inline, repo_id
 from hubbot.cards.frontmatter import dump, split
 from hubbot.errors import BadSettings, HubFailed
 from hubbot.formats.names import parse_variants
-from hubbot.hub.publish.release import Pace, keeping
+from hubbot.hub.client import Hub
 from hubbot.hub.publish.takeback import take_back, withdraw
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.reader import Reader
 from hubbot.release.repos import target_repos
 from hubbot.settings import Settings
@@ -42,41 +44,29 @@ def yank(
             f"{namespace} has published nothing from {model}. Name the source model as its releases' hubbot.json does."
         )
         raise BadSettings(msg)
-    if not reader.token:
+    if not reader.hub.token:
         raise HubFailed("Taking back needs a token. Set HF_TOKEN to one that may write to the published repos.")
     mirror.store_yank(ledger, model, reason)
+    hub = replace(reader.hub, commits=_counted(ledger, model))
     done: dict[str, str] = {}
-    with keeping(_pace(ledger, model)):
-        for repo in sorted(wanted):
-            told = _take_back_from(
-                repo, reader, reason=reason, new_version=new_version, delete=delete, card=repo in published
-            )
-            done |= {repo: told} if told else {}
+    for repo in sorted(wanted):
+        told = _take_back_from(repo, hub, reason=reason, new_version=new_version, delete=delete, card=repo in published)
+        done |= {repo: told} if told else {}
     return done
 
 
-def _take_back_from(repo: str, reader: Reader, *, reason: str, new_version: str, delete: bool, card: bool) -> str:
+def _take_back_from(repo: str, hub: Hub, *, reason: str, new_version: str, delete: bool, card: bool) -> str:
     """One repo: its waiting pull requests closed and, where it holds a release, the card marked. Returns what was done."""
     why = f"Taken back: {inline(reason)}"
-    told = [
-        f"pull request {num} closed" for num in withdraw(repo, why=why, token=reader.token, endpoint=reader.endpoint)
-    ]
+    told = [f"pull request {num} closed" for num in withdraw(repo, hub, why=why)]
     if card:
-        told.append(
-            take_back(
-                repo,
-                lambda text: yanked_card(text, reason, new_version),
-                delete=delete,
-                token=reader.token,
-                endpoint=reader.endpoint,
-            )
-        )
+        told.append(take_back(repo, lambda text: yanked_card(text, reason, new_version), hub, delete=delete))
     return ", ".join(told)
 
 
-def _pace(ledger: Ledger, model: str) -> Pace:
+def _counted(ledger: Ledger, model: str) -> RateLimit:
     """Commits of a person at the keyboard wait for nothing, but the bot has to know of them."""
-    return Pace(per_hour=sys.maxsize, noted=lambda _: jobs.record_commits(ledger, model, 1))
+    return RateLimit(per_hour=sys.maxsize, on_commit=lambda _: jobs.record_commits(ledger, model, 1))
 
 
 def yanked_card(card: str, reason: str, new_version: str) -> str:

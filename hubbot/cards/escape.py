@@ -12,6 +12,8 @@ import shlex
 import unicodedata
 from urllib.parse import quote, urlsplit
 
+from hubbot.domain import HUB_ID
+
 __all__ = ["clean", "code", "fence", "inline", "line", "markup", "repo_id", "shell", "url"]
 
 # Directions that reorder what stands beside them, and marks that cannot be seen. Joiners stay: emoji
@@ -21,7 +23,6 @@ _UNSEEN = re.compile(
 )
 _BREAKS = re.compile("\r\n|[\r\x85\u2028\u2029\x0b\x0c]")
 _PUNCTUATION = re.compile(r"[!#$()*@\[\\\]^_`{|}~]")
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def clean(text: str, *, limit: int = 20_000) -> str:
@@ -84,7 +85,7 @@ def shell(word: str) -> str:
 
 def repo_id(text: str | None) -> str | None:
     """The text if it is a well-formed Hub id (owner/name), else None: only such a one becomes a link."""
-    return text if text and _REPO.fullmatch(text) and ".." not in text and "--" not in text else None
+    return text if text and HUB_ID.fullmatch(text) and ".." not in text and "--" not in text else None
 
 
 def url(text: str | None) -> str | None:

@@ -34,7 +34,7 @@ from hubbot.confine.environment import confined
 from hubbot.confine.stage import Stage, decode, encode, perform
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
-from hubbot.machine.shortage import telling_what_ran_out
+from hubbot.machine.shortage import translated_shortages
 
 __all__ = ["Answer", "Call", "call"]
 
@@ -272,7 +272,7 @@ def _own_proc() -> Path:
 
 def _answer(start: _Start, question: bytes, built: Walls) -> tuple[_End, bytes]:
     try:
-        with telling_what_ran_out(start.writable[0]):
+        with translated_shortages(start.writable[0]):
             return _End(walls=built), perform(start.target, question)
     except HubbotError as error:
         return _End(walls=built, error=type(error).__name__, message=str(error)), b""

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hubbot.doctor.examine import Finding, Status, examine
 from hubbot.errors import HubbotError
+from hubbot.hub.client import Hub
 from hubbot.hub.rights import Rights, token_rights
 from hubbot.settings import Settings
 
@@ -18,26 +19,24 @@ __all__ = ["rights_findings", "show"]
 _STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 
 
-def show(settings: Settings, *, namespaces: Sequence[str], token: str | None, endpoint: str | None) -> bool:
+def show(settings: Settings, *, namespaces: Sequence[str], hub: Hub) -> bool:
     """Print every finding; the Hub is asked only about namespaces that are named or configured.
 
     Returns whether nothing failed.
     """
     asked = [*namespaces, *([settings.publish.namespace] if settings.publish.namespace else [])]
-    findings = [*examine(settings.out, device=settings.device, token=bool(token))]
-    findings += rights_findings(token, list(dict.fromkeys(asked)), endpoint, mode=settings.publish.mode)
+    findings = [*examine(settings.out, device=settings.device, token=bool(hub.token))]
+    findings += rights_findings(hub, list(dict.fromkeys(asked)), mode=settings.publish.mode)
     Console().print(_table(findings))
     return all(finding.status is not Status.FAIL for finding in findings)
 
 
-def rights_findings(
-    token: str | None, namespaces: Sequence[str], endpoint: str | None, *, mode: str
-) -> Iterator[Finding]:
+def rights_findings(hub: Hub, namespaces: Sequence[str], *, mode: str) -> Iterator[Finding]:
     """What the token may do in each namespace, against what publishing with this mode (none, pr, main) needs there."""
-    if not namespaces or not token:
+    if not namespaces or not hub.token:
         return
     try:
-        rights = token_rights(token, namespaces, endpoint=endpoint)
+        rights = token_rights(hub, namespaces)
     except HubbotError as error:
         yield Finding(name="token on the Hub", status=Status.FAIL, found=str(error))
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hubbot.errors import BadSettings
-from hubbot.hub.access import hub_api, speaking_plainly
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 from hubbot.settings.watch import JobSettings
 
 
@@ -23,11 +24,10 @@ def image_of(job: JobSettings, token: str | None) -> str:
 def submit(
     command: Sequence[str],
     job: JobSettings,
+    hub: Hub,
     *,
     secrets: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
-    token: str | None,
-    endpoint: str | None = None,
     schedule: str | None = None,
 ) -> str:
     """Start a Job, or with `schedule` (a cron line or @hourly …) a scheduled one. Returns its id.
@@ -35,9 +35,9 @@ def submit(
     secrets: name -> value; they travel encrypted and are never part of the Job's visible environment.
     environment: what may be seen. Raises BadSettings without an image or a token, HubFailed, TokenRefused.
     """
-    image = image_of(job, token)
-    api = hub_api(token, endpoint)
-    with speaking_plainly("the Job", token=token, endpoint=endpoint):
+    image = image_of(job, hub.token)
+    api = hub.api
+    with translated_hub_errors("the Job", hub):
         if schedule is None:
             return api.run_job(
                 image=image,

@@ -12,18 +12,18 @@ from huggingface_hub._oidc import oidc_login
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
 from hubbot.errors import HubFailed
-from hubbot.hub.read.reader import ENDPOINT
+from hubbot.hub.client import Hub
 
 __all__ = ["keyless_token"]
 
 
-def keyless_token(resource: str, endpoint: str | None) -> str:
+def keyless_token(resource: str, hub: Hub) -> str:
     """A write token for one existing repo, `namespace/name`, from the identity of this GitHub job.
 
     Raises HubFailed where GitHub gives no identity or the Hub does not trust it.
     """
     try:
-        answer = oidc_login(resource=resource, endpoint=endpoint or ENDPOINT)
+        answer = oidc_login(resource=resource, endpoint=hub.endpoint)
         return str(answer["access_token"])
     except OIDCError:
         msg = f"GitHub gave this job no identity to publish {resource} with. Give the job `permissions: id-token: write`, or a token."

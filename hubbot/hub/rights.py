@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubbot.errors import TokenRefused
-from hubbot.hub.access import Patience, hub_api, speaking_plainly
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 
 __all__ = ["Rights", "TokenRights", "token_rights"]
 
@@ -39,17 +40,15 @@ class TokenRights:
     too_much: tuple[str, ...]  # what the token may do and hubbot has no use for
 
 
-def token_rights(
-    token: str, namespaces: Iterable[str], *, endpoint: str | None = None, patience: Patience | None = None
-) -> TokenRights:
+def token_rights(hub: Hub, namespaces: Iterable[str]) -> TokenRights:
     """What the token may do in each namespace (a user, an organisation, or org/name of one repo).
 
     Raises TokenRefused for a token that the Hub does not know, HubFailed.
     """
-    if not token:
+    if not hub.token:
         raise TokenRefused("There is no token. Set HF_TOKEN; reading public models needs none, publishing does.")
-    with speaking_plainly("the token's account", token=token, endpoint=endpoint):
-        found = (patience or Patience()).insist(lambda: hub_api(token, endpoint).whoami())
+    with translated_hub_errors("the token's account", hub):
+        found = hub.retry(hub.api.whoami)
     user = str(found.get("name"))
     roles = {str(org.get("name")): str(org.get("roleInOrg")) for org in found.get("orgs") or ()} | {user: "admin"}
     access = (found.get("auth") or {}).get("accessToken") or {}

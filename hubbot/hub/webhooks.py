@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hubbot.hub.access import hub_api, speaking_plainly
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,35 +19,25 @@ class Webhook:
     disabled: bool
 
 
-def create(
-    watched: Sequence[tuple[str, str]],
-    *,
-    url: str | None,
-    job: str | None,
-    secret: str,
-    token: str | None,
-    endpoint: str | None = None,
-) -> Webhook:
+def create(watched: Sequence[tuple[str, str]], hub: Hub, *, url: str | None, job: str | None, secret: str) -> Webhook:
     """Register a webhook for changes of repos: to a URL, or to start anew an existing Job.
 
     watched: (user | org | model, name). Raises HubFailed, TokenRefused.
     """
     items: list[Any] = [{"type": kind, "name": name} for kind, name in watched]
-    with speaking_plainly("the webhook", token=token, endpoint=endpoint):
-        made = hub_api(token, endpoint).create_webhook(
-            url=url, job_id=job, watched=items, domains=["repo"], secret=secret
-        )
+    with translated_hub_errors("the webhook", hub):
+        made = hub.api.create_webhook(url=url, job_id=job, watched=items, domains=["repo"], secret=secret)
     return _webhook(made)
 
 
-def listed(*, token: str | None, endpoint: str | None = None) -> list[Webhook]:
-    with speaking_plainly("the webhooks", token=token, endpoint=endpoint):
-        return [_webhook(found) for found in hub_api(token, endpoint).list_webhooks()]
+def listed(hub: Hub) -> list[Webhook]:
+    with translated_hub_errors("the webhooks", hub):
+        return [_webhook(found) for found in hub.api.list_webhooks()]
 
 
-def delete(webhook: str, *, token: str | None, endpoint: str | None = None) -> None:
-    with speaking_plainly(f"webhook {webhook}", token=token, endpoint=endpoint):
-        hub_api(token, endpoint).delete_webhook(webhook)
+def delete(webhook: str, hub: Hub) -> None:
+    with translated_hub_errors(f"webhook {webhook}", hub):
+        hub.api.delete_webhook(webhook)
 
 
 def _webhook(found: Any) -> Webhook:

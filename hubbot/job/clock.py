@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hubbot import log
-from hubbot.machine.shortage import telling_what_ran_out
+from hubbot.machine.shortage import translated_shortages
 
 __all__ = ["Clock"]
 
@@ -24,6 +24,6 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         """Raises BudgetExceeded where disk or memory ran out in it."""
         start = time.monotonic()
-        with log.stage(name), telling_what_ran_out(self._out):
+        with log.stage(name), translated_shortages(self._out):
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -38,6 +38,7 @@ from hubbot.domain import Record, Source, Status, Texts
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.names import parse_variants
+from hubbot.hub.client import Hub
 from hubbot.hub.publish.release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
@@ -66,8 +67,7 @@ class Run:
 
     model: str  # Hub id or folder
     settings: Settings
-    token: str | None = None
-    endpoint: str | None = None
+    hub: Hub = field(default_factory=Hub)
     command: str = "hubbot run"
 
     @property
@@ -140,7 +140,7 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
     clock = Clock(job.out)
     with clock.stage("fetch"):
         source = _fetch(job)
-        text = evaluation_text(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
+        text = evaluation_text(job.settings, job.hub, into=job.work / "texts")
     with clock.stage("evaluate"), TemporaryDirectory(dir=job.work) as work:
         question = EvaluateQuestion(
             source=source,
@@ -158,10 +158,9 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
 def _headers(job: Run) -> Source:
     return fetch_headers(
         job.model,
+        job.hub,
         revision=job.settings.revision,
         into=job.work / "headers",
-        token=job.token,
-        endpoint=job.endpoint,
         allow_pickle=job.settings.allow_pickle,
     )
 
@@ -170,16 +169,15 @@ def _fetch(job: Run, headers: Source | None = None) -> Source:
     """The model whole; of the commit whose headers were planned with, whatever its branch shows meanwhile."""
     return fetch(
         job.model,
+        job.hub,
         revision=(headers and headers.revision) or job.settings.revision,
         into=job.work / "source",
-        token=job.token,
-        endpoint=job.endpoint,
         allow_pickle=job.settings.allow_pickle,
     )
 
 
 def _texts(job: Run) -> Texts:
-    return fetch_texts(job.settings, into=job.work / "texts", token=job.token, endpoint=job.endpoint)
+    return fetch_texts(job.settings, job.hub, into=job.work / "texts")
 
 
 def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
@@ -252,7 +250,7 @@ def release_record(job: Run, record: Record) -> Finished:
     _refuse_unjudged(record)
     _refuse_unlicensed(job.settings, record)
     with Clock(job.out).stage("publish"):
-        receipts = release(record, job.settings, out=job.out, token=job.token, endpoint=job.endpoint)
+        receipts = release(record, job.settings, job.hub, out=job.out)
     there = {
         variant.name
         for repo in plan_repos(record, job.settings.publish)

@@ -8,6 +8,7 @@ from hubbot.domain import Text, Texts
 from hubbot.formats import calibration_needs
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Needs
+from hubbot.hub.client import Hub
 from hubbot.hub.read.datasets import fetch_text
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
@@ -23,20 +24,18 @@ def calibrates(settings: Settings) -> bool:
     return calibration_needs(families, shaping(settings)) is not Needs.NOTHING
 
 
-def fetch_texts(settings: Settings, *, into: Path, token: str | None, endpoint: str | None) -> Texts:
+def fetch_texts(settings: Settings, hub: Hub, *, into: Path) -> Texts:
     """Calibration and evaluation text; None where one is not needed."""
     calibration = None
     if calibrates(settings):
         wanted = settings.calibration.samples * settings.calibration.length * _CHARACTERS_PER_TOKEN
-        calibration = fetch_text(
-            settings.calibration, into=into / "calibration", characters=wanted, token=token, endpoint=endpoint
-        )
-    evaluation = evaluation_text(settings, into=into, token=token, endpoint=endpoint)
+        calibration = fetch_text(settings.calibration, hub, into=into / "calibration", characters=wanted)
+    evaluation = evaluation_text(settings, hub, into=into)
     return Texts(calibration=calibration, evaluation=evaluation)
 
 
-def evaluation_text(settings: Settings, *, into: Path, token: str | None, endpoint: str | None) -> Text | None:
+def evaluation_text(settings: Settings, hub: Hub, *, into: Path) -> Text | None:
     """The evaluation text alone; None where nothing is evaluated."""
     if not settings.evaluation.wanted:
         return None
-    return fetch_text(settings.evaluation, into=into / "evaluation", characters=None, token=token, endpoint=endpoint)
+    return fetch_text(settings.evaluation, hub, into=into / "evaluation", characters=None)

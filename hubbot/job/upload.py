@@ -11,6 +11,7 @@ from hubbot.cards.card import CARDS, PICTURE, write_cards
 from hubbot.cards.marks import merge
 from hubbot.cards.summary import pull_request
 from hubbot.domain import Record
+from hubbot.hub.client import Hub
 from hubbot.hub.publish.existing import read_existing, read_record
 from hubbot.hub.publish.publish import publish
 from hubbot.hub.publish.release import Receipt, RepoRelease
@@ -22,41 +23,32 @@ from hubbot.settings import Settings
 __all__ = ["release", "repo_release"]
 
 
-def release(
-    record: Record, settings: Settings, *, out: Path, token: str | None, endpoint: str | None
-) -> dict[str, Receipt]:
+def release(record: Record, settings: Settings, hub: Hub, *, out: Path) -> dict[str, Receipt]:
     """Publish every repo of a record. Returns repo id -> receipt; raises what hubbot.hub.publish.publish raises."""
     write_cards(record, settings.publish, out)  # under the names of this publication, whatever the run was told
     receipts = {}
     mode: Literal["pr", "main"] = "main" if settings.publish.mode == "main" else "pr"
     for repo in plan_repos(record, settings.publish):
-        previous = _keep_what_people_wrote(repo, out, mode=mode, token=token, endpoint=endpoint)
-        receipt = publish(
-            repo_release(record, repo, settings, out, previous=previous),
-            mode=mode,
-            token=token or "",
-            endpoint=endpoint,
-            force=settings.force,
-        )
+        previous = _keep_what_people_wrote(repo, hub, out, mode=mode)
+        wanted = repo_release(record, repo, settings, out, previous=previous)
+        receipt = publish(wanted, hub, mode=mode, force=settings.force)
         log.say(f"{receipt.status}: {receipt.pull_request_url or receipt.url}")
         receipts[repo.repo_id] = receipt
     return receipts
 
 
-def _keep_what_people_wrote(
-    repo: Repo, out: Path, *, mode: str, token: str | None, endpoint: str | None
-) -> Record | None:
+def _keep_what_people_wrote(repo: Repo, hub: Hub, out: Path, *, mode: str) -> Record | None:
     """Merge the card in `out` with the one that it would replace. Returns the record on main, to compare with."""
-    if not token or "/" not in repo.repo_id:
+    if not hub.token or "/" not in repo.repo_id:
         return None  # publish() says what is missing
-    existing = read_existing(repo.repo_id, mode=mode, token=token, endpoint=endpoint)
+    existing = read_existing(repo.repo_id, hub, mode=mode)
     if existing is None:
         return None
     card = out / CARDS / repo.name / "README.md"
     card.write_text(merge(existing.card, card.read_text(encoding="utf-8")), encoding="utf-8")
     if existing.revision == "main":
         return existing.record
-    return read_record(repo.repo_id, token=token, endpoint=endpoint)
+    return read_record(repo.repo_id, hub)
 
 
 def repo_release(

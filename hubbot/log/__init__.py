@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hubbot.log import github
 
-__all__ = ["error", "in_actions", "mask", "notice", "progress", "say", "stage", "warning"]
+__all__ = ["add_mask", "error", "in_actions", "notice", "progress", "say", "stage", "warning"]
 
 _QUIET = 30.0  # seconds between two plain lines of one progress
 
@@ -28,7 +28,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def mask(secret: str | None) -> None:
+def add_mask(secret: str | None) -> None:
     """Have the runner hide a secret in the log. The runner masks line by line, so each line of it is given."""
     if in_actions():
         for line in (secret or "").splitlines():

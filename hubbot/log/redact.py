@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MASK = "***"
+REDACTED = "***"
 
 # Hugging Face (hf_…, api_org_…), GitHub (ghp_…, gho_…, github_pat_…), JSON web tokens, and whatever follows "Bearer".
 _TOKEN = re.compile(
@@ -18,10 +18,10 @@ _TOKEN = re.compile(
 _QUERY = re.compile(r"(https?://[^\s'\"<>?]+\?)[^\s'\"<>]+")
 
 
-def mask(text: str, *secrets: str | None) -> str:
+def redact(text: str, *secrets: str | None) -> str:
     """The text without anything that looks like a token, without the queries of addresses, and without the given
     secrets, whatever they look like.
     """
     for secret in sorted((s for s in secrets if s), key=len, reverse=True):
-        text = text.replace(secret, MASK)
-    return _TOKEN.sub(MASK, _QUERY.sub(rf"\1{MASK}", text))
+        text = text.replace(secret, REDACTED)
+    return _TOKEN.sub(REDACTED, _QUERY.sub(rf"\1{REDACTED}", text))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from hubbot.errors import BudgetExceeded, HubbotError
 
-__all__ = ["exhausted", "telling_what_ran_out"]
+__all__ = ["translate_shortage", "translated_shortages"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # safetensors keeps no number
 _NO_MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory")  # torch on the CPU
 
 
-def exhausted(error: BaseException, place: Path | None = None) -> BudgetExceeded | None:
+def translate_shortage(error: BaseException, place: Path | None = None) -> BudgetExceeded | None:
     """The error that says what ran out and what to do; None where nothing did. place: a folder on the disk in use."""
     text = " ".join(str(error).split())[:300]
     if (isinstance(error, OSError) and error.errno in _FULL) or any(words in text for words in _FULL_WORDS):
@@ -33,13 +33,13 @@ def exhausted(error: BaseException, place: Path | None = None) -> BudgetExceeded
 
 
 @contextmanager
-def telling_what_ran_out(place: Path | None = None) -> Iterator[None]:
+def translated_shortages(place: Path | None = None) -> Iterator[None]:
     """Turn an error that means a full disk or no memory into BudgetExceeded; let every other pass."""
     try:
         yield
     except HubbotError:
         raise
     except Exception as error:
-        if found := exhausted(error, place):
+        if found := translate_shortage(error, place):
             raise found from error
         raise

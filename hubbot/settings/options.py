@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from hubbot.domain import NAMESPACE
 from hubbot.settings import Settings
 
 __all__ = ["OPTIONS", "Option", "with_parts_of_datasets"]
@@ -23,7 +24,6 @@ _TEXTS = ("calibration", "evaluation")
 _SPLITTING = "; NAME:CONFIG:SPLIT names a part of a Hub dataset"
 
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,254}")
-_NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 _DATASET = re.compile(r"(?!.*\.\.)[\w.][\w./ -]*(:[\w.-]*){0,2}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
@@ -80,7 +80,7 @@ OPTIONS: tuple[Option, ...] = (
     _same("variants"),
     _same("out"),
     _same("publish", "publish.mode"),
-    _same("namespace", "publish.namespace", pattern=_NAMESPACE, example="my-org"),
+    _same("namespace", "publish.namespace", pattern=NAMESPACE, example="my-org"),
     Option(input="visibility", setting="publish.visibility"),
     Option(input="quantized-by", setting="publish.quantized_by"),
     _same("calibration", "calibration.dataset", pattern=_DATASET, example="allenai/c4:en:train"),

@@ -71,7 +71,7 @@ def test_a_group_opens_and_closes_around_a_stage_that_fails(capfd):
 
 
 def test_every_line_of_a_secret_is_masked(capfd):
-    log.mask("first\n second \n\n")
+    log.add_mask("first\n second \n\n")
     assert read_log(capfd.readouterr().err).masks == ["first", "second"]
 
 

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from hubbot.action.inputs import read_inputs
-from hubbot.action.work import publishing_token
+from hubbot.action.work import hub_of
 from hubbot.errors import HubFailed
+from hubbot.hub.client import Hub
 from hubbot.hub.keyless import keyless_token
 
 
@@ -58,18 +59,18 @@ def hub(monkeypatch):
 
 
 def test_the_jobs_identity_becomes_a_token_for_one_repo(hub):
-    assert keyless_token("me/name-GGUF", hub) == "hf_jwt_short"
+    assert keyless_token("me/name-GGUF", Hub(endpoint=hub)) == "hf_jwt_short"
 
 
 def test_a_repo_that_trusts_nobody_gives_no_token_and_says_where_to_say_so(hub):
     with pytest.raises(HubFailed, match="trusted publisher"):
-        keyless_token("me/other", hub)
+        keyless_token("me/other", Hub(endpoint=hub))
 
 
 def test_a_job_without_the_permission_is_told_which_one_it_needs(hub, monkeypatch):
     monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
     with pytest.raises(HubFailed, match="id-token: write"):
-        keyless_token("me/name-GGUF", hub)
+        keyless_token("me/name-GGUF", Hub(endpoint=hub))
 
 
 def test_the_actions_input_names_the_repo_and_only_a_publication_asks_for_the_token(hub, monkeypatch, tmp_path):
@@ -77,7 +78,7 @@ def test_the_actions_input_names_the_repo_and_only_a_publication_asks_for_the_to
     given = {"INPUT_MODEL": "org/name", "INPUT_OIDC-RESOURCE": "me/name-GGUF", "INPUT_NAMESPACE": "me"}
 
     def token(**more: str) -> str | None:
-        return publishing_token(read_inputs(given | more, tmp_path))
+        return hub_of(read_inputs(given | more, tmp_path)).token
 
     assert token(INPUT_COMMAND="publish", INPUT_PUBLISH="main") == "hf_jwt_short"
     assert token(INPUT_COMMAND="publish", INPUT_PUBLISH="main", INPUT_TOKEN="hf_mine") == "hf_mine"

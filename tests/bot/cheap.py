@@ -17,6 +17,8 @@ from hubbot import __version__
 from hubbot.bot.local import folder_of, publish_of
 from hubbot.cards.card import write_cards
 from hubbot.domain import SCHEMA_VERSION, Family, File, Job, Peak, Record, Status, VariantRecord
+from hubbot.hub.client import Hub
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.source import fetch
 from hubbot.job.upload import release
 from hubbot.record.file import write_record
@@ -53,13 +55,11 @@ def files_of_a_model(
     }
 
 
-def cheap_run(
-    job: Job, settings: Settings, *, token: str | None, endpoint: str | None, refuse: tuple[str, ...] = ()
-) -> Record:
+def cheap_run(job: Job, commits: RateLimit, *, settings: Settings, hub: Hub, refuse: tuple[str, ...] = ()) -> Record:
     """Fetch, pretend to make, publish. refuse: variants that the gate shall have refused."""
     settings = settings.model_copy(update={"publish": publish_of(job, settings)})
     out = folder_of(settings, job.model)
-    source = fetch(job.model, revision=job.revision, into=out / ".work" / "source", token=token, endpoint=endpoint)
+    source = fetch(job.model, hub, revision=job.revision, into=out / ".work" / "source")
     variants = tuple(
         _make(name, family, source.files, out, refused=name in refuse) for name, family in VARIANTS.items()
     )
@@ -80,7 +80,7 @@ def cheap_run(
     )
     write_record(record, out)
     write_cards(record, settings.publish, out)
-    receipts = release(record, settings, out=out, token=token, endpoint=endpoint)
+    receipts = release(record, settings, replace(hub, commits=commits), out=out)
     assert receipts
     return replace(
         record,

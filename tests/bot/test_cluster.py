@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.bot.cluster import Cluster, Failure, Needs, _attempt, connected, needs_of, settle
+from hubbot.bot.cluster import Cluster, Failure, Resources, _attempt, connected, resources_of, settle
 from hubbot.bot.ledger import jobs, mirror
 from hubbot.bot.ledger.alive import worker
 from hubbot.bot.ledger.rows import JobState
@@ -21,7 +21,7 @@ from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms
 from hubbot.domain import SCHEMA_VERSION, Job, Peak, Record, Source
 from hubbot.errors import HubFailed, TokenRefused, ToolMissing, UnsafeSource, Unsupported
-from hubbot.hub.publish.release import kept
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.download import Mismatch
 from hubbot.settings import Settings
 from tests.bot.parts import enqueue, run_verdict
@@ -38,7 +38,7 @@ class Defined(HubFailed):
     """An error that the head does not know by name."""
 
 
-def task(job: Job, folder: Path) -> Record:
+def task(job: Job, commits: RateLimit, folder: Path) -> Record:
     """What a node does: count the try, then end as the model's name says."""
     tries = len(list(folder.glob(f"{job.model.replace('/', '-')}.*")))
     (folder / f"{job.model.replace('/', '-')}.{tries}").touch()
@@ -69,7 +69,7 @@ def task(job: Job, folder: Path) -> Record:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
     folder = tmp_path_factory.mktemp("tries")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    with connected(None, partial(task, folder=folder), lambda job, gpus: Needs(memory=10**8), parallel=2) as found:
+    with connected(None, partial(task, folder=folder), lambda job, gpus: Resources(memory=10**8), parallel=2) as found:
         yield found, folder
 
 
@@ -100,7 +100,7 @@ def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_
 def test_without_ray_the_error_says_what_to_install():
     with (
         pytest.raises(ToolMissing, match=r"hubbot\[ray\]"),
-        connected(None, partial(task, folder=Path()), lambda job, gpus: Needs()),
+        connected(None, partial(task, folder=Path()), lambda job, gpus: Resources()),
     ):
         pass
 
@@ -114,8 +114,8 @@ def _claimed(ledger, me: str):
 
 
 def _outcome(error: Exception, *, token_works: bool = True) -> Failure:
-    def broken(job: Job) -> Record:
-        kept().take()
+    def broken(job: Job, commits: RateLimit) -> Record:
+        commits.acquire()
         raise error
 
     outcome = _attempt(broken, lambda: token_works, Job(model="a/m", revision="1" * 40))
@@ -186,9 +186,9 @@ def test_a_job_asks_for_what_its_plan_needs_whatever_the_head_has(hub, tiny_mode
     settings = Settings(variants="Q8_0", out=tmp_path / "out")
     job = Job(model="maker/tiny", revision=hub.history("maker/tiny")[0].id)
 
-    def ask(gpus: int, device: str = "auto") -> Needs:
+    def ask(gpus: int, device: str = "auto") -> Resources:
         own = settings.model_copy(update={"device": device})
-        return needs_of(job, gpus, settings=own, token=None, endpoint=hub.endpoint)
+        return resources_of(job, gpus, settings=own, hub=hub.seen())
 
     with_gpu, without = ask(2), ask(0)
     assert (with_gpu.gpus, without.gpus, ask(2, "cpu").gpus) == (1, 0, 0)

@@ -237,15 +237,15 @@ from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.stop import on_signals
 from hubbot.bot.worker import Terms, work
 from tests.bot.cheap import settings_for
-import os
+from hubbot.hub.client import hub_of_environment
 folder, busy = Path(sys.argv[1]), sys.argv[2] == "busy"
 settings = settings_for(folder, authors=["maker"])
 daemon.WAKE = 0.1
-def run(job):
+def run(job, commits):
     print("runs", job.model, flush=True)
     time.sleep(600)
 with open_ledger(settings.watch.state) as ledger, worker(ledger.path) as me, on_signals() as stop:
-    bot = Bot(reader=Reader(token=os.environ["HF_TOKEN"], endpoint=os.environ["HF_ENDPOINT"]), ledger=ledger, settings=settings, version=__version__)
+    bot = Bot(reader=Reader(hub_of_environment()), ledger=ledger, settings=settings, version=__version__)
     print("watches", flush=True)
     keep_watching(bot, 600, (lambda l, s, b: work(l, run, s, Terms(worker=me), b)) if busy else None, stop)
 print("ended", flush=True)

@@ -24,8 +24,8 @@ from hubbot.bot.worker import Tally, Terms, work
 from hubbot.bot.yank import yank
 from hubbot.errors import HubFailed, LedgerFailed, TokenRefused, Unsupported
 from hubbot.hub.publish.publish import publish
-from hubbot.hub.publish.release import kept
 from hubbot.hub.read.reader import Reader
+from hubbot.hub.retry import Retry
 from hubbot.settings import Settings
 from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
 from tests.bot.parts import Clock
@@ -53,7 +53,7 @@ class Bench:
         return {verdict.model: verdict.rule for verdict in self.bot.queue()}
 
     def work(self, **changes) -> Tally:
-        run = partial(cheap_run, settings=self.settings, token=self.bot.reader.token, endpoint=self.hub.endpoint)
+        run = partial(cheap_run, settings=self.settings, hub=self.bot.reader.hub)
         return work(self.bot.ledger, changes.get("run", run), Stop(), Terms(worker=self.worker))
 
 
@@ -64,7 +64,7 @@ def bench(hub: Hub, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[
     settings = settings_for(tmp_path, **watch)
     clock, slept = Clock(), []
     with open_ledger(settings.watch.state, clock=clock) as ledger, worker(ledger.path) as name:
-        reader = Reader(token=token, endpoint=hub.endpoint, sleep=slept.append)
+        reader = Reader(hub.seen(token, retry=Retry(sleep=slept.append)))
         yield Bench(hub, Bot(reader=reader, ledger=ledger, settings=settings, version=__version__), clock, name, slept)
 
 
@@ -125,7 +125,7 @@ def test_a_look_that_dies_half_way_goes_on_where_it_stopped(bench):
     for number in range(30):
         bench.hub.model(f"maker/m{number}", files_of_a_model(number))
     bench.hub.page_size = 7
-    bench.hub.fail(r"GET /api/models\?.*cursor|GET /api/models\?.*(p|page|skip|offset)=", skip=1, times=6, status=500)
+    bench.hub.fail(r"GET /api/models\?.*cursor|GET /api/models\?.*(p|page|skip|offset)=", skip=1, times=8, status=500)
     with pytest.raises(HubFailed):
         bench.bot.look()
     bench.hub.heal()
@@ -235,10 +235,10 @@ def test_a_429_without_a_word_is_tried_again_with_growing_pauses(bench):
 
 def test_a_revoked_token_ends_the_round_at_once_and_nothing_is_queued(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
-    bench.hub.revoke(bench.bot.reader.token, after=1)
+    bench.hub.revoke(bench.bot.reader.hub.token, after=1)
     with pytest.raises(TokenRefused) as refused:
         bench.bot.look()
-    assert bench.bot.reader.token not in str(refused.value)
+    assert bench.bot.reader.hub.token not in str(refused.value)
     assert bench.bot.reader.requests <= 2
     assert list(jobs.jobs(bench.bot.ledger, *JobState)) == []
 
@@ -247,15 +247,15 @@ def test_a_token_revoked_in_the_middle_of_the_work_is_no_jobs_fault(bench):
     for number in range(5):
         bench.hub.model(f"maker/m{number}", files_of_a_model(number))
     bench.rules()
-    bench.hub.revoke(bench.bot.reader.token, after=25)
-    run = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    bench.hub.revoke(bench.bot.reader.hub.token, after=25)
+    run = partial(cheap_run, settings=bench.settings, hub=bench.bot.reader.hub)
     terms = Terms(worker=bench.worker, token_works=bench.bot.reader.token_works)
     with pytest.raises(TokenRefused):
         work(bench.bot.ledger, run, Stop(), terms)
     states = [(job.state, job.failures) for job in jobs.jobs(bench.bot.ledger, JobState.QUEUED, JobState.RUNNING)]
     assert states == [(JobState.QUEUED, 0)] * len(states)
     assert len(states) >= 3
-    fresh = partial(run, token=bench.hub.user("bot", orgs={"ours": "write"}))
+    fresh = partial(run, hub=bench.hub.seen(bench.hub.user("bot", orgs={"ours": "write"})))
     assert work(bench.bot.ledger, fresh, Stop(), Terms(worker=bench.worker)).done == len(states)
 
 
@@ -263,12 +263,12 @@ def test_a_token_that_may_not_write_one_repo_is_that_jobs_failure(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.hub.model("maker/two", files_of_a_model(2))
     bench.rules()
-    good = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    good = partial(cheap_run, settings=bench.settings, hub=bench.bot.reader.hub)
 
-    def forbidden(job):
+    def forbidden(job, commits):
         if job.model == "maker/one":
             raise TokenRefused("may not write here")
-        return good(job)
+        return good(job, commits)
 
     terms = Terms(worker=bench.worker, token_works=bench.bot.reader.token_works)
     assert work(bench.bot.ledger, forbidden, Stop(), terms) == Tally(done=1, failed=1)
@@ -309,7 +309,7 @@ def test_a_failed_model_shows_its_backoff_and_runs_again_after_it(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
 
-    def broken(job):
+    def broken(job, commits):
         raise HubFailed("the Hub was away")
 
     assert bench.work(run=broken) == Tally(failed=1)
@@ -323,12 +323,12 @@ def test_a_defect_in_one_job_does_not_stop_the_others(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.hub.model("maker/two", files_of_a_model(2))
     bench.rules()
-    good = partial(cheap_run, settings=bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    good = partial(cheap_run, settings=bench.settings, hub=bench.bot.reader.hub)
 
-    def broken(job):
+    def broken(job, commits):
         if job.model == "maker/one":
             raise ZeroDivisionError
-        return good(job)
+        return good(job, commits)
 
     assert bench.work(run=broken) == Tally(done=1, failed=1)
 
@@ -344,7 +344,7 @@ def test_two_machines_that_take_the_same_model_end_with_one_release(bench, tmp_p
         from tests.bot.parts import enqueue, run_verdict
 
         enqueue(ledger, run_verdict("maker/one", sha), settings="s", version=__version__)
-        run = partial(cheap_run, settings=elsewhere, token=other.reader.token, endpoint=bench.hub.endpoint)
+        run = partial(cheap_run, settings=elsewhere, hub=other.reader.hub)
         assert work(ledger, run, Stop(), Terms(worker=name)) == Tally(done=1)
     assert len(bench.hub.history("ours/one-GGUF")) == commits
     assert bench.hub.pulls("ours/one-GGUF") == []
@@ -386,8 +386,7 @@ def test_a_variant_that_the_gate_refused_is_not_made_again_by_a_fresh_bot(bench,
     run = partial(
         cheap_run,
         settings=bench.settings,
-        token=bench.bot.reader.token,
-        endpoint=bench.hub.endpoint,
+        hub=bench.bot.reader.hub,
         refuse=("gptq-4bit-128g",),
     )
     assert bench.work(run=run) == Tally(done=1)
@@ -407,7 +406,7 @@ def test_an_ending_that_could_not_be_written_is_written_before_the_next_job(benc
     ledger.connection.execute("PRAGMA busy_timeout = 20")
     rival = sqlite3.connect(ledger.path, isolation_level=None)
 
-    def run(job):
+    def run(job, commits):
         ran.append(job.model)
         if len(ran) == 1:
             rival.execute("BEGIN IMMEDIATE")
@@ -430,7 +429,7 @@ def test_every_commit_that_is_made_counts_in_the_hours_budget(bench, mode):
     bench.hub.model("maker/one", files_of_a_model(1))
     settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": mode})})
     bench.rules()
-    run = partial(cheap_run, settings=settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    run = partial(cheap_run, settings=settings, hub=bench.bot.reader.hub)
     assert bench.work(run=run) == Tally(done=1)
     made = bench.hub.journal.count("POST .*/commit/")
     assert made == 2
@@ -457,11 +456,11 @@ def test_a_budget_that_is_spent_in_the_middle_of_a_job_is_waited_for(bench, mean
         slept.append(seconds)
         bench.clock.advance(seconds)
 
-    def run(job):
-        kept().sleep = sleep
+    def run(job, commits):
+        commits.sleep = sleep
         if meanwhile:
             spend()
-        return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+        return cheap_run(job, commits, settings=bench.settings, hub=bench.bot.reader.hub)
 
     if not meanwhile:
         spend()
@@ -478,10 +477,10 @@ def test_a_model_that_is_taken_back_while_its_job_waits_for_the_budget_is_not_pu
         taken_back(bench)
         bench.clock.advance(seconds)
 
-    def run(job):
-        kept().sleep = sleep
+    def run(job, commits):
+        commits.sleep = sleep
         jobs.record_commits(bench.bot.ledger, "of another bot", 5)
-        return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+        return cheap_run(job, commits, settings=bench.settings, hub=bench.bot.reader.hub)
 
     terms = Terms(worker=bench.worker, commits_per_hour=5)
     assert work(bench.bot.ledger, run, Stop(), terms) == Tally(dropped=1)
@@ -504,9 +503,9 @@ def test_a_model_that_is_taken_back_while_its_job_runs_is_not_published(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
 
-    def run(job):
+    def run(job, commits):
         taken_back(bench)
-        return cheap_run(job, bench.settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+        return cheap_run(job, commits, settings=bench.settings, hub=bench.bot.reader.hub)
 
     assert bench.work(run=run) == Tally(dropped=1)
     assert {name for _, name in bench.hub.store.repos} == {"maker/one"}
@@ -532,7 +531,7 @@ def test_pull_requests_of_a_model_that_is_taken_back_are_closed(bench):
     bench.hub.model("maker/one", files_of_a_model(1))
     settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": "pr"})})
     bench.rules()
-    run = partial(cheap_run, settings=settings, token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    run = partial(cheap_run, settings=settings, hub=bench.bot.reader.hub)
     assert bench.work(run=run) == Tally(done=1)
     assert taken_back(bench) == dict.fromkeys(("ours/one-GGUF", "ours/one-GPTQ"), "pull request 1 closed")
     assert [bench.hub.pulls(repo)[0].status for repo in ("ours/one-GGUF", "ours/one-GPTQ")] == ["closed", "closed"]
@@ -543,7 +542,7 @@ def test_the_disk_of_a_job_that_is_parked_is_given_back(bench):
     bench.hub.model("maker/two", files_of_a_model(2))
     bench.rules()
 
-    def run(job):
+    def run(job, commits):
         for name in ("gguf", ".work"):
             (folder_of(bench.settings, job.model) / name).mkdir(parents=True)
         (folder_of(bench.settings, job.model) / "hubbot.json").touch()
@@ -561,7 +560,7 @@ def test_branches_of_a_pull_request_are_made_once_it_is_merged(bench, mode):
     release = gptq_release(bench.settings.out, "gptq-4bit-128g", "gptq-8bit-128g", repo="ours/tiny-GPTQ")
     card = release.branches["main"]["README.md"]
     card.write_text(card.read_text().replace("tags: [tiny]", "tags: [hubbot]\nbase_model_relation: quantized"))
-    publish(release, mode="pr", token=bench.bot.reader.token, endpoint=bench.hub.endpoint)
+    publish(release, bench.bot.reader.hub, mode="pr")
     settings = bench.settings.model_copy(update={"publish": bench.settings.publish.model_copy(update={"mode": mode})})
     bot = replace(bench.bot, settings=settings)
     bench.hub.model("maker/one", files_of_a_model(1))
@@ -615,7 +614,7 @@ def test_events_and_polls_are_taken_between_two_jobs(bench, monkeypatch):
         bench.hub.model(f"maker/m{number}", files_of_a_model(number))
     ran, stop = [], Stop()
 
-    def run(job):
+    def run(job, commits):
         ran.append(job.model)
         if job.model == "maker/m0":
             bench.hub.model("elsewhere/told", files_of_a_model(5))
@@ -641,7 +640,7 @@ def test_a_defect_in_one_round_does_not_end_the_daemon(bench, monkeypatch, capsy
     def look(self, **options):
         rounds.append(1)
         if len(rounds) == 1:
-            raise KeyError(self.reader.token)
+            raise KeyError(self.reader.hub.token)
         stop.asked = True
         return genuine(self, **options)
 
@@ -650,7 +649,7 @@ def test_a_defect_in_one_round_does_not_end_the_daemon(bench, monkeypatch, capsy
     assert len(rounds) == 2
     said = capsys.readouterr().err
     assert "KeyError" in said
-    assert bench.bot.reader.token not in said
+    assert bench.bot.reader.hub.token not in said
 
 
 def test_a_round_that_is_due_is_not_kept_up_by_a_long_queue(bench, monkeypatch):
@@ -658,7 +657,7 @@ def test_a_round_that_is_due_is_not_kept_up_by_a_long_queue(bench, monkeypatch):
         bench.hub.model(f"maker/m{number}", files_of_a_model(number))
     ran, stop = [], Stop()
 
-    def run(job):
+    def run(job, commits):
         ran.append(job.model)
         if len(ran) == 1:
             bench.hub.model("maker/a-late-one", files_of_a_model(9))
@@ -677,9 +676,9 @@ def test_a_round_that_is_due_is_not_kept_up_by_a_long_queue(bench, monkeypatch):
 def test_no_token_is_in_the_state_file_or_in_anything_published(bench, tmp_path):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
-    token = bench.bot.reader.token
+    token = bench.bot.reader.hub.token
 
-    def broken(job):
+    def broken(job, commits):
         raise HubFailed(f"Bearer {token} was sent to {token}")
 
     bench.work(run=broken)

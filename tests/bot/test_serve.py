@@ -33,6 +33,7 @@ from hubbot.bot.verdicts import Verdict
 from hubbot.bot.webhook import from_job, knows_secret, required_secret
 from hubbot.domain import Job
 from hubbot.errors import BadSettings, HubFailed, LedgerFailed
+from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.reader import Reader
 from hubbot.settings import PublishSettings
 from hubbot.settings.watch import JobSettings, ServeSettings
@@ -422,7 +423,7 @@ class Handing:
 
 @pytest.fixture
 def handing(hub: Hub, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Handing]:
-    reader = Reader(token=hub.user("bot", orgs={"ours": "write"}), endpoint=hub.endpoint, sleep=lambda _: None)
+    reader = Reader(hub.seen(hub.user("bot", orgs={"ours": "write"})))
     settings = settings_for(tmp_path, **getattr(request, "param", {}))
     settings = settings.model_copy(update={"serve": ServeSettings(deliver="github", github_repo="me/fleet", quiet=0)})
     sent, errors, clock = [], [], Clock()
@@ -504,7 +505,8 @@ def test_what_the_policy_leaves_alone_starts_nothing(handing):
 def test_a_readme_of_a_published_model_and_the_release_itself_start_nothing(handing, tmp_path):
     sha = handing.hub.model("maker/one", files_of_a_model(1))
     token = handing.hub.user("bot", orgs={"ours": "write"})
-    cheap_run(Job(model="maker/one", revision=sha), settings_for(tmp_path), token=token, endpoint=handing.hub.endpoint)
+    job = Job(model="maker/one", revision=sha)
+    cheap_run(job, RateLimit(), settings=settings_for(tmp_path), hub=handing.hub.seen(token))
     handing.hub.commit("maker/one", {"README.md": b"---\nlicense: mit\n---\nNew words.\n"})
     for model in ("maker/one", "ours/one-GGUF", "ours/one-GPTQ"):
         handing.tell(model, handing.hub.history(model)[0].id)
@@ -516,7 +518,7 @@ def test_a_readme_of_a_published_model_and_the_release_itself_start_nothing(hand
 
 def test_a_job_is_started_with_what_publishes_it_or_not_at_all(hub, tmp_path):
     token = hub.user("bot", orgs={"ours": "write"})
-    reader = Reader(token=token, endpoint=hub.endpoint)
+    reader = Reader(hub.seen(token))
     settings = settings_for(tmp_path).model_copy(
         update={"serve": ServeSettings(deliver="job", quiet=0), "job": JobSettings(image="ghcr.io/example/hubbot:1")}
     )

@@ -12,6 +12,7 @@ from hubbot.cards.card import write_cards
 from hubbot.cli import app
 from hubbot.domain import File, Record, Status
 from hubbot.errors import BadSettings, HubFailed
+from hubbot.hub.client import Hub as Seen
 from hubbot.job.review import PullRequest, parse_pull_request, review_text
 from hubbot.job.upload import release
 from hubbot.record.file import write_record
@@ -45,7 +46,7 @@ def settings(mode: str) -> Settings:
 
 def publish(hub: Hub, token: str, out: Path, run: Record, mode: str) -> None:
     write_cards(run, PublishSettings(), out)  # as a run does that was not told who publishes
-    release(run, settings(mode), out=out, token=token, endpoint=hub.endpoint)
+    release(run, settings(mode), hub.seen(token), out=out)
 
 
 def test_words_outside_the_marks_survive_a_new_release_on_main(hub: Hub, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_review_shows_the_card_the_verdicts_and_the_numbers_against_main(
 def test_a_pull_request_that_is_not_ours_is_refused(hub: Hub) -> None:
     hub.model("ada/m", {"README.md": "# mine"})
     with pytest.raises(HubFailed, match="was not opened by hubbot"):
-        review_text(PullRequest(repo_id="ada/m", number=1), token=hub.user("ada"), endpoint=hub.endpoint)
+        review_text(PullRequest(repo_id="ada/m", number=1), hub.seen(hub.user("ada")))
 
 
 @pytest.mark.parametrize(
@@ -124,5 +125,7 @@ def test_a_pull_request_that_is_not_ours_is_refused(hub: Hub) -> None:
 )
 def test_only_addresses_of_this_hub_are_followed(text: str) -> None:
     with pytest.raises(BadSettings, match="no pull request"):
-        parse_pull_request(text)
-    assert parse_pull_request("https://huggingface.co/ada/m/discussions/12") == PullRequest(repo_id="ada/m", number=12)
+        parse_pull_request(text, Seen())
+    assert parse_pull_request("https://huggingface.co/ada/m/discussions/12", Seen()) == PullRequest(
+        repo_id="ada/m", number=12
+    )

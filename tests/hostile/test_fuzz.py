@@ -17,6 +17,7 @@ from hubbot.bot.watch import Policy, judge
 from hubbot.bot.webhook import events_of, from_job, read_delivery
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.names import parse_variants
+from hubbot.hub.client import Hub
 from hubbot.hub.read.listing import candidate, collection, read_contents
 from hubbot.hub.read.reader import Page, Reader
 from hubbot.model import read_facts
@@ -346,7 +347,7 @@ class Told(Reader):
     """A reader that was told the answers."""
 
     def __init__(self, tree, refs):
-        super().__init__(token=None)
+        super().__init__(Hub())
         self.answers = {"tree": tree, "refs": refs}
 
     def get(self, path, params=None, *, etag=None):

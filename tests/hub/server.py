@@ -16,6 +16,9 @@ from typing import Any, Self, TypeVar
 import aiohttp
 from aiohttp import web
 
+from hubbot.hub.client import Hub as Seen
+from hubbot.hub.rate_limit import RateLimit
+from hubbot.hub.retry import Retry
 from tests.hub import catalogue, commits, community, control, files, hooks, repos  # noqa: F401  (they register routes)
 from tests.hub.app import App
 from tests.hub.blobs import Blobs
@@ -113,6 +116,15 @@ class Hub:
             return function()
 
         return asyncio.run_coroutine_threadsafe(wrapped(), self._loop).result(600)
+
+    def seen(self, token: str | None = None, *, retry: Retry | None = None, limit: RateLimit | None = None) -> Seen:
+        """What hubbot is given to read this server and to publish there; without waiting, unless it is told to."""
+        return Seen(
+            endpoint=self.endpoint,
+            token=token,
+            retry=retry or Retry(sleep=lambda _: None),
+            commits=limit or RateLimit(),
+        )
 
     # --- users ----------------------------------------------------------------------------------------
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, TokenRefused
-from hubbot.hub.access import Patience
+from hubbot.hub.client import Hub as Seen
 from hubbot.hub.publish.publish import publish
-from hubbot.hub.publish.release import Pace, Receipt, RepoRelease, keeping
+from hubbot.hub.publish.release import Receipt, RepoRelease
+from hubbot.hub.rate_limit import RateLimit
+from hubbot.hub.retry import Retry
 from tests.hub import Hub
 from tests.hub.models import CARD, gguf_release, gptq_release
 
@@ -28,10 +30,20 @@ class Publisher:
     def __init__(self, hub: Hub, token: str) -> None:
         self.hub, self.token, self.slept = hub, token, list[float]()
 
-    def __call__(self, release: RepoRelease, mode: Literal["pr", "main"] = "main", **options) -> Receipt:
-        options.setdefault("patience", Patience(sleep=self.slept.append, chance=lambda: 0.5))
-        options.setdefault("token", self.token)
-        return publish(release, mode=mode, endpoint=self.hub.endpoint, **options)
+    def __call__(
+        self,
+        release: RepoRelease,
+        mode: Literal["pr", "main"] = "main",
+        *,
+        token: str | None = None,
+        commits: RateLimit | None = None,
+        **options,
+    ) -> Receipt:
+        return publish(release, self.seen(token, commits), mode=mode, **options)
+
+    def seen(self, token: str | None = None, commits: RateLimit | None = None) -> Seen:
+        retry = Retry(sleep=self.slept.append, jitter=lambda: 0.5)
+        return self.hub.seen(self.token if token is None else token, retry=retry, limit=commits)
 
 
 @pytest.fixture
@@ -336,14 +348,14 @@ def test_the_budget_of_commits_is_waited_for_or_refused(hub: Hub, ada: Publisher
         slept.append(seconds)
         now[0] += seconds
 
-    pace = Pace(per_hour=2, spent=[6_500.0, 9_000.0], clock=lambda: now[0], sleep=sleep, noted=noted.append)
-    ada(gguf_release(tmp_path, "Q8_0"), pace=pace)
+    limit = RateLimit(per_hour=2, spent=[6_500.0, 9_000.0], clock=lambda: now[0], sleep=sleep, on_commit=noted.append)
+    ada(gguf_release(tmp_path, "Q8_0"), commits=limit)
     assert slept == [100.0]
     assert noted == [10_100.0]
     with pytest.raises(HubFailed, match="2 commits were made in the last hour"):
-        ada(gguf_release(tmp_path, "Q8_0", seed=1), pace=pace)
+        ada(gguf_release(tmp_path, "Q8_0", seed=1), commits=limit)
     now[0] = 5.0  # the clock went back
-    assert ada(gguf_release(tmp_path, "Q8_0", seed=1), pace=pace).status == "published"
+    assert ada(gguf_release(tmp_path, "Q8_0", seed=1), commits=limit).status == "published"
 
 
 # --- pull requests ----------------------------------------------------------------------------------------------
@@ -439,25 +451,21 @@ def test_a_gptq_release_is_one_pull_request_that_becomes_branches_after_the_merg
 def test_a_merged_request_is_finished_without_the_files_at_hand(hub: Hub, ada: Publisher, tmp_path: Path):
     from hubbot.hub.publish.merged import finish_merged
 
-    options: dict[str, Any] = {
-        "token": ada.token,
-        "endpoint": hub.endpoint,
-        "patience": Patience(sleep=ada.slept.append),
-    }
+    seen = ada.seen()
     release = gptq_release(tmp_path / "a", "gptq-4bit-128g", "gptq-8bit-128g")
     receipt = ada(release, "pr")
-    assert finish_merged(release.repo_id, **options) == {}, "nothing before the merge"
+    assert finish_merged(release.repo_id, seen) == {}, "nothing before the merge"
     hub.merge_pull(release.repo_id, 1)
-    assert finish_merged(release.repo_id, **options) == {"gptq-8bit-128g": receipt.commits["gptq-8bit-128g"]}
-    assert finish_merged(release.repo_id, **options) == {}
+    assert finish_merged(release.repo_id, seen) == {"gptq-8bit-128g": receipt.commits["gptq-8bit-128g"]}
+    assert finish_merged(release.repo_id, seen) == {}
     assert all(holds(hub, release, branch) for branch in release.branches)
     newer = gptq_release(tmp_path / "b", "gptq-4bit-128g", "gptq-8bit-128g", seed=3)
     ada(newer, "pr")
-    assert finish_merged(release.repo_id, **options) == {}, "the newer one is not merged"
+    assert finish_merged(release.repo_id, seen) == {}, "the newer one is not merged"
     hub.merge_pull(release.repo_id, 2)
     hub.journal.clear()
     hub.fail("POST .*/commit/", cut="answer")
-    assert list(finish_merged(release.repo_id, **options)) == ["gptq-8bit-128g"]
+    assert list(finish_merged(release.repo_id, seen)) == ["gptq-8bit-128g"]
     assert all(holds(hub, newer, branch) for branch in newer.branches)
     assert commits(hub) == 1
     assert hub.journal.count("PUT /storage") == 0
@@ -591,13 +599,13 @@ def test_a_record_that_arrives_spoilt_is_no_rival(hub: Hub, ada: Publisher, tmp_
 
 def test_every_commit_and_branch_is_taken_from_the_budget_that_is_kept(hub: Hub, ada: Publisher, tmp_path: Path):
     noted = list[float]()
-    with keeping(Pace(per_hour=100, noted=noted.append)):
-        ada(gptq_release(tmp_path / "a", *NAMES))
-        ada(gguf_release(tmp_path / "b", "Q8_0"), "pr")
+    limit = RateLimit(per_hour=100, on_commit=noted.append)
+    ada(gptq_release(tmp_path / "a", *NAMES), commits=limit)
+    ada(gguf_release(tmp_path / "b", "Q8_0"), "pr", commits=limit)
     assert commits(hub) == 4
     assert len(noted) == 4 + 2, "three commits and two branches of the one, one commit of the other"
-    with keeping(Pace(per_hour=1)), pytest.raises(HubFailed, match="in the last hour"):
-        ada(gptq_release(tmp_path / "c", *NAMES, seed=1))
+    with pytest.raises(HubFailed, match="in the last hour"):
+        ada(gptq_release(tmp_path / "c", *NAMES, seed=1), commits=RateLimit(per_hour=1))
 
 
 def test_what_is_not_allowed_any_more_is_not_shown(hub: Hub, ada: Publisher, tmp_path: Path):
@@ -606,7 +614,7 @@ def test_what_is_not_allowed_any_more_is_not_shown(hub: Hub, ada: Publisher, tmp
 
     hub.model("ada/tiny-GGUF")
     for mode in ("main", "pr"):
-        with keeping(Pace(allowed=refuse)), pytest.raises(HubFailed, match="taken back"):
-            ada(gguf_release(tmp_path, "Q8_0"), mode)
+        with pytest.raises(HubFailed, match="taken back"):
+            ada(gguf_release(tmp_path, "Q8_0"), mode, commits=RateLimit(allowed=refuse))
     assert list(hub.files("ada/tiny-GGUF")) == [".gitattributes"]
     assert hub.pulls("ada/tiny-GGUF") == []

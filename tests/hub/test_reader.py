@@ -10,10 +10,12 @@ from threading import Thread
 import pytest
 
 from hubbot.errors import HubFailed
-from hubbot.hub.access import explained
+from hubbot.hub.client import Hub as Seen
+from hubbot.hub.failures import translate_hub_error
 from hubbot.hub.read import reader as reading
 from hubbot.hub.read.reader import Reader
-from hubbot.log.redact import mask
+from hubbot.hub.retry import Retry
+from hubbot.log.redact import redact
 from tests.hub import Hub
 
 SIGNED = "https://bucket.s3.example.org/repos/ab?X-Amz-Signature=5ecret5ecret&X-Amz-Expires=3600"
@@ -42,7 +44,8 @@ def answering() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]],
 
     def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Reader:
         server.answer = answer
-        return Reader(token=None, endpoint=f"http://127.0.0.1:{server.server_port}", sleep=lambda _: None)
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        return Reader(Seen(endpoint=endpoint, retry=Retry(sleep=lambda _: None)))
 
     yield answering
     server.shutdown()
@@ -106,12 +109,12 @@ def test_a_packed_answer_is_read(answering):
 def test_a_slow_answer_is_waited_for(hub: Hub):
     hub.model("maker/one")
     hub.fail("GET /api/models/maker/one", slow=1.0)
-    assert Reader(token=None, endpoint=hub.endpoint).get("/api/models/maker/one").body["id"] == "maker/one"
+    assert Reader(hub.seen()).get("/api/models/maker/one").body["id"] == "maker/one"
 
 
 @pytest.mark.parametrize("quote", ["{}", "for url: '{}'", '"{}"', "<{}>", "({})", "url='{}'\nFor more information"])
 def test_a_signed_address_is_shown_without_its_signature(quote):
     text = quote.format(SIGNED)
-    for shown in (mask(text), str(explained(RuntimeError(text), "maker/one", token=None))):
+    for shown in (redact(text), str(translate_hub_error(RuntimeError(text), "maker/one", Seen()))):
         assert "5ecret" not in shown
         assert "https://bucket.s3.example.org/repos/ab?" in shown

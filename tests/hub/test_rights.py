@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hubbot.doctor.examine import Status
 from hubbot.doctor.view import rights_findings
 from hubbot.errors import TokenRefused
-from hubbot.hub.access import Patience
 from hubbot.hub.publish.existing import read_existing, read_record, read_text
 from hubbot.hub.publish.publish import publish
 from hubbot.hub.rights import token_rights
 from tests.hub import Hub
 from tests.hub.models import gguf_release
 
-PATIENCE = Patience(sleep=lambda _: None)
 PLACES = ("ada", "labs", "guests", "others", "others/m")
 
 
 def rights_of(hub: Hub, **options) -> dict[str, tuple[bool, bool]]:
     token = hub.user("ada", orgs={"labs": "write", "guests": "read"}, **options)
-    found = token_rights(token, PLACES, endpoint=hub.endpoint)
+    found = token_rights(hub.seen(token), PLACES)
     return {name: (rights.create_and_write, rights.pull_requests) for name, rights in found.namespaces.items()}
 
 
@@ -50,10 +47,10 @@ def test_a_fine_grained_token_does_what_it_lists(hub: Hub):
 
 
 def test_what_the_token_may_do_too_much_is_said(hub: Hub):
-    wide = token_rights(hub.user("ada"), ["ada"], endpoint=hub.endpoint)
+    wide = token_rights(hub.seen(hub.user("ada")), ["ada"])
     assert "fine-grained" in wide.too_much[0]
     listed = {"ada": ("repo.write",), "work": ("repo.write",)}
-    fine = token_rights(hub.user("ada", scope="fineGrained", permissions=listed), ["ada"], endpoint=hub.endpoint)
+    fine = token_rights(hub.seen(hub.user("ada", scope="fineGrained", permissions=listed)), ["ada"])
     assert fine.too_much == ("write access to work",)
 
 
@@ -71,7 +68,7 @@ def test_what_the_token_may_do_too_much_is_said(hub: Hub):
 )
 def test_the_doctor_names_the_scopes_that_the_way_of_publishing_lacks(hub: Hub, permissions, mode, status, says):
     token = hub.user("ada", orgs={"labs": "write"}, scope="fineGrained", permissions=permissions)
-    found = next(rights_findings(token, ["labs"], hub.endpoint, mode=mode))
+    found = next(rights_findings(hub.seen(token), ["labs"], mode=mode))
     assert found.status is status
     assert says in found.remedy
     assert bool(found.remedy) == bool(says)
@@ -80,28 +77,28 @@ def test_the_doctor_names_the_scopes_that_the_way_of_publishing_lacks(hub: Hub, 
 @pytest.mark.parametrize("token", ["", "hf_wrongwrongwrong"])
 def test_no_token_and_a_wrong_one_are_refused_without_being_shown(hub: Hub, token: str):
     with pytest.raises(TokenRefused, match="HF_TOKEN") as error:
-        token_rights(token, ["ada"], endpoint=hub.endpoint, patience=PATIENCE)
+        token_rights(hub.seen(token), ["ada"])
     assert "hf_wrong" not in str(error.value)
 
 
 def test_a_target_repo_is_read_back(hub: Hub, tmp_path: Path):
     token = hub.user("ada")
-    options: dict[str, Any] = {"token": token, "endpoint": hub.endpoint, "patience": PATIENCE}
-    assert read_existing("ada/tiny-GGUF", mode="main", **options) is None
-    assert read_record("ada/tiny-GGUF", **options) is None
+    seen = hub.seen(token)
+    assert read_existing("ada/tiny-GGUF", seen, mode="main") is None
+    assert read_record("ada/tiny-GGUF", seen) is None
     release = gguf_release(tmp_path / "a", "Q8_0")
-    publish(release, mode="main", **options)
-    found = read_existing("ada/tiny-GGUF", mode="main", **options)
+    publish(release, seen, mode="main")
+    found = read_existing("ada/tiny-GGUF", seen, mode="main")
     assert found.record.variants[0].name == "Q8_0"
     assert found.card == (tmp_path / "a" / "README.md").read_text()
-    publish(gguf_release(tmp_path / "b", "Q8_0", seed=1), mode="pr", **options)
+    publish(gguf_release(tmp_path / "b", "Q8_0", seed=1), seen, mode="pr")
     hub.commit("ada/tiny-GGUF", {"README.md": "# edited in review"}, revision="refs/pr/1")
-    waiting = read_existing("ada/tiny-GGUF", mode="pr", **options)
+    waiting = read_existing("ada/tiny-GGUF", seen, mode="pr")
     assert (waiting.revision, waiting.card) == ("refs/pr/1", "# edited in review")
-    assert read_existing("ada/tiny-GGUF", mode="main", **options) == found
-    assert read_text("ada/tiny-GGUF", "nothing.md", **options) is None
+    assert read_existing("ada/tiny-GGUF", seen, mode="main") == found
+    assert read_text("ada/tiny-GGUF", "nothing.md", seen) is None
 
 
 def test_a_record_that_cannot_be_read_counts_as_none(hub: Hub):
     hub.model("ada/m", {"hubbot.json": '{"schema": 99}'})
-    assert read_record("ada/m", endpoint=hub.endpoint, patience=PATIENCE) is None
+    assert read_record("ada/m", hub.seen()) is None

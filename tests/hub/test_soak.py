@@ -12,9 +12,9 @@ from typing import Any, Literal
 import pytest
 
 from hubbot.errors import HubbotError
-from hubbot.hub.access import Patience
 from hubbot.hub.publish.publish import publish
 from hubbot.hub.publish.release import RepoRelease
+from hubbot.hub.retry import Retry
 from tests.hub import Hub
 from tests.hub.models import gguf_release, gptq_release
 
@@ -79,15 +79,15 @@ def test_no_fault_ever_leaves_half_a_release_or_makes_two(
                 order_faults(hub, chance)
                 token = hub.user("ada")
                 hub.revoke(token, after=chance.randint(3, 60))
-                patience = Patience(tries=chance.randint(1, 4), sleep=lambda _: None)
+                retry = Retry(attempts=chance.randint(1, 4), sleep=lambda _: None)
                 try:
-                    publish(release, mode=mode, token=token, endpoint=hub.endpoint, patience=patience)
+                    publish(release, hub.seen(token, retry=retry), mode=mode)
                 except HubbotError as error:
                     failures += 1
                     said.append(str(error))
                 assert_no_half_release(hub, repo, releases)
             hub.heal()
-            publish(release, mode=mode, token=hub.user("ada"), endpoint=hub.endpoint)
+            publish(release, hub.seen(hub.user("ada")), mode=mode)
             assert_no_half_release(hub, repo, releases)
             found = {p: hub.read(repo, p, head) for p in hub.files(repo, head) if p != ".gitattributes"}
             assert found == contents(hub, release)[0]
@@ -101,10 +101,11 @@ def test_no_fault_ever_leaves_half_a_release_or_makes_two(
 PROGRAM = """
 import sys
 from pathlib import Path
+from hubbot.hub.client import Hub
 from hubbot.hub.publish.publish import publish
 from tests.hub.models import gptq_release
 release = gptq_release(Path(sys.argv[3]), "gptq-4bit-128g", "gptq-8bit-128g")
-publish(release, mode=sys.argv[2], token=sys.argv[4], endpoint=sys.argv[1])
+publish(release, Hub(endpoint=sys.argv[1], token=sys.argv[4]), mode=sys.argv[2])
 """
 
 
@@ -130,7 +131,7 @@ def test_a_program_killed_at_a_commit_finishes_when_it_runs_again(
     assert ordered.hit == 1
     hub.heal()
     release = gptq_release(tmp_path / "again", "gptq-4bit-128g", "gptq-8bit-128g")
-    publish(release, mode=mode, token=token, endpoint=hub.endpoint)
+    publish(release, hub.seen(token), mode=mode)
     first = gptq_release(tmp_path / "x", "gptq-4bit-128g", "gptq-8bit-128g")
     revisions = ["main", "gptq-8bit-128g"] if mode == "main" else ["refs/pr/1"]
     for revision in revisions:

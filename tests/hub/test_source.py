@@ -30,10 +30,11 @@ from hubbot.errors import (
     TokenRefused,
     UnsafeSource,
 )
-from hubbot.hub.access import Patience
+from hubbot.hub.client import Hub as Seen
 from hubbot.hub.read import download
 from hubbot.hub.read.download import Mismatch
 from hubbot.hub.read.source import fetch, fetch_headers, resolve
+from hubbot.hub.retry import Retry
 from hubbot.model.safetensors import read_header
 from tests.hub import Hub
 from tests.hub.models import NEEDED, sharded, weights
@@ -55,17 +56,21 @@ def sleeper() -> Sleeper:
 
 
 @pytest.fixture
-def patience(sleeper: Sleeper) -> Patience:
-    return Patience(sleep=sleeper, chance=lambda: 0.5)
+def retry(sleeper: Sleeper) -> Retry:
+    return Retry(sleep=sleeper, jitter=lambda: 0.5)
 
 
 def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_fetch_brings_what_is_needed_and_leaves_the_rest(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_fetch_brings_what_is_needed_and_leaves_the_rest(hub: Hub, tmp_path: Path, retry: Retry):
     sha = hub.model("ada/tiny", sharded())
-    source = fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+    source = fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path / "in",
+    )
     assert files_in(tmp_path / "in") == NEEDED == sorted(source.files)
     for path, digest in source.files.items():
         assert hashlib.sha256((tmp_path / "in" / path).read_bytes()).hexdigest() == digest
@@ -78,30 +83,48 @@ def test_a_fetch_brings_what_is_needed_and_leaves_the_rest(hub: Hub, tmp_path: P
     assert hub.journal.count("consolidated|onnx|evil|pytorch_model") == 0
 
 
-def test_a_branch_is_pinned_to_its_commit_before_anything_is_read(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_branch_is_pinned_to_its_commit_before_anything_is_read(hub: Hub, tmp_path: Path, retry: Retry):
     first = hub.model("ada/tiny", sharded())
     # somebody commits between the look and the download
     hub.fail("GET /ada/tiny/resolve", do=lambda: hub.commit("ada/tiny", {"config.json": '{"new": 1}'}))
-    source = fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    source = fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert source.revision == first
     assert "new" not in (tmp_path / "config.json").read_text()
     assert all(f"/resolve/{first}/" in request.path for request in hub.journal.find("/resolve/"))
 
 
-def test_a_revision_may_be_a_branch_with_a_slash_a_tag_or_a_sha(hub: Hub, patience: Patience):
+def test_a_revision_may_be_a_branch_with_a_slash_a_tag_or_a_sha(hub: Hub, retry: Retry):
     sha = hub.model("ada/tiny", sharded())
     hub.commit("ada/tiny", {"config.json": "{}"})
     hub.repo("ada/tiny").refs["refs/heads/old/one"] = sha
     for revision in ("old/one", sha, "refs/heads/old/one"):
-        assert resolve("ada/tiny", revision=revision, endpoint=hub.endpoint, patience=patience).revision == sha
+        assert (
+            resolve(
+                "ada/tiny",
+                hub.seen(retry=retry),
+                revision=revision,
+            ).revision
+            == sha
+        )
     with pytest.raises(SourceNotFound, match="v9"):
-        resolve("ada/tiny", revision="v9", endpoint=hub.endpoint, patience=patience)
+        resolve(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            revision="v9",
+        )
 
 
-def test_resolving_says_how_much_there_is_to_fetch_without_fetching_it(hub: Hub, patience: Patience):
+def test_resolving_says_how_much_there_is_to_fetch_without_fetching_it(hub: Hub, retry: Retry):
     contents = sharded()
     hub.model("ada/tiny", contents)
-    found = resolve("ada/tiny", endpoint=hub.endpoint, patience=patience)
+    found = resolve(
+        "ada/tiny",
+        hub.seen(retry=retry),
+    )
     assert found.bytes == sum(len(contents[name]) for name in NEEDED)
     assert [r.path.rsplit("/", 1)[1] for r in hub.journal.find("/resolve/")] == ["model.safetensors.index.json"]
 
@@ -109,18 +132,26 @@ def test_resolving_says_how_much_there_is_to_fetch_without_fetching_it(hub: Hub,
 @pytest.mark.parametrize(
     "fault", [{"cut": "download", "after": 9000}, {"truncate": 5000}, {"cut": "before"}, {"status": 503}]
 )
-def test_a_broken_download_goes_on_and_ends_whole(hub: Hub, tmp_path: Path, patience: Patience, fault: dict):
+def test_a_broken_download_goes_on_and_ends_whole(hub: Hub, tmp_path: Path, retry: Retry, fault: dict):
     hub.model("ada/tiny", sharded())
     hub.fail("GET /storage/", times=3, **fault)
-    source = fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    source = fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert (tmp_path / "model-00001-of-00002.safetensors").read_bytes() == weights(1)
     assert sorted(source.files) == NEEDED
 
 
-def test_a_cut_download_is_continued_not_begun_again(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_cut_download_is_continued_not_begun_again(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1, rows=4096)})
     hub.fail("GET /storage/", cut="download", after=700_000)
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     first, second = hub.journal.find("GET /storage/")
     assert first.range is None
     assert int(second.range.removeprefix("bytes=").rstrip("-")) >= 600_000
@@ -130,32 +161,44 @@ def test_a_killed_fetch_goes_on_in_the_next_run(hub: Hub, tmp_path: Path):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1, rows=4096)})
     hub.fail("GET /storage/", cut="download", after=700_000)
     with pytest.raises(HubFailed):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=Patience(tries=1))
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=Retry(attempts=1)),
+            into=tmp_path,
+        )
     assert not (tmp_path / "model.safetensors").exists(), "nothing half-made bears the real name"
     hub.journal.clear()
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint)
+    fetch("ada/tiny", hub.seen(), into=tmp_path)
     assert int(hub.journal.find("GET /storage/")[0].range.removeprefix("bytes=").rstrip("-")) >= 600_000
     assert (tmp_path / "model.safetensors").read_bytes() == weights(1, rows=4096)
     hub.journal.clear()
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint)
+    fetch("ada/tiny", hub.seen(), into=tmp_path)
     assert hub.journal.count("/resolve/|/storage/") == 0, "a finished file is not fetched again"
 
 
-def test_a_corrupt_file_is_fetched_once_more_and_then_right(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_corrupt_file_is_fetched_once_more_and_then_right(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", sharded())
     hub.fail("GET /storage/", corrupt=5000)
     hub.fail("GET /api/resolve-cache/.*/config.json", corrupt=3)
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert (tmp_path / "model-00001-of-00002.safetensors").read_bytes() == weights(1)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("what", ["GET /storage/", "GET /api/resolve-cache/.*/config.json"])
-def test_a_file_that_stays_corrupt_is_refused_and_not_kept(hub: Hub, tmp_path: Path, patience: Patience, what: str):
+def test_a_file_that_stays_corrupt_is_refused_and_not_kept(hub: Hub, tmp_path: Path, retry: Retry, what: str):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
     hub.fail(what, corrupt=1, times=None)
     with pytest.raises(SourceRefused, match="arrived twice with other content"):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=tmp_path,
+        )
     assert hub.journal.count(what) == 2
     assert not any(
         path.name in ("model.safetensors", "config.json") and "storage" in what for path in tmp_path.glob("*.s*")
@@ -164,7 +207,7 @@ def test_a_file_that_stays_corrupt_is_refused_and_not_kept(hub: Hub, tmp_path: P
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_download_that_goes_on_past_its_end_is_fetched_once_more_and_then_refused(
-    hub: Hub, tmp_path: Path, patience: Patience, monkeypatch, times: int
+    hub: Hub, tmp_path: Path, retry: Retry, monkeypatch, times: int
 ):
     hub.model("ada/tiny", sharded())
     genuine, left = download._stream, [times]
@@ -179,14 +222,18 @@ def test_a_download_that_goes_on_past_its_end_is_fetched_once_more_and_then_refu
 
     monkeypatch.setattr(download, "_stream", stream)
     with contextlib.nullcontext() if times == 1 else pytest.raises(Mismatch, match="arrived twice"):
-        fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=tmp_path / "in",
+        )
     assert hub.journal.count("GET /ada/tiny/resolve/.*/model-00001") == 2
 
 
-def test_a_signal_ends_a_fetch_at_once_and_the_next_goes_on_from_there(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_signal_ends_a_fetch_at_once_and_the_next_goes_on_from_there(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", {**sharded(), "model-00001-of-00002.safetensors": weights(1, rows=16_384)})  # 4 MiB
     hub.fail("GET /storage", times=None, drip=0.2)  # 13 s if somebody waits for it
-    part = tmp_path / "in" / ".parts" / "model-00001-of-00002.safetensors"
+    part = tmp_path / "in" / ".unfinished" / "model-00001-of-00002.safetensors"
 
     def ask() -> None:
         while not part.exists() or part.stat().st_size == 0:
@@ -195,103 +242,171 @@ def test_a_signal_ends_a_fetch_at_once_and_the_next_goes_on_from_there(hub: Hub,
 
     threading.Thread(target=ask).start()
     with on_signals() as stop, pytest.raises(Stopped), stop.breakable():
-        fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=tmp_path / "in",
+        )
     assert 0 < part.stat().st_size < 2**22, "it waited for the whole download"
     hub.heal()
     for thread in threading.enumerate():
         if thread.name == "fetch":
             thread.join()
     hub.journal.clear()
-    fetch("ada/tiny", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path / "in",
+    )
     assert any(request.range for request in hub.journal.find("GET /storage"))
 
 
-def test_an_altered_file_on_the_disk_is_fetched_again(hub: Hub, tmp_path: Path, patience: Patience):
+def test_an_altered_file_on_the_disk_is_fetched_again(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     damaged = bytearray(weights(1))
     damaged[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(damaged)
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert (tmp_path / "model.safetensors").read_bytes() == weights(1)
 
 
-def test_a_newer_revision_leaves_no_file_of_the_older_behind(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_newer_revision_leaves_no_file_of_the_older_behind(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", sharded())
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     hub.commit("ada/tiny", {"chat_template.jinja": None, "config.json": "{}"})
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert files_in(tmp_path) == [name for name in NEEDED if name != "chat_template.jinja"]
 
 
-def test_waits_are_as_long_as_the_hub_asks_and_bounded(hub: Hub, tmp_path: Path, patience: Patience, sleeper: Sleeper):
+def test_waits_are_as_long_as_the_hub_asks_and_bounded(hub: Hub, tmp_path: Path, retry: Retry, sleeper: Sleeper):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
     hub.fail("GET /ada/tiny/resolve/.*model.safetensors", status=429, retry_after=40)
     hub.fail("GET /ada/tiny/resolve/.*config.json", status=429, ratelimit=55)
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert sorted(sleeper.slept) == [41.5, 56.5]
     hub.fail("GET /api/models/ada/tiny", status=429, retry_after=100_000, times=None)
     with pytest.raises(HubFailed, match="100000 s"):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=tmp_path,
+        )
 
 
-def test_a_hub_that_stays_down_is_given_up(hub: Hub, tmp_path: Path, patience: Patience, sleeper: Sleeper):
+def test_a_hub_that_stays_down_is_given_up(hub: Hub, tmp_path: Path, retry: Retry, sleeper: Sleeper):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
     hub.fail("GET /storage/", status=500, times=None)
     with pytest.raises(HubFailed, match="500"):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
-    assert hub.journal.count("GET /storage/") == patience.tries
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=tmp_path,
+        )
+    assert hub.journal.count("GET /storage/") == retry.attempts
 
 
 # --- who may --------------------------------------------------------------------------------------------
 
 
-def test_private_repos_come_with_a_token_and_are_missing_without(hub: Hub, tmp_path: Path, patience: Patience):
+def test_private_repos_come_with_a_token_and_are_missing_without(hub: Hub, tmp_path: Path, retry: Retry):
     token = hub.user("ada")
     hub.model("ada/secret", {"config.json": "{}", "model.safetensors": weights(1)}, private=True)
-    fetch("ada/secret", into=tmp_path, endpoint=hub.endpoint, token=token, patience=patience)
+    fetch(
+        "ada/secret",
+        hub.seen(token, retry=retry),
+        into=tmp_path,
+    )
     for other in (None, hub.user("bob")):
         with pytest.raises(SourceNotFound, match="no ada/secret, or hides it"):
-            fetch("ada/secret", into=tmp_path / "x", endpoint=hub.endpoint, token=other, patience=patience)
+            fetch(
+                "ada/secret",
+                hub.seen(other, retry=retry),
+                into=tmp_path / "x",
+            )
 
 
-def test_a_gated_repo_says_where_to_accept_its_terms(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_gated_repo_says_where_to_accept_its_terms(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/gated", {"config.json": "{}", "model.safetensors": weights(1)}, gated="auto")
     for token in (None, hub.user("bob")):
         with pytest.raises(SourceNotFound, match=f"gated. Accept its terms at {hub.endpoint}/ada/gated"):
-            fetch("ada/gated", into=tmp_path, endpoint=hub.endpoint, token=token, patience=patience)
+            fetch(
+                "ada/gated",
+                hub.seen(token, retry=retry),
+                into=tmp_path,
+            )
     hub.repo("ada/gated").access["bob"] = "accepted"
-    source = fetch("ada/gated", into=tmp_path, endpoint=hub.endpoint, token=hub.user("bob"), patience=patience)
+    source = fetch(
+        "ada/gated",
+        hub.seen(hub.user("bob"), retry=retry),
+        into=tmp_path,
+    )
     assert source.gated
 
 
-def test_a_wrong_token_is_named_as_the_reason_but_never_shown(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_wrong_token_is_named_as_the_reason_but_never_shown(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
     secret = "hf_wrongwrongwrongwrong"
     with pytest.raises(TokenRefused) as error:
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, token=secret, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(secret, retry=retry),
+            into=tmp_path,
+        )
     assert secret not in str(error.value)
 
 
-def test_a_token_revoked_half_way_ends_the_fetch_with_the_reason(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_token_revoked_half_way_ends_the_fetch_with_the_reason(hub: Hub, tmp_path: Path, retry: Retry):
     token = hub.user("ada")
     hub.model("ada/tiny", sharded(), private=True)
     hub.revoke(token, after=6)
     with pytest.raises(TokenRefused, match="revoked"):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, token=token, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(token, retry=retry),
+            into=tmp_path,
+        )
 
 
-def test_a_repo_deleted_half_way_ends_the_fetch_with_the_reason(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_repo_deleted_half_way_ends_the_fetch_with_the_reason(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/tiny", sharded())
     hub.fail("GET /ada/tiny/resolve/.*00001", do=lambda: hub.delete_repo("ada/tiny"))
     with pytest.raises(SourceNotFound):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, token=hub.user("bob"), patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(hub.user("bob"), retry=retry),
+            into=tmp_path,
+        )
 
 
-def test_no_token_of_the_environment_is_ever_sent(hub: Hub, tmp_path: Path, patience: Patience, monkeypatch):
+def test_no_token_of_the_environment_is_ever_sent(hub: Hub, tmp_path: Path, retry: Retry, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.user("ada"))
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
-    fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert not any(request.with_token for request in hub.journal.requests)
 
 
@@ -318,45 +433,57 @@ def test_no_token_of_the_environment_is_ever_sent(hub: Hub, tmp_path: Path, pati
     ],
 )
 def test_a_repo_without_a_sound_model_is_refused_before_the_download(
-    hub: Hub, tmp_path: Path, patience: Patience, contents: dict, error: type[HubbotError], words: str
+    hub: Hub, tmp_path: Path, retry: Retry, contents: dict, error: type[HubbotError], words: str
 ):
     hub.model("ada/bad", {"config.json": "{}", **contents})
     with pytest.raises(error, match=words):
-        fetch("ada/bad", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/bad",
+            hub.seen(retry=retry),
+            into=tmp_path / "in",
+        )
     assert not (tmp_path / "in").exists()
 
 
-def test_pickles_are_fetched_on_request_alone(hub: Hub, tmp_path: Path, patience: Patience):
+def test_pickles_are_fetched_on_request_alone(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/old", {"config.json": "{}", "pytorch_model.bin": b"\x80\0", "evil.py": "x"})
-    source = fetch("ada/old", into=tmp_path, endpoint=hub.endpoint, patience=patience, allow_pickle=True)
+    source = fetch("ada/old", hub.seen(retry=retry), into=tmp_path, allow_pickle=True)
     assert sorted(source.files) == ["config.json", "pytorch_model.bin"]
 
 
-def test_paths_that_lead_out_of_the_folder_are_refused(hub: Hub, tmp_path: Path, patience: Patience):
+def test_paths_that_lead_out_of_the_folder_are_refused(hub: Hub, tmp_path: Path, retry: Retry):
     hub.model("ada/bad", {"config.json": "{}", "model.safetensors": weights(1)})
     repo = hub.repo("ada/bad")
     commit = repo.commit_at("main")
     cast("dict[str, Any]", commit.files)["../../escape.json"] = commit.files["config.json"]
     with pytest.raises(UnsafeSource, match="no plain path"):
-        fetch("ada/bad", into=tmp_path / "in", endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/bad",
+            hub.seen(retry=retry),
+            into=tmp_path / "in",
+        )
     assert files_in(tmp_path) == []
 
 
 def test_names_that_are_no_ids_are_refused_without_a_request(hub: Hub, tmp_path: Path):
     for name in ("tiny", "a/b/c", "../x/y", "ada/ti ny", "ada/" + "x" * 200, ""):
         with pytest.raises((SourceNotFound, SourceRefused)):
-            fetch(name, into=tmp_path, endpoint=hub.endpoint)
+            fetch(name, hub.seen(), into=tmp_path)
     assert hub.journal.requests == []
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_the_download(
-    hub: Hub, tmp_path: Path, patience: Patience, monkeypatch
+    hub: Hub, tmp_path: Path, retry: Retry, monkeypatch
 ):
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors": weights(1)})
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("hubbot.hub.read.source.shutil.disk_usage", lambda _: usage)
     with pytest.raises(BudgetExceeded, match="Make room"):
-        fetch("ada/tiny", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=tmp_path,
+        )
     assert hub.journal.count("/resolve/") == 0
 
 
@@ -371,29 +498,43 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills_up_half_way_is_said_and_gone_on_with(
-    hub: Hub, small_disk: Path, patience: Patience, monkeypatch
-):
+def test_a_disk_that_fills_up_half_way_is_said_and_gone_on_with(hub: Hub, small_disk: Path, retry: Retry, monkeypatch):
     contents = {f"model-0000{i}-of-00002.safetensors": weights(i, rows=2600) for i in (1, 2)}
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     hub.model("ada/tiny", {"config.json": "{}", "model.safetensors.index.json": json.dumps(index), **contents})
     usage = type("Usage", (), {"free": 10**12})  # somebody else takes the room after we have looked
     monkeypatch.setattr("hubbot.hub.read.source.shutil.disk_usage", lambda _: usage)
     with pytest.raises(BudgetExceeded, match=r"disk .* is full"):
-        fetch("ada/tiny", into=small_disk, endpoint=hub.endpoint, patience=patience)
+        fetch(
+            "ada/tiny",
+            hub.seen(retry=retry),
+            into=small_disk,
+        )
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    fetch("ada/tiny", into=small_disk, endpoint=hub.endpoint, patience=patience)
+    fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=small_disk,
+    )
     assert (small_disk / "model-00002-of-00002.safetensors").read_bytes() == weights(2, rows=2600)
 
 
 # --- headers --------------------------------------------------------------------------------------------
 
 
-def test_a_header_snapshot_has_every_header_and_takes_no_room(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_header_snapshot_has_every_header_and_takes_no_room(hub: Hub, tmp_path: Path, retry: Retry):
     contents = {**sharded(), "model-00001-of-00002.safetensors": weights(1, rows=20_000)}
     hub.model("ada/tiny", contents)
-    source = fetch_headers("ada/tiny", into=tmp_path / "heads", endpoint=hub.endpoint, patience=patience)
-    whole = fetch("ada/tiny", into=tmp_path / "whole", endpoint=hub.endpoint, patience=patience)
+    source = fetch_headers(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path / "heads",
+    )
+    whole = fetch(
+        "ada/tiny",
+        hub.seen(retry=retry),
+        into=tmp_path / "whole",
+    )
     assert source.files == whole.files
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         sparse = tmp_path / "heads" / name
@@ -403,23 +544,29 @@ def test_a_header_snapshot_has_every_header_and_takes_no_room(hub: Hub, tmp_path
     assert (tmp_path / "heads" / "config.json").read_bytes() == (tmp_path / "whole" / "config.json").read_bytes()
 
 
-def test_a_long_header_is_read_whole(hub: Hub, tmp_path: Path, patience: Patience):
+def test_a_long_header_is_read_whole(hub: Hub, tmp_path: Path, retry: Retry):
     import numpy as np
     from safetensors.numpy import save
 
     many = save({f"model.layers.{i}.some.rather.long.name.weight": np.zeros(4, np.float32) for i in range(2000)})
     hub.model("ada/many", {"config.json": "{}", "model.safetensors": many})
-    fetch_headers("ada/many", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+    fetch_headers(
+        "ada/many",
+        hub.seen(retry=retry),
+        into=tmp_path,
+    )
     assert len(read_header(tmp_path / "model.safetensors")) == 2000
 
 
 @pytest.mark.parametrize("length", [100 * 10**9, 10**8 + 1, 2**63, 10_000])
-def test_a_header_longer_than_allowed_or_than_its_file_is_refused(
-    hub: Hub, tmp_path: Path, patience: Patience, length: int
-):
+def test_a_header_longer_than_allowed_or_than_its_file_is_refused(hub: Hub, tmp_path: Path, retry: Retry, length: int):
     hub.model("ada/bad", {"config.json": "{}", "model.safetensors": struct.pack("<Q", length) + b"{}" + bytes(100)})
     with pytest.raises(UnsafeSource, match="claims a header"):
-        fetch_headers("ada/bad", into=tmp_path, endpoint=hub.endpoint, patience=patience)
+        fetch_headers(
+            "ada/bad",
+            hub.seen(retry=retry),
+            into=tmp_path,
+        )
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -436,7 +583,7 @@ def write(folder: Path, contents: dict[str, bytes | str]) -> Path:
 
 def test_a_local_folder_is_used_where_it_lies(tmp_path: Path):
     folder = write(tmp_path / "model", {"config.json": "{}", "model.safetensors": weights(1)})
-    source = fetch(str(folder), into=tmp_path / "in")
+    source = fetch(str(folder), Seen(), into=tmp_path / "in")
     assert (source.folder, source.repo, source.revision) == (str(folder), None, None)
     assert source.files["model.safetensors"] == hashlib.sha256(weights(1)).hexdigest()
     assert not (tmp_path / "in").exists()
@@ -447,7 +594,7 @@ def test_links_out_of_a_local_folder_are_refused(tmp_path: Path):
     write(tmp_path, {"secret.safetensors": weights(1)})
     (folder / "model.safetensors").symlink_to(tmp_path / "secret.safetensors")
     with pytest.raises(UnsafeSource, match="symbolic link"):
-        fetch(str(folder), into=tmp_path / "in")
+        fetch(str(folder), Seen(), into=tmp_path / "in")
 
 
 def test_a_snapshot_of_the_clients_cache_is_gathered(hub: Hub, tmp_path: Path):
@@ -455,16 +602,16 @@ def test_a_snapshot_of_the_clients_cache_is_gathered(hub: Hub, tmp_path: Path):
 
     hub.model("ada/tiny", sharded())
     snapshot = snapshot_download("ada/tiny", endpoint=hub.endpoint, cache_dir=tmp_path / "cache", token=False)
-    source = fetch(snapshot, into=tmp_path / "in")
+    source = fetch(snapshot, Seen(), into=tmp_path / "in")
     assert not any(path.is_symlink() for path in Path(source.folder).iterdir())
     assert (Path(source.folder) / "model-00001-of-00002.safetensors").read_bytes() == weights(1)
     (Path(snapshot) / "tokenizer.json").symlink_to("/etc/passwd")
     with pytest.raises(UnsafeSource, match="leaves the cache"):
-        fetch(snapshot, into=tmp_path / "in2")
+        fetch(snapshot, Seen(), into=tmp_path / "in2")
 
 
 def test_a_missing_folder_and_a_revision_of_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(SourceNotFound, match="no folder"):
-        fetch("./nothing/here", into=tmp_path)
+        fetch("./nothing/here", Seen(), into=tmp_path)
     with pytest.raises(SourceRefused, match="no revision"):
-        fetch(str(tmp_path), revision="main", into=tmp_path / "in")
+        fetch(str(tmp_path), Seen(), revision="main", into=tmp_path / "in")

@@ -14,13 +14,14 @@ import pytest
 
 from hubbot.domain import Text
 from hubbot.errors import BadText, HubFailed, TokenRefused
-from hubbot.hub.access import Patience
+from hubbot.hub.client import Hub as Seen
 from hubbot.hub.read.datasets import fetch_text
+from hubbot.hub.retry import Retry
 from hubbot.settings import CalibrationSettings, EvaluationSettings
 from tests.hub import Hub
 
 ROWS = ["", " = Title = \n", "", " Some text . \n", "More."]
-PATIENCE = Patience(tries=3, sleep=lambda _: None)
+RETRY = Retry(attempts=3, sleep=lambda _: None)
 
 
 def parquet(rows: list, column: str = "text") -> bytes:
@@ -60,13 +61,13 @@ def rows(text: Text) -> list[str]:
 @pytest.mark.slow
 def test_wikitext_comes_whole_with_its_empty_rows_at_the_pinned_commit(hub: Hub, tmp_path: Path):
     sha = add_wikitext(hub)
-    text = fetch_text(EvaluationSettings(), into=tmp_path, characters=None, endpoint=hub.endpoint, patience=PATIENCE)
+    text = fetch_text(EvaluationSettings(), into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
     assert rows(text) == ROWS
     assert (text.name, text.revision) == ("Salesforce/wikitext:wikitext-2-raw-v1:test", sha)
     assert text.sha256 == hashlib.sha256(text.path.read_bytes()).hexdigest()
     assert all(sha in r.path for r in hub.journal.find("/datasets/Salesforce/wikitext/resolve/"))
     hub.journal.clear()
-    again = fetch_text(EvaluationSettings(), into=tmp_path, characters=None, endpoint=hub.endpoint, patience=PATIENCE)
+    again = fetch_text(EvaluationSettings(), into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
     assert again == text
     assert len(hub.journal.requests) == 1, "only the commit is asked for again"
 
@@ -74,7 +75,7 @@ def test_wikitext_comes_whole_with_its_empty_rows_at_the_pinned_commit(hub: Hub,
 @pytest.mark.slow
 def test_c4_is_streamed_only_as_far_as_needed(hub: Hub, tmp_path: Path):
     add_c4(hub)
-    text = fetch_text(CalibrationSettings(), into=tmp_path, characters=500, endpoint=hub.endpoint, patience=PATIENCE)
+    text = fetch_text(CalibrationSettings(), into=tmp_path, characters=500, hub=hub.seen(retry=RETRY))
     assert rows(text)[:2] == ["document 0 0", "document 0 1"]
     assert 500 <= sum(map(len, rows(text))) < 520
     assert hub.journal.count("c4-train.0000[12]") == 0
@@ -95,14 +96,12 @@ def test_private_datasets_come_with_a_token_that_no_process_shows(hub: Hub, tmp_
     monkeypatch.setattr("hubbot.hub.read.datasets.subprocess.run", watched)
     monkeypatch.setenv("HF_TOKEN", token)
     section = EvaluationSettings()
-    fetch_text(section, into=tmp_path, characters=None, endpoint=hub.endpoint, token=token, patience=PATIENCE)
+    fetch_text(section, into=tmp_path, characters=None, hub=hub.seen(token, retry=RETRY))
     assert token not in str(seen)
     with pytest.raises(BadText, match="no dataset"):
-        fetch_text(section, into=tmp_path / "x", characters=None, endpoint=hub.endpoint, patience=PATIENCE)
+        fetch_text(section, into=tmp_path / "x", characters=None, hub=hub.seen(retry=RETRY))
     with pytest.raises(TokenRefused):
-        fetch_text(
-            section, into=tmp_path, characters=None, endpoint=hub.endpoint, token="hf_wrongwrong", patience=PATIENCE
-        )
+        fetch_text(section, into=tmp_path, characters=None, hub=hub.seen("hf_wrongwrong", retry=RETRY))
 
 
 @pytest.mark.slow
@@ -119,9 +118,7 @@ def test_private_datasets_come_with_a_token_that_no_process_shows(hub: Hub, tmp_
 def test_what_a_dataset_lacks_is_named(hub: Hub, tmp_path: Path, section: dict, words: str):
     add_wikitext(hub)
     with pytest.raises(BadText, match=words):
-        fetch_text(
-            EvaluationSettings(**section), into=tmp_path, characters=None, endpoint=hub.endpoint, patience=PATIENCE
-        )
+        fetch_text(EvaluationSettings(**section), into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
     assert list(tmp_path.glob("*.jsonl")) == []
 
 
@@ -129,32 +126,23 @@ def test_missing_datasets_and_revisions_are_bad_texts(hub: Hub, tmp_path: Path):
     add_wikitext(hub)
     for section in ({"dataset": "ada/nothing"}, {"revision": "v9"}):
         with pytest.raises(BadText, match="The Hub has no dataset"):
-            fetch_text(
-                EvaluationSettings(**section), into=tmp_path, characters=None, endpoint=hub.endpoint, patience=PATIENCE
-            )
+            fetch_text(EvaluationSettings(**section), into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
     with pytest.raises(BadText, match="neither a file nor"):
-        fetch_text(EvaluationSettings(dataset="wikitext"), into=tmp_path, characters=None, endpoint=hub.endpoint)
+        fetch_text(EvaluationSettings(dataset="wikitext"), into=tmp_path, characters=None, hub=hub.seen())
 
 
 @pytest.mark.slow
 def test_a_gated_dataset_says_where_to_accept_its_terms(hub: Hub, tmp_path: Path):
     add_wikitext(hub, gated="auto")
     with pytest.raises(BadText, match=f"terms at {hub.endpoint}/datasets/Salesforce/wikitext"):
-        fetch_text(
-            EvaluationSettings(),
-            into=tmp_path,
-            characters=None,
-            endpoint=hub.endpoint,
-            token=hub.user("bob"),
-            patience=PATIENCE,
-        )
+        fetch_text(EvaluationSettings(), into=tmp_path, characters=None, hub=hub.seen(hub.user("bob"), retry=RETRY))
 
 
 @pytest.mark.slow
 def test_a_passing_fault_while_streaming_is_waited_out(hub: Hub, tmp_path: Path):
     add_wikitext(hub)
     hub.fail("GET /api/datasets/.*/tree/", times=1, status=500)
-    text = fetch_text(EvaluationSettings(), into=tmp_path, characters=None, endpoint=hub.endpoint, patience=PATIENCE)
+    text = fetch_text(EvaluationSettings(), into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
     assert rows(text) == ROWS
 
 
@@ -162,7 +150,7 @@ def test_a_hub_that_is_down_is_not_a_bad_text(hub: Hub, tmp_path: Path):
     add_wikitext(hub)
     hub.fail("GET /api/datasets", times=None, status=503)
     with pytest.raises(HubFailed):
-        fetch_text(EvaluationSettings(), into=tmp_path, characters=None, endpoint=hub.endpoint, patience=PATIENCE)
+        fetch_text(EvaluationSettings(), into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
 
 
 # --- local ------------------------------------------------------------------------------------------------
@@ -177,14 +165,14 @@ def test_local_files_of_every_kind_give_their_rows(tmp_path: Path):
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "n": 1}\n')
     (tmp_path / "c.parquet").write_bytes(parquet(["one", "", "two"], column="body"))
     got = {
-        name: fetch_text(local(tmp_path / name, column=column), into=tmp_path / "in", characters=None)
+        name: fetch_text(local(tmp_path / name, column=column), into=tmp_path / "in", characters=None, hub=Seen())
         for name, column in (("a.txt", "text"), ("b.jsonl", "text"), ("c.parquet", "body"))
     }
     assert rows(got["a.txt"]) == ["Grüße\n\nzwei"]
     assert rows(got["b.jsonl"]) == ["one", "two"]
     assert rows(got["c.parquet"]) == ["one", "", "two"]
     assert (got["a.txt"].name, got["a.txt"].revision) == ("a.txt", None)
-    assert rows(fetch_text(local(tmp_path / "b.jsonl"), into=tmp_path / "in", characters=2)) == ["one"]
+    assert rows(fetch_text(local(tmp_path / "b.jsonl"), into=tmp_path / "in", characters=2, hub=Seen())) == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +194,11 @@ def test_local_files_of_every_kind_give_their_rows(tmp_path: Path):
 def test_files_that_hold_no_text_are_refused_with_the_place(tmp_path: Path, name: str, content: bytes, words: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadText, match=words):
-        fetch_text(local(tmp_path / name), into=tmp_path / "in", characters=None)
+        fetch_text(local(tmp_path / name), into=tmp_path / "in", characters=None, hub=Seen())
 
 
 def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path):
     with pytest.raises(BadText, match="does not exist"):
-        fetch_text(local(tmp_path / "a.jsonl"), into=tmp_path / "in", characters=None, endpoint="http://127.0.0.1:9")
+        fetch_text(
+            local(tmp_path / "a.jsonl"), into=tmp_path / "in", characters=None, hub=Seen(endpoint="http://127.0.0.1:9")
+        )

@@ -152,7 +152,7 @@ def test_a_model_of_the_hub_is_fetched_made_and_published_once(
     hub.model("ada/tiny", tiny_model("llama"))
     asked = {"variants": "Q8_0,gptq-4bit-64g,gptq-8bit-64g,bnb-nf4", "publish.mode": "pr", "publish.namespace": "ada"}
     settings = load_settings(None, {**flags(tmp_path), **asked})
-    job = Run(model="ada/tiny", settings=settings, token=token, endpoint=hub.endpoint)
+    job = Run(model="ada/tiny", settings=settings, hub=hub.seen(token))
     finished = pipeline.run(job, unconfined)
     assert finished.record.source.repo == "ada/tiny"
     assert {receipt.repo_id: receipt.status for receipt in finished.receipts} == {

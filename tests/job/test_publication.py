@@ -94,7 +94,7 @@ def test_every_repo_holds_the_sources_licence_texts(tmp_path: Path, hub: Hub) ->
     keep_licences(small.source, out)
     write_record(small, out)
     settings = load_settings(None, {"publish.mode": "main", "publish.namespace": "ada"})
-    release(small, settings, out=out, token=hub.user("ada"), endpoint=hub.endpoint)
+    release(small, settings, hub.seen(hub.user("ada")), out=out)
     for repo in ("ada/Testling-1B-GGUF", "ada/Testling-1B-bnb-4bit"):
         held = {name: hub.read(repo, name).decode() for name in hub.files(repo) if name.split(".")[0].isupper()}
         assert {name: text for name, text in held.items() if name != "README.md"} == {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hubbot.bot.ledger.store import Ledger
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 
 DAY = 86_400.0
 QUEUE = "queue"  # the taker of events that `hubbot watch` takes up itself
@@ -106,7 +106,7 @@ def undelivered(
     ledger: Ledger, group: Sequence[Accepted], error: BaseException, *, secrets: Sequence[str] = ()
 ) -> None:
     """A try to deliver a model's events failed: all wait for the next try; those that waited longest are given up."""
-    now, text = ledger.now(), mask(str(error), *secrets)[:1000]
+    now, text = ledger.now(), redact(str(error), *secrets)[:1000]
     fewest = min(accepted.failures for accepted in group)
     due = now + _DELAYS[min(fewest, len(_DELAYS) - 1)]
     with ledger.transaction() as db:

@@ -10,7 +10,7 @@ from hubbot.bot.ledger.alive import lives
 from hubbot.bot.ledger.rows import JobRow, JobState
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.verdicts import Verdict
-from hubbot.log.redact import mask
+from hubbot.log.redact import redact
 
 HOUR = 3600.0
 DELAYS = (HOUR, 6 * HOUR, 24 * HOUR)  # after the first, second and third failure; the next one parks the job
@@ -120,7 +120,7 @@ def fail(
     secrets: Sequence[str] = (),
 ) -> bool:
     """The job failed: it waits, each time longer, then is parked; at once with `park`, for what will not change."""
-    text = mask(str(error), *secrets)[:LONGEST_ERROR]
+    text = redact(str(error), *secrets)[:LONGEST_ERROR]
     with ledger.transaction() as db:
         _end(db, claim, "failed", seconds, type(error).__name__, text)
         return _back_off(db, claim, text, ledger.now(), park=park, delays=delays)

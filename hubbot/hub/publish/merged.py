@@ -7,25 +7,20 @@ from collections.abc import Mapping
 
 from huggingface_hub import CommitOperationCopy, CommitOperationDelete
 
-from hubbot.hub.access import Patience, speaking_plainly, status_of
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.publish.places import ensure_branch
 from hubbot.hub.publish.pulls import Pull, Pulls
-from hubbot.hub.publish.release import MAIN, Pace, RepoRelease, kept
+from hubbot.hub.publish.release import MAIN, RepoRelease
 from hubbot.hub.publish.target import Target, Tree
+from hubbot.hub.retry import status_of
 
 __all__ = ["finish_merged"]
 
 _REVISION = re.compile(r"\[branch ([A-Za-z0-9][\w.-]*)\]$")  # how `publish` titles the commits of other revisions
 
 
-def finish_merged(
-    repo_id: str,
-    *,
-    token: str,
-    endpoint: str | None = None,
-    patience: Patience | None = None,
-    pace: Pace | None = None,
-) -> Mapping[str, str]:
+def finish_merged(repo_id: str, hub: Hub) -> Mapping[str, str]:
     """Bring every revision of our merged pull request to the branch of its name, if it is not there.
 
     A missing branch begins at the pull request's commit; one of an older release gets a commit that copies
@@ -33,10 +28,8 @@ def finish_merged(
     not hold what the newest pull request of ours offered.
     Raises TokenRefused, HubFailed.
     """
-    patience = patience or Patience()
-    release = RepoRelease(repo_id=repo_id, branches={}, title="")
-    target = Target(release, token, endpoint, patience, pace or kept(patience.sleep))
-    with speaking_plainly(repo_id, token=token, endpoint=endpoint):
+    target = Target(RepoRelease(repo_id=repo_id, branches={}, title=""), hub)
+    with translated_hub_errors(repo_id, hub):
         main = target.tree(target.refs()[MAIN])
         pull = Pulls(target).latest()
         if pull is None or pull.status != "merged" or main.record is None:
@@ -56,7 +49,7 @@ def _offered(target: Target, pull: Pull, main: Tree) -> dict[str, Tree]:
     """Revision -> the newest commit of the pull request that holds it as part of main's release."""
     wanted = target.fingerprint(main.record)
     found: dict[str, Tree] = {}
-    history = target.patience.insist(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
+    history = target.retry(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
     for commit in history:
         name = _REVISION.search(commit.title)
         if name and name[1] not in found:
@@ -74,7 +67,7 @@ def _same(one: Tree, other: Tree) -> bool:
 
 def _copy(target: Target, revision: str, offered: Tree) -> str:
     """One commit that makes a branch hold what a commit of the same repo holds; large files are not moved."""
-    for attempt in range(target.patience.tries):
+    for attempt in range(target.retry.attempts):
         head = target.tree(target.refs()[revision])
         if _same(head, offered):
             return head.sha
@@ -85,7 +78,7 @@ def _copy(target: Target, revision: str, offered: Tree) -> str:
             or (file.sha256, file.blob_id) != (head.files[path].sha256, head.files[path].blob_id)
         ]
         gone = [CommitOperationDelete(path, is_folder=False) for path in head.files.keys() - offered.files.keys()]
-        target.pace.take()
+        target.hub.commits.acquire()
         try:
             info = target.api.create_commit(
                 target.repo_id,
@@ -95,7 +88,7 @@ def _copy(target: Target, revision: str, offered: Tree) -> str:
                 parent_commit=head.sha,
             )
         except Exception as error:
-            if status_of(error) != 412 and not target.patience.pause(attempt, error):
+            if status_of(error) != 412 and not target.retry.back_off(attempt, error):
                 raise
         else:
             return str(info.oid)

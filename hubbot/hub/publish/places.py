@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from hubbot.hub.access import status_of
 from hubbot.hub.publish.target import Target
+from hubbot.hub.retry import status_of
 
 __all__ = ["ensure_branch", "ensure_repo"]
 
 
 def ensure_repo(target: Target) -> bool:
     """Make the repo if it is not there; True if so. Two makers at once end with one repo."""
-    for attempt in range(target.patience.tries):
+    for attempt in range(target.retry.attempts):
         try:
-            if target.patience.insist(lambda: target.api.repo_exists(target.repo_id)):
+            if target.retry(lambda: target.api.repo_exists(target.repo_id)):
                 return False
             target.api.create_repo(target.repo_id, private=target.release.private)
         except Exception as error:
             if status_of(error) == 409:
                 return False
-            if not target.patience.pause(attempt, error):
+            if not target.retry.back_off(attempt, error):
                 raise
         else:
             return True
@@ -27,13 +27,13 @@ def ensure_repo(target: Target) -> bool:
 
 def ensure_branch(target: Target, revision: str, start: str | None = None) -> None:
     """Make a branch at a commit, by default at the repo's first one, which holds no files of anybody."""
-    for attempt in range(target.patience.tries):
+    for attempt in range(target.retry.attempts):
         try:
             if revision in target.refs():
                 return
             start = start or target.api.list_repo_commits(target.repo_id)[-1].commit_id
-            target.pace.take()
+            target.hub.commits.acquire()
             target.api.create_branch(target.repo_id, branch=revision, revision=start)
         except Exception as error:
-            if status_of(error) != 409 and not target.patience.pause(attempt, error):
+            if status_of(error) != 409 and not target.retry.back_off(attempt, error):
                 raise

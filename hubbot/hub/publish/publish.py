@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,30 +9,27 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-from hubbot.domain import Record
+from hubbot.domain import HUB_ID, Record
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, SourceRefused, TokenRefused
-from hubbot.hub.access import Patience, speaking_plainly
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.publish.places import ensure_branch, ensure_repo
 from hubbot.hub.publish.pulls import Pull, Pulls
-from hubbot.hub.publish.release import LocalFile, Pace, Published, Receipt, RepoRelease, hash_files, kept, need_files
+from hubbot.hub.publish.release import LocalFile, Published, Receipt, RepoRelease, hash_files, need_files
 from hubbot.hub.publish.target import CARD, Target, Tree, compared, land, outdated, same
 from hubbot.record.file import FILE_NAME, from_json
 
 __all__ = ["publish"]
 
 MOST_ROUNDS = 5  # times that another machine may mix its bytes into a release of several branches before we give in
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def publish(
     release: RepoRelease,
+    hub: Hub,
     *,
     mode: Literal["pr", "main"],
-    token: str,
-    endpoint: str | None = None,
     force: bool = False,
-    patience: Patience | None = None,
-    pace: Pace | None = None,
     xet: bool | None = None,
 ) -> Receipt:
     """Bring a release to the Hub; called again, it goes on or finds that nothing is left to do.
@@ -41,18 +37,16 @@ def publish(
     mode main: one commit on each revision, the base last. mode pr: one pull request, which holds the base's files at
     its head and the other revisions as commits below; once it is merged, the next call makes the branches.
     The same fingerprint in the repo's hubbot.json means: done, unless `force`.
-    pace: the budget of commits; None: the one that is kept here. xet: use the client's xet protocol for
-    uploads; None: where the server offers it.
+    xet: use the client's xet protocol for uploads; None: where the server offers it.
     Raises TokenRefused, PublishConflict, HubFailed.
     """
-    if not _ID.fullmatch(release.repo_id):
+    if not HUB_ID.fullmatch(release.repo_id):
         raise BadSettings(f"{release.repo_id!r} is no repo to publish to. Name the owner with --namespace.")
-    if not token:
+    if not hub.token:
         raise TokenRefused("Publishing needs a token. Set HF_TOKEN to one that may write, or leave --publish out.")
-    patience = patience or Patience()
-    target = Target(release, token, endpoint, patience, pace or kept(patience.sleep), xet)
-    with _as_publishing(release.repo_id, token, endpoint):
-        target.pace.allowed()
+    target = Target(release, hub, xet)
+    with _translated_publish_errors(release.repo_id, hub):
+        hub.commits.allowed()
         job = _Job(target, force=force)
         for revision, files in release.branches.items():
             need_files(files.values())
@@ -64,10 +58,10 @@ def publish(
 
 
 @contextmanager
-def _as_publishing(repo_id: str, token: str, endpoint: str | None) -> Iterator[None]:
+def _translated_publish_errors(repo_id: str, hub: Hub) -> Iterator[None]:
     """Errors in our words; a target that is gone is the Hub's failure, not a bad source."""
     try:
-        with speaking_plainly(repo_id, token=token, endpoint=endpoint):
+        with translated_hub_errors(repo_id, hub):
             yield
     except SourceRefused as error:
         raise HubFailed(str(error)) from None
@@ -255,7 +249,7 @@ def _to_pull_request(job: _Job) -> Receipt:
 def _stacked(job: _Job, pull: Pull) -> dict[str, str]:
     """Revision -> the newest commit of the pull request that holds it as this release has it."""
     target = job.target
-    history = target.patience.insist(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
+    history = target.retry(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
     found: dict[str, str] = {}
     for revision in job.release.branches:
         for commit in history:

@@ -9,9 +9,9 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.community import DiscussionComment, DiscussionWithDetails
 
 from hubbot.errors import HubFailed
-from hubbot.hub.access import status_of
 from hubbot.hub.publish.release import MAIN
 from hubbot.hub.publish.target import Target
+from hubbot.hub.retry import status_of
 
 __all__ = ["Pull", "Pulls", "mark"]
 
@@ -43,7 +43,7 @@ class Pulls:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.author: str = target.patience.insist(target.api.whoami)["name"]
+        self.author: str = target.retry(target.api.whoami)["name"]
 
     def latest(self) -> Pull | None:
         """The one that counts: the oldest that still waits, else the newest that was merged or closed."""
@@ -58,7 +58,7 @@ class Pulls:
         """Those whose description holds a text, by default the mark of this release's branch; the newest first."""
         text = text or mark(self.target.release.base)
         api, repo_id = self.target.api, self.target.repo_id
-        listed = self.target.patience.insist(
+        listed = self.target.retry(
             lambda: list(api.get_repo_discussions(repo_id, author=self.author, discussion_type="pull_request"))
         )
         # The filter is the server's; a stranger's request with our mark must never count.
@@ -68,7 +68,7 @@ class Pulls:
 
     def _read(self, num: int, text: str) -> Pull | None:
         api, repo_id = self.target.api, self.target.repo_id
-        details = self.target.patience.insist(lambda: api.get_discussion_details(repo_id, num))
+        details = self.target.retry(lambda: api.get_discussion_details(repo_id, num))
         comment = _description(details)
         if comment is None or text not in comment.content:
             return None
@@ -83,11 +83,11 @@ class Pulls:
         if waiting := _waiting(known):
             return _oldest(waiting)
         before = {pull.num for pull in known}
-        for attempt in range(target.patience.tries):
+        for attempt in range(target.retry.attempts):
             try:
                 num = self._create()
             except Exception as error:
-                if not target.patience.pause(attempt, error):
+                if not target.retry.back_off(attempt, error):
                     raise
             else:
                 return self._settle(before, num)
@@ -99,11 +99,11 @@ class Pulls:
         """An empty draft for main. For another branch only a commit opens one, so it begins with a small file."""
         target, release = self.target, self.target.release
         if release.base == MAIN:
-            target.pace.allowed()
+            target.hub.commits.allowed()
             made = target.api.create_pull_request(target.repo_id, title=release.title, description=self._text())
             return int(made.num)
         path, file = min(release.branches[release.base].items(), key=lambda item: item[1].stat().st_size)
-        target.pace.take()
+        target.hub.commits.acquire()
         with target.transport():
             info = target.api.create_commit(
                 target.repo_id,
@@ -124,7 +124,7 @@ class Pulls:
             )
         oldest = _oldest(waiting)
         if oldest.num != mine:
-            self.target.patience.insist(
+            self.target.retry(
                 lambda: self.target.api.change_discussion_status(
                     self.target.repo_id,
                     mine,
@@ -139,26 +139,24 @@ class Pulls:
         if pull.status != "open" or len(self.target.release.branches) == 1:
             return pull
         title = f"{_UPDATING} {self.target.release.title}"
-        self.target.patience.insist(lambda: self.target.api.rename_discussion(self.target.repo_id, pull.num, title))
+        self.target.retry(lambda: self.target.api.rename_discussion(self.target.repo_id, pull.num, title))
         return replace(pull, title=title)
 
     def describe(self, pull: Pull) -> None:
         """Give it the release's title and description, and take it out of draft."""
-        api, repo_id, insist = self.target.api, self.target.repo_id, self.target.patience.insist
+        api, repo_id, retry = self.target.api, self.target.repo_id, self.target.retry
         title, text = self.target.release.title, self._text()
         if pull.title != title:
-            insist(lambda: api.rename_discussion(repo_id, pull.num, title))
+            retry(lambda: api.rename_discussion(repo_id, pull.num, title))
         if pull.comment and pull.description != text:
             comment = pull.comment
-            insist(lambda: api.edit_discussion_comment(repo_id, pull.num, comment, text))
+            retry(lambda: api.edit_discussion_comment(repo_id, pull.num, comment, text))
         if pull.status == "draft":
             self._ready(pull)
 
     def _ready(self, pull: Pull) -> None:
         try:
-            self.target.patience.insist(
-                lambda: self.target.api.change_discussion_status(self.target.repo_id, pull.num, "open")
-            )
+            self.target.retry(lambda: self.target.api.change_discussion_status(self.target.repo_id, pull.num, "open"))
         except Exception as error:
             if status_of(error) not in (400, 403, 409):  # a draft that its author may not open is still a request
                 raise

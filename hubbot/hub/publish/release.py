@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +16,10 @@ from hubbot.hub.read.contents import RemoteFile
 __all__ = [
     "MAIN",
     "LocalFile",
-    "Pace",
     "Published",
     "Receipt",
     "RepoRelease",
     "hash_files",
-    "keeping",
-    "kept",
     "need_files",
 ]
 
@@ -125,58 +119,3 @@ def _hashed(path: Path) -> LocalFile:
     return LocalFile(
         path=path, size=size, sha256=sha256.hexdigest(), blob_id=sha1.hexdigest() if size <= _SMALL else None
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class Pace:
-    """A budget of commits per hour; the Hub allows about 128 to one account.
-
-    spent: when commits were made, seconds since the epoch, oldest first; a bot fills it from its state
-    and stores what `noted` is called with. allowed: asked before anything is shown to readers; raises where
-    publishing is not wanted any more.
-    """
-
-    per_hour: int = 100
-    longest: float = 900.0  # seconds to wait for room; beyond that publishing is refused for now
-    spent: list[float] = field(default_factory=list)
-    clock: Callable[[], float] = time.time
-    sleep: Callable[[float], None] = time.sleep
-    noted: Callable[[float], None] = field(default=lambda _: None)
-    allowed: Callable[[], None] = field(default=lambda: None)
-
-    def take(self) -> None:
-        """Wait until a commit is within the budget. Raises HubFailed where that takes too long, and what `allowed` raises."""
-        while (wait := self._wait()) > 0:
-            if wait > self.longest:
-                msg = f"{self.per_hour} commits were made in the last hour, the whole budget. Publish again in {wait / 60:.0f} minutes."
-                raise HubFailed(msg)
-            self.sleep(wait)
-        now = self.clock()
-        self.spent.append(now)
-        self.noted(now)
-
-    def _wait(self) -> float:
-        """Seconds until the next commit is within the budget."""
-        self.allowed()
-        now = self.clock()
-        # a clock that went back must not freeze the bot: times to come do not count
-        self.spent = [moment for moment in self.spent if now - 3600 < moment <= now]
-        return 0.0 if len(self.spent) < self.per_hour else self.spent[-self.per_hour] + 3600 - now
-
-
-_kept: ContextVar[Pace | None] = ContextVar("pace", default=None)
-
-
-@contextmanager
-def keeping(pace: Pace) -> Iterator[None]:
-    """Whatever is published within the block keeps to this one budget, however many calls and repos it takes."""
-    before = _kept.set(pace)
-    try:
-        yield
-    finally:
-        _kept.reset(before)
-
-
-def kept(sleep: Callable[[float], None] = time.sleep) -> Pace:
-    """The budget that is kept here, or one of its own for a call outside of any."""
-    return _kept.get() or Pace(sleep=sleep)

@@ -6,72 +6,60 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from hubbot.hub.access import Patience, hub_api, speaking_plainly, status_of
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.publish.pulls import Pulls
-from hubbot.hub.publish.release import Pace, RepoRelease, kept
+from hubbot.hub.publish.release import RepoRelease
 from hubbot.hub.publish.target import Target
+from hubbot.hub.retry import status_of
 
 _KEPT = frozenset({"README.md", "hubbot.json", ".gitattributes"})
 _CARD = "README.md"
 
 
-def take_back(
-    repo: str,
-    edited: Callable[[str], str],
-    *,
-    delete: bool,
-    token: str | None,
-    endpoint: str | None,
-    patience: Patience | None = None,
-) -> str:
+def take_back(repo: str, edited: Callable[[str], str], hub: Hub, *, delete: bool) -> str:
     """Edit the card on every branch of a repo, main last, and with `delete` remove everything but card and record.
 
     Done again, it changes nothing. Returns main's commit. Raises HubFailed, TokenRefused, PublishConflict.
     """
-    patience = patience or Patience()
-    api = hub_api(token, endpoint)
-    with speaking_plainly(repo, token=token, endpoint=endpoint):
-        branches = [ref.name for ref in patience.insist(lambda: api.list_repo_refs(repo)).branches]
+    with translated_hub_errors(repo, hub):
+        branches = [ref.name for ref in hub.retry(lambda: hub.api.list_repo_refs(repo)).branches]
         commit = ""
         for branch in sorted(branches, key=lambda name: name == "main"):
-            commit = _edit(api, repo, branch, edited, delete=delete, patience=patience)
+            commit = _edit(hub, repo, branch, edited, delete=delete)
     return commit
 
 
-def withdraw(
-    repo: str, *, why: str, token: str | None, endpoint: str | None, patience: Patience | None = None
-) -> list[int]:
+def withdraw(repo: str, hub: Hub, *, why: str) -> list[int]:
     """Close what waits of our pull requests in a repo, so that nobody merges them. Returns their numbers.
 
     A repo that does not exist has none. Raises HubFailed, TokenRefused.
     """
-    patience = patience or Patience()
-    api = hub_api(token, endpoint)
-    with speaking_plainly(repo, token=token, endpoint=endpoint):
-        if not patience.insist(lambda: api.repo_exists(repo)):
+    with translated_hub_errors(repo, hub):
+        if not hub.retry(lambda: hub.api.repo_exists(repo)):
             return []
-        target = Target(RepoRelease(repo_id=repo, branches={}, title=""), token, endpoint, patience, kept())
+        target = Target(RepoRelease(repo_id=repo, branches={}, title=""), hub)
         waiting = [pull.num for pull in Pulls(target).all_waiting()]
         for num in waiting:
-            patience.insist(partial(api.change_discussion_status, repo, num, "closed", comment=why))
+            hub.retry(partial(hub.api.change_discussion_status, repo, num, "closed", comment=why))
     return waiting
 
 
-def _edit(api: HfApi, repo: str, branch: str, edited: Callable[[str], str], *, delete: bool, patience: Patience) -> str:
-    pace = kept(patience.sleep)
-    for attempt in range(patience.tries):
+def _edit(hub: Hub, repo: str, branch: str, edited: Callable[[str], str], *, delete: bool) -> str:
+    for attempt in range(hub.retry.attempts):
         try:
-            return _edit_once(api, repo, branch, edited, pace, delete=delete)
+            return _edit_once(hub, repo, branch, edited, delete=delete)
         except Exception as error:
             # Somebody else committed meanwhile (412), or an answer was lost: look again, then edit what is there.
-            if status_of(error) != 412 and not patience.pause(attempt, error):
+            if status_of(error) != 412 and not hub.retry.back_off(attempt, error):
                 raise
     raise AssertionError  # the last try returned or raised
 
 
-def _edit_once(api: HfApi, repo: str, branch: str, edited: Callable[[str], str], pace: Pace, *, delete: bool) -> str:
+def _edit_once(hub: Hub, repo: str, branch: str, edited: Callable[[str], str], *, delete: bool) -> str:
+    api = hub.api
     head = str(api.model_info(repo, revision=branch).sha)
     files = api.list_repo_files(repo, revision=head)
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
@@ -83,6 +71,6 @@ def _edit_once(api: HfApi, repo: str, branch: str, edited: Callable[[str], str],
         operations.append(CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=wanted.encode()))
     if not operations:
         return head
-    pace.take()
+    hub.commits.acquire()
     made = api.create_commit(repo, operations, commit_message="Taken back", revision=branch, parent_commit=head)
     return str(made.oid)

@@ -15,10 +15,11 @@ from huggingface_hub.utils._http import hf_raise_for_status
 from hubbot import log
 from hubbot.domain import File, Record
 from hubbot.errors import BadRecord, HubFailed, PublishConflict
-from hubbot.hub.access import Patience, hub_api, status_of
-from hubbot.hub.publish.release import LocalFile, Pace, Published, RepoRelease
+from hubbot.hub.client import Hub
+from hubbot.hub.publish.release import LocalFile, Published, RepoRelease
 from hubbot.hub.read.contents import RemoteFile
-from hubbot.hub.read.reader import ENDPOINT, Reader
+from hubbot.hub.read.reader import Reader
+from hubbot.hub.retry import Retry, status_of
 from hubbot.record.file import FILE_NAME, from_json
 from hubbot.record.fingerprint import fingerprint_of
 from hubbot.settings.sections import format_size
@@ -43,16 +44,13 @@ class Target:
     """The repo of a release, seen with one token."""
 
     release: RepoRelease
-    token: str | None
-    endpoint: str | None
-    patience: Patience
-    pace: Pace
+    hub: Hub
     xet: bool | None = None  # None: the server is asked
     api: HfApi = field(init=False)
     _trees: dict[str, Tree] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.api = hub_api(self.token, self.endpoint)
+        self.api = self.hub.api
 
     @property
     def repo_id(self) -> str:
@@ -60,31 +58,27 @@ class Target:
 
     @property
     def url(self) -> str:
-        return f"{self.endpoint or ENDPOINT}/{self.repo_id}"
+        return f"{self.hub.endpoint}/{self.repo_id}"
+
+    @property
+    def retry(self) -> Retry:
+        return self.hub.retry
 
     def refs(self) -> dict[str, str]:
         """Branch or refs/pr/N -> commit."""
-        refs = self.patience.insist(lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True))
+        refs = self.retry(lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True))
         pulls = {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
         return {branch.name: branch.target_commit for branch in refs.branches} | pulls
 
     def tree(self, sha: str) -> Tree:
         if sha not in self._trees:
-            items = self.patience.insist(
-                lambda: list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=sha))
-            )
+            items = self.retry(lambda: list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=sha)))
             files = {item.path: _remote(item) for item in items if isinstance(item, RepoFile)}
             self._trees[sha] = Tree(sha, files, self._record(sha) if FILE_NAME in files else None)
         return self._trees[sha]
 
     def _record(self, sha: str) -> Record | None:
-        reader = Reader(
-            token=self.token,
-            endpoint=self.endpoint or ENDPOINT,
-            sleep=self.patience.sleep,
-            chance=self.patience.chance,
-        )
-        text = reader.file(self.repo_id, sha, FILE_NAME)
+        text = Reader(self.hub).file(self.repo_id, sha, FILE_NAME)
         try:
             return from_json(text) if text is not None else None
         except BadRecord:
@@ -99,9 +93,9 @@ class Target:
 
         def ask() -> None:
             answer = get_session().post(
-                f"{self.endpoint or ENDPOINT}/api/validate-yaml",
+                f"{self.hub.endpoint}/api/validate-yaml",
                 json={"content": text, "repoType": "model"},
-                headers=self.api._build_hf_headers(),
+                headers=self.hub.headers,
             )
             if answer.status_code == 400:
                 problems = "; ".join(str(problem.get("message")) for problem in answer.json().get("errors", ()))
@@ -110,14 +104,14 @@ class Target:
                 )
             hf_raise_for_status(answer)
 
-        self.patience.insist(ask)
+        self.retry(ask)
 
     def upload(self, operations: Sequence[CommitOperationAdd], revision: str) -> None:
         """Send the large files among the additions to the storage; no reader sees them before a commit."""
         size = sum(operation.upload_info.size for operation in operations)
         log.say(f"{self.repo_id} ({revision}): {len(operations)} files, {format_size(size)}")
         with self.transport():
-            self.patience.insist(
+            self.retry(
                 lambda: self.api.preupload_lfs_files(
                     self.repo_id, operations, revision=revision, free_memory=False, num_threads=4
                 )
@@ -125,7 +119,7 @@ class Target:
 
     def title(self, sha: str) -> str:
         """The first line of a commit's message."""
-        found = self.patience.insist(lambda: self.api.list_repo_commits(self.repo_id, revision=sha))
+        found = self.retry(lambda: self.api.list_repo_commits(self.repo_id, revision=sha))
         return str(found[0].title)
 
     @contextmanager
@@ -141,8 +135,8 @@ class Target:
             constants.HF_HUB_DISABLE_XET = before
 
     def _has_xet(self) -> bool:
-        url = f"{self.endpoint or ENDPOINT}/api/models/{self.repo_id}/xet-write-token/main"
-        answer = self.patience.insist(lambda: get_session().get(url, headers=self.api._build_hf_headers()))
+        url = f"{self.hub.endpoint}/api/models/{self.repo_id}/xet-write-token/main"
+        answer = self.retry(lambda: get_session().get(url, headers=self.hub.headers))
         return answer.status_code == 200 and "x-xet-cas-url" in answer.headers
 
 
@@ -191,7 +185,7 @@ def land(
         except Exception as error:
             if status_of(error) == 412 and rebases < MOST_REBASES:
                 rebases += 1
-            elif target.patience.pause(attempt, error):
+            elif target.retry.back_off(attempt, error):
                 attempt += 1
             else:
                 raise
@@ -225,7 +219,7 @@ def _commit(
     """Commit what differs, on top of `tree` and nothing else; returns the commit's sha."""
     additions = [_addition(path, file) for path, file in wanted.items() if not file.equals(tree.files.get(path))]
     target.upload(additions, revision)
-    target.pace.take()
+    target.hub.commits.acquire()
     with target.transport():
         info = target.api.create_commit(
             target.repo_id,

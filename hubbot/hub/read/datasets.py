@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,29 +18,25 @@ from urllib.parse import quote
 import pyarrow
 import pyarrow.parquet
 
-from hubbot.domain import Text
+from hubbot.domain import HUB_ID, Text
 from hubbot.errors import BadText, HubbotError, HubFailed, SourceNotFound
-from hubbot.hub.access import Patience, room_needed
-from hubbot.hub.read.reader import ENDPOINT, Reader
-from hubbot.log.redact import mask
+from hubbot.hub.client import Hub
+from hubbot.hub.read.reader import Reader
+from hubbot.hub.retry import TransientFailure
+from hubbot.log.redact import redact
+from hubbot.machine.shortage import translated_shortages
 from hubbot.settings import CalibrationSettings, EvaluationSettings
 
 __all__ = ["fetch_text"]
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LIMIT = 1800  # seconds that streaming may take
+_ATTEMPTS = 4  # at streaming, which begins anew each time
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
 
 
 def fetch_text(
-    section: CalibrationSettings | EvaluationSettings,
-    *,
-    into: Path,
-    characters: int | None,
-    token: str | None = None,
-    endpoint: str | None = None,
-    patience: Patience | None = None,
+    section: CalibrationSettings | EvaluationSettings, hub: Hub, *, into: Path, characters: int | None
 ) -> Text:
     """The text that a section of the settings names, as a file in `into`; nothing is fetched twice.
 
@@ -48,11 +45,11 @@ def fetch_text(
     Raises BadText: missing, empty, no such column, split or configuration; TokenRefused, HubFailed.
     """
     path = Path(section.dataset).expanduser()
-    with room_needed(into):
+    with translated_shortages(into):
         into.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() in _SUFFIXES or path.is_file():
             return _local(path, section.column, into, characters)
-        return _streamed(section, into, characters, token, endpoint or ENDPOINT, patience or Patience(tries=4))
+        return _streamed(section, into, characters, hub)
 
 
 # --- local --------------------------------------------------------------------------------------------
@@ -124,47 +121,38 @@ def _parquet_rows(path: Path, column: str) -> Iterator[str]:
 # --- the Hub ------------------------------------------------------------------------------------------
 
 
-def _streamed(
-    section: CalibrationSettings | EvaluationSettings,
-    into: Path,
-    characters: int | None,
-    token: str | None,
-    endpoint: str,
-    patience: Patience,
-) -> Text:
-    if not _ID.fullmatch(section.dataset):
+def _streamed(section: CalibrationSettings | EvaluationSettings, into: Path, characters: int | None, hub: Hub) -> Text:
+    if not HUB_ID.fullmatch(section.dataset):
         raise BadText(
             f"{section.dataset[:200]!r} is neither a file nor a Hub dataset. Write org/name, or the path of a .txt, .jsonl or .parquet file."
         )
-    revision = _pinned(section, token, endpoint, patience)
+    revision = _pinned(section, hub)
     name = ":".join(part for part in (section.dataset, section.config, section.split) if part)
-    digest = _digest(endpoint, name, revision, section.column, characters)
+    digest = _digest(hub.endpoint, name, revision, section.column, characters)
     out = into / f"{_slug(name)}-{digest}.jsonl"
     if not out.exists():
-        part = out.with_suffix(".part")
+        partial = out.with_suffix(".part")
         request = {
             "dataset": section.dataset,
             "config": section.config,
             "split": section.split,
             "revision": revision,
             "column": section.column,
-            "token": token,
+            "token": hub.token,
             "characters": characters,
-            "out": str(part),
+            "out": str(partial),
         }
-        _stream(request, name, into, endpoint, patience)
-        part.replace(out)
+        retry = replace(hub.retry, attempts=min(hub.retry.attempts, _ATTEMPTS))
+        retry(lambda: _stream(request, name, into, hub.endpoint))
+        partial.replace(out)
     return Text(path=out, name=name, revision=revision, sha256=_sha256(out))
 
 
-def _pinned(
-    section: CalibrationSettings | EvaluationSettings, token: str | None, endpoint: str, patience: Patience
-) -> str:
+def _pinned(section: CalibrationSettings | EvaluationSettings, hub: Hub) -> str:
     """The commit that the dataset's revision stands for now."""
-    reader = Reader(token=token, endpoint=endpoint, sleep=patience.sleep, chance=patience.chance)
     at = f"/revision/{quote(section.revision, safe='')}" if section.revision else ""
     try:
-        body = reader.get(f"/api/datasets/{section.dataset}{at}").body
+        body = Reader(hub).get(f"/api/datasets/{section.dataset}{at}").body
     except SourceNotFound:
         what = f"{section.dataset} at {section.revision!r}" if section.revision else section.dataset
         raise BadText(
@@ -176,15 +164,10 @@ def _pinned(
     return sha
 
 
-def _stream(request: dict[str, Any], name: str, into: Path, endpoint: str, patience: Patience) -> None:
-    for attempt in range(patience.tries):
-        answer = _child(request, into, endpoint)
-        if answer.get("characters"):
-            return
-        problem = _problem(answer, request, name, endpoint)
-        if not answer.get("passing") or attempt + 1 == patience.tries:
-            raise problem
-        patience.sleep(min(60.0, 2.0**attempt) * (0.5 + patience.chance()))
+def _stream(request: dict[str, Any], name: str, into: Path, endpoint: str) -> None:
+    answer = _child(request, into, endpoint)
+    if not answer.get("characters"):
+        raise _translated_answer(answer, request, name, endpoint)
 
 
 def _child(request: dict[str, Any], into: Path, endpoint: str) -> dict[str, Any]:
@@ -201,18 +184,18 @@ def _child(request: dict[str, Any], into: Path, endpoint: str) -> dict[str, Any]
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"message": f"it took more than {_LIMIT // 60} minutes", "passing": True}
+        return {"message": f"it took more than {_LIMIT // 60} minutes", "transient": True}
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        return {"message": mask(done.stderr.decode(errors="replace")[-500:], request["token"])}
+        return {"message": redact(done.stderr.decode(errors="replace")[-500:], request["token"])}
     return answer if isinstance(answer, dict) else {}
 
 
-def _problem(answer: dict[str, Any], request: dict[str, Any], name: str, endpoint: str) -> HubbotError:
+def _translated_answer(answer: dict[str, Any], request: dict[str, Any], name: str, endpoint: str) -> HubbotError:
     if answer.get("full"):
         raise OSError(errno.ENOSPC, "no room for the text")
-    text = mask(" ".join(str(answer.get("message", "")).split())[:600], request["token"])
+    text = redact(" ".join(str(answer.get("message", "")).split())[:600], request["token"])
     if "columns" in answer:
         return BadText(
             f"{name} has no column {request['column']!r} (found {', '.join(answer['columns'][:20])}). Name one with `column`."
@@ -223,8 +206,8 @@ def _problem(answer: dict[str, Any], request: dict[str, Any], name: str, endpoin
         )
     if "characters" in answer:
         return BadText(f"{name} holds no text. Choose another split or dataset.")
-    if answer.get("passing"):
-        return HubFailed(
+    if answer.get("transient"):
+        return TransientFailure(
             f"{name} could not be streamed from {endpoint}: {text}. Run it again later, or give a local file."
         )
     if answer.get("status") in (401, 403) or "gated" in text.lower():

@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 import httpx2
 from huggingface_hub import get_session
-from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 
-from hubbot import __version__
 from hubbot.errors import HubbotError, SourceRefused
-from hubbot.hub.access import Patience, room_needed, speaking_plainly
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.read.contents import RemoteFile
+from hubbot.machine.shortage import translated_shortages
 
 __all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "fetch_files", "read_range"]
 
@@ -33,23 +33,17 @@ Progress = Callable[[str, int, int], None]  # path, bytes so far, bytes in all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repo:
-    """Where files come from: a repo at one commit, and with what right."""
+    """Where files come from: a model repo at one commit."""
 
     id: str
     revision: str  # full sha
-    token: str | None
-    endpoint: str
-    kind: str = "model"
+    hub: Hub
 
     def url(self, path: str) -> str:
-        prefix = "" if self.kind == "model" else f"{self.kind}s/"
-        return f"{self.endpoint}/{prefix}{self.id}/resolve/{self.revision}/{quote(path)}"
+        return f"{self.hub.endpoint}/{self.id}/resolve/{self.revision}/{quote(path)}"
 
     def headers(self) -> dict[str, str]:
-        made: dict[str, str] = build_hf_headers(
-            token=self.token or False, library_name="hubbot", library_version=__version__
-        )
-        return {**made, "Accept-Encoding": "identity"}
+        return {**self.hub.headers, "Accept-Encoding": "identity"}
 
 
 class Mismatch(SourceRefused):
@@ -65,7 +59,6 @@ def fetch_file(
     file: RemoteFile,
     into: Path,
     *,
-    patience: Patience,
     progress: Progress | None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> str:
@@ -76,18 +69,18 @@ def fetch_file(
     again: Mismatch. wanted: asked at every piece; once it says no, Abandoned is raised and the piece is kept.
     """
     target = into / file.path
-    with room_needed(into), speaking_plainly(f"{repo.id}/{file.path}", token=repo.token, endpoint=repo.endpoint):
+    with translated_shortages(into), translated_hub_errors(f"{repo.id}/{file.path}", repo.hub):
         if target.is_file() and (found := _verified(target, file, wanted)):
             return found
-        part = into / ".parts" / file.path
-        part.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = into / ".unfinished" / file.path
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            patience.insist(lambda: _download(repo, file, part, progress, wanted))
-            if found := _verified(part, file, wanted):
+            repo.hub.retry(lambda: _download(repo, file, unfinished, progress, wanted))
+            if found := _verified(unfinished, file, wanted):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(target)
+                unfinished.replace(target)
                 return found
-            part.unlink()
+            unfinished.unlink()
     msg = (
         f"{file.path} of {repo.id} arrived twice with other content than the Hub describes "
         f"(expected {file.sha256 or file.blob_id}). Nothing of it was kept. Something between here and the Hub alters files; try another network."
@@ -95,9 +88,7 @@ def fetch_file(
     raise Mismatch(msg)
 
 
-def fetch_files(
-    repo: Repo, files: Sequence[RemoteFile], into: Path, *, patience: Patience, progress: Progress | None
-) -> dict[str, str]:
+def fetch_files(repo: Repo, files: Sequence[RemoteFile], into: Path, *, progress: Progress | None) -> dict[str, str]:
     """Bring several files, a few at a time; path -> sha256. Raises the first error, or what a signal raises, at once.
 
     The threads are told to stop and are not waited for, not even by the end of the process: an answer that
@@ -108,9 +99,7 @@ def fetch_files(
         waiting.put(file)
     ended = threading.Event()
     done: SimpleQueue[tuple[str, str] | BaseException] = SimpleQueue()
-    bring = partial(
-        fetch_file, repo, into=into, patience=patience, progress=progress, wanted=lambda: not ended.is_set()
-    )
+    bring = partial(fetch_file, repo, into=into, progress=progress, wanted=lambda: not ended.is_set())
 
     def run() -> None:
         try:
@@ -136,16 +125,18 @@ def _got(outcome: tuple[str, str] | BaseException) -> tuple[str, str]:
     return outcome
 
 
-def _download(repo: Repo, file: RemoteFile, part: Path, progress: Progress | None, wanted: Callable[[], bool]) -> None:
-    """Append what is missing to `part`, up to the file's size; one byte more where the answer goes on past it."""
-    done = part.stat().st_size if part.exists() else 0
+def _download(
+    repo: Repo, file: RemoteFile, unfinished: Path, progress: Progress | None, wanted: Callable[[], bool]
+) -> None:
+    """Append what is missing to `unfinished`, up to the file's size; one byte more where the answer goes on past it."""
+    done = unfinished.stat().st_size if unfinished.exists() else 0
     if done > file.size:
-        part.unlink()
+        unfinished.unlink()
         done = 0
-    if done == file.size and part.exists():
+    if done == file.size and unfinished.exists():
         return
     asked = {"Range": f"bytes={done}-"} if done else {}
-    with _stream(repo, file.path, asked) as answer, part.open("ab") as stream:
+    with _stream(repo, file.path, asked) as answer, unfinished.open("ab") as stream:
         if done and answer.status_code != 206:
             stream.truncate(0)
             done = 0
@@ -179,7 +170,7 @@ def _stream(repo: Repo, path: str, headers: dict[str, str]) -> Iterator[Any]:
         yield answer
 
 
-def read_range(repo: Repo, path: str, start: int, stop: int, *, patience: Patience) -> bytes:
+def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
     """Bytes start..stop (exclusive) of a file."""
 
     def read() -> bytes:
@@ -194,8 +185,8 @@ def read_range(repo: Repo, path: str, start: int, stop: int, *, patience: Patien
             raise httpx2.ReadError(f"{path} ended early")
         return bytes(got[skip : skip + stop - start])
 
-    with speaking_plainly(f"{repo.id}/{path}", token=repo.token, endpoint=repo.endpoint):
-        return patience.insist(read)
+    with translated_hub_errors(f"{repo.id}/{path}", repo.hub):
+        return repo.hub.retry(read)
 
 
 def _verified(path: Path, file: RemoteFile, wanted: Callable[[], bool]) -> str | None:

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 from urllib.parse import quote
 
+from hubbot.domain import REPO_ID
 from hubbot.errors import SourceNotFound
 from hubbot.hub.read.reader import Page, Params, Reader
 from hubbot.hub.seen import Candidate, Contents
@@ -21,7 +22,6 @@ _FIELDS = (
     "config cardData safetensors"
 ).split()
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _SHA = re.compile(r"[0-9a-f]{40}")
 # Bytes a weight by the Hub's name of its dtype.
 _WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -76,7 +76,7 @@ def collection(reader: Reader, slug: str, *, etag: str | None = None) -> tuple[d
     models = {
         name: str(item.get("lastModified") or "")
         for item in map(_mapping, _list(items))
-        if item.get("type") == "model" and (name := str(item.get("id") or "")) and _ID.fullmatch(name)
+        if item.get("type") == "model" and (name := str(item.get("id") or "")) and REPO_ID.fullmatch(name)
     }
     return models, page.etag
 
@@ -119,7 +119,7 @@ def candidate(info: Any) -> Candidate | None:
     if not isinstance(info, dict):
         return None
     name, sha = str(info.get("id") or ""), str(info.get("sha") or "")
-    if not _ID.fullmatch(name) or not _SHA.fullmatch(sha):
+    if not REPO_ID.fullmatch(name) or not _SHA.fullmatch(sha):
         return None
     tags = tuple(tag for tag in _list(info.get("tags")) if isinstance(tag, str))
     card = _mapping(info.get("cardData"))
@@ -150,7 +150,7 @@ def candidate(info: Any) -> Candidate | None:
     )
 
 
-def kind_of_account(reader: Reader, name: str) -> str:
+def account_type(reader: Reader, name: str) -> str:
     """`org` or `user`."""
     try:
         reader.get(f"/api/organizations/{quote(name)}/overview")

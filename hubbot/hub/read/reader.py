@@ -1,31 +1,24 @@
-"""Reading the Hub politely: conditional, paced by its rate limits, patient with its faults."""
+"""Reading the Hub politely: conditional, within its rate limit, bounded."""
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import httpx2
 from huggingface_hub import get_session
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status, parse_ratelimit_headers
 
-from hubbot import __version__
-from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
-from hubbot.log.redact import mask
+from hubbot.errors import HubFailed, SourceNotFound, TokenRefused
+from hubbot.hub.client import Hub
+from hubbot.hub.failures import translated_hub_errors
 
-ENDPOINT = "https://huggingface.co"
-TRIES = 6
-LONGEST_WAIT = 900.0  # seconds; a Hub that wants more than this is asked again by the next poll
+__all__ = ["LARGEST_ANSWER", "Page", "Params", "Reader"]
+
 TIMEOUT = 30.0  # seconds
 LARGEST_ANSWER = 64 * 2**20  # bytes
-
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_MISSING = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
 
 Params: TypeAlias = Mapping[str, str | int | bool | Sequence[str]]
 
@@ -39,14 +32,11 @@ class Page:
     next: str | None  # address of the next page
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Reader:
     """One reader of one Hub; counts its requests and waits as long as the Hub asks."""
 
-    token: str | None
-    endpoint: str = ENDPOINT
-    sleep: Callable[[float], None] = time.sleep
-    chance: Callable[[], float] = random.random  # 0..1, spreads many bots' retries
+    hub: Hub
     requests: int = 0
     _open_at: float = field(default=0.0)  # monotonic: when the rate limit's next window opens
 
@@ -82,69 +72,36 @@ class Reader:
     def _ask(
         self, path: str, params: Params | None, headers: dict[str, str], *, most: int = LARGEST_ANSWER
     ) -> httpx2.Response:
-        url = path if path.startswith(("http://", "https://")) else self.endpoint + path
-        if not url.startswith(self.endpoint + "/"):  # a next link must not carry the token elsewhere
+        url = path if path.startswith(("http://", "https://")) else self.hub.endpoint + path
+        if not url.startswith(self.hub.endpoint + "/"):  # a next link must not carry the token elsewhere
             raise HubFailed(
                 f"The Hub sent us on to another host ({url[:80]}); nothing was asked there. Try again later."
             )
-        problem = ""
-        for attempt in range(TRIES):
-            self._wait_for_window()
-            try:
-                response = self._send(url, params, headers, most)
-            except httpx2.TransportError as error:
-                problem, wait = f"no answer ({type(error).__name__})", None
-            except (
-                httpx2.RequestError,
-                httpx2.InvalidURL,
-            ) as error:  # redirects without end, a spoilt encoding or address
-                why = type(error).__name__
-                raise HubFailed(f"The Hub's answer at {path[:200]} is of no use ({why}). Try again later.") from None
-            else:
-                if response.status_code not in _PASSING:
-                    return self._checked(response, path)
-                problem, wait = f"it answered {response.status_code}", _asked_to_wait(response)
-            if attempt + 1 < TRIES:
-                self._pause(attempt, wait, path)
-        raise HubFailed(f"The Hub could not be read at {path}: {problem}, {TRIES} times. Run it again later.")
+        with translated_hub_errors(path.lstrip("/")[:200], self.hub):
+            return self.hub.retry(lambda: self._send(url, params, headers, most))
 
     def _send(self, url: str, params: Params | None, headers: dict[str, str], most: int) -> httpx2.Response:
+        self._wait_for_window()
         self.requests += 1
-        own = build_hf_headers(token=self.token or False, library_name="hubbot", library_version=__version__)
         with get_session().stream(
-            "GET", url, params=params, headers={**own, **headers}, timeout=TIMEOUT, follow_redirects=True
+            "GET", url, params=params, headers={**self.hub.headers, **headers}, timeout=TIMEOUT, follow_redirects=True
         ) as answer:
             response = _whole(answer, most)
         limit = parse_ratelimit_headers(response.headers)
         if limit is not None and limit.remaining == 0:
             self._open_at = time.monotonic() + limit.reset_in_seconds
-        return response
-
-    def _checked(self, response: httpx2.Response, path: str) -> httpx2.Response:
-        if response.status_code == 304:
-            return response
-        try:
+        if response.status_code != 304:
             hf_raise_for_status(response)
-        except HfHubHTTPError as error:
-            raise _refusal(error, response, path, self.token) from None
         return response
 
     def _wait_for_window(self) -> None:
         wait = self._open_at - time.monotonic()
-        if wait > 0:
-            self._open_at = 0.0
-            self._wait(wait, "its rate limit")
-
-    def _pause(self, attempt: int, asked: float | None, path: str) -> None:
-        if asked is None:
-            self.sleep(min(30.0, 2.0**attempt) * (0.5 + self.chance()))
-        else:
-            self._wait(asked, path)
-
-    def _wait(self, seconds: float, what: str) -> None:
-        if seconds > LONGEST_WAIT:
-            raise HubFailed(f"The Hub asks to wait {seconds:.0f} s ({what}). Run it again after that.")
-        self.sleep(seconds + 1 + 2 * self.chance())
+        if wait <= 0:
+            return
+        self._open_at = 0.0
+        if wait > self.hub.retry.longest:
+            raise HubFailed(f"The Hub asks to wait {wait:.0f} s (its rate limit). Run it again after that.")
+        self.hub.retry.sleep(wait + 1 + self.hub.retry.jitter())
 
 
 def _whole(answer: httpx2.Response, most: int) -> httpx2.Response:
@@ -161,27 +118,6 @@ def _whole(answer: httpx2.Response, most: int) -> httpx2.Response:
         if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded
     ]
     return httpx2.Response(answer.status_code, headers=plain, content=bytes(body), request=answer.request)
-
-
-def _refusal(error: HfHubHTTPError, response: httpx2.Response, path: str, token: str | None) -> HubbotError:
-    lines = mask(str(error), token).strip().splitlines()
-    text = lines[-1][:300] if lines else ""
-    status = response.status_code
-    wrong_token = status == 401 and "Invalid credentials" in response.headers.get("x-error-message", "") + text
-    if wrong_token:
-        return TokenRefused(f"The Hub does not accept the token (at {path}). Make a new one and set HF_TOKEN.")
-    if status in (401, 404) or response.headers.get("x-error-code") in _MISSING:
-        return SourceNotFound(f"The Hub has no {path}, or hides it from this token. Check the name. {text}")
-    return HubFailed(f"The Hub refused {path} with {status}: {text} See `hubbot doctor` for what the token may do.")
-
-
-def _asked_to_wait(response: httpx2.Response) -> float | None:
-    """Seconds that the answer asks for: the rate limit's window, or Retry-After in seconds."""
-    limit = parse_ratelimit_headers(response.headers)
-    if response.status_code == 429 and limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    after = response.headers.get("retry-after", "")
-    return float(after) if after.isdigit() else None
 
 
 def _json(response: httpx2.Response) -> Any:

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hubbot.domain import Source
+from hubbot.domain import HUB_ID, Source
 from hubbot.errors import BudgetExceeded, SourceNotFound, SourceRefused, UnsafeSource
-from hubbot.hub.access import Patience
+from hubbot.hub.client import Hub
 from hubbot.hub.read.contents import LARGEST_TEXT, RemoteFile, needed_files
 from hubbot.hub.read.download import Progress, Repo, fetch_file, fetch_files, read_range
 from hubbot.hub.read.local import is_local, local_source
-from hubbot.hub.read.reader import ENDPOINT, Reader
+from hubbot.hub.read.reader import Reader
 from hubbot.model.snapshot import plain_name
 from hubbot.settings.sections import format_size
 
 __all__ = ["Found", "fetch", "fetch_headers", "resolve"]
 
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no larger one
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 
@@ -50,35 +49,23 @@ class Found:
         return sum(file.size for file in self.files)
 
 
-def resolve(
-    model: str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    endpoint: str | None = None,
-    allow_pickle: bool = False,
-    patience: Patience | None = None,
-) -> Found:
+def resolve(model: str, hub: Hub, *, revision: str | None = None, allow_pickle: bool = False) -> Found:
     """Find a model on the Hub and pin it to a commit; nothing is downloaded but a sharded checkpoint's index.
 
     revision: branch, tag or commit; None: main.
     Raises SourceNotFound, SourceRefused (pickles only, unfinished), UnsafeSource, TokenRefused, HubFailed.
     """
-    if not _ID.fullmatch(model):
+    if not HUB_ID.fullmatch(model):
         msg = f"{model[:200]!r} is neither a folder nor a Hub id. Write org/name, or the path of a folder that exists."
         raise SourceNotFound(msg)
-    patience, endpoint = patience or Patience(), endpoint or ENDPOINT
-    reader = Reader(token=token, endpoint=endpoint, sleep=patience.sleep, chance=patience.chance)
-    info = _info(reader, model, revision)
+    info = _info(Reader(hub), model, revision)
     if info.get("disabled") is True:
         raise SourceRefused(f"{model} is disabled on the Hub. Choose another source.")
-    repo = Repo(id=model, revision=str(info.get("sha")), token=token, endpoint=endpoint)
+    repo = Repo(id=model, revision=str(info.get("sha")), hub=hub)
     if not _SHA.fullmatch(repo.revision):
         raise SourceRefused(f"The Hub names no commit of {model}. An empty repo holds no model.")
     files = needed_files(
-        _listed(info),
-        lambda file: read_range(repo, file.path, 0, file.size, patience=patience),
-        allow_pickle=allow_pickle,
+        _listed(info), lambda file: read_range(repo, file.path, 0, file.size), allow_pickle=allow_pickle
     )
     return _found(repo, files, info)
 
@@ -89,7 +76,7 @@ def _info(reader: Reader, model: str, revision: str | None) -> dict[str, Any]:
         body = reader.get(path, {"blobs": "true"}).body
     except SourceNotFound:
         what = f"{model} at {revision!r}" if revision else model
-        hint = "" if reader.token else " A private one needs a token in HF_TOKEN."
+        hint = "" if reader.hub.token else " A private one needs a token in HF_TOKEN."
         msg = f"The Hub has no {what}, or hides it from this token. Check the name, the revision and the token's access.{hint}"
         raise SourceNotFound(msg) from None
     return body if isinstance(body, dict) else {}
@@ -143,14 +130,12 @@ def _words(value: Any) -> tuple[str, ...]:
 
 def fetch(
     model: str,
+    hub: Hub,
     *,
     revision: str | None = None,
     into: Path,
-    token: str | None = None,
-    endpoint: str | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
-    patience: Patience | None = None,
 ) -> Source:
     """A model as a folder: of the Hub, fetched into `into`, or a local one, where it lies.
 
@@ -161,15 +146,12 @@ def fetch(
     """
     if is_local(model):
         return local_source(Path(model).expanduser(), into, revision)
-    patience = patience or Patience()
-    found = resolve(
-        model, revision=revision, token=token, endpoint=endpoint, allow_pickle=allow_pickle, patience=patience
-    )
+    found = resolve(model, hub, revision=revision, allow_pickle=allow_pickle)
     into.mkdir(parents=True, exist_ok=True)
     _need_room(found, into)
-    repo = Repo(id=found.repo, revision=found.revision, token=token, endpoint=endpoint or ENDPOINT)
+    repo = Repo(id=found.repo, revision=found.revision, hub=hub)
 
-    hashes = fetch_files(repo, found.files, into, patience=patience, progress=progress)
+    hashes = fetch_files(repo, found.files, into, progress=progress)
     _forget_others(into, hashes)
     return _source(found, into, hashes)
 
@@ -177,7 +159,7 @@ def fetch(
 def _forget_others(into: Path, wanted: Iterable[str]) -> None:
     """Remove what an earlier revision has left: the folder must hold this commit's files and no others."""
     kept = set(wanted)
-    shutil.rmtree(into / ".parts", ignore_errors=True)
+    shutil.rmtree(into / ".unfinished", ignore_errors=True)
     for path in sorted(into.rglob("*")):
         if path.is_file() and path.relative_to(into).as_posix() not in kept:
             path.unlink()
@@ -210,14 +192,7 @@ def _source(found: Found, folder: Path, hashes: dict[str, str]) -> Source:
 
 
 def fetch_headers(
-    model: str,
-    *,
-    revision: str | None = None,
-    into: Path,
-    token: str | None = None,
-    endpoint: str | None = None,
-    allow_pickle: bool = False,
-    patience: Patience | None = None,
+    model: str, hub: Hub, *, revision: str | None = None, into: Path, allow_pickle: bool = False
 ) -> Source:
     """Like `fetch`, but of each safetensors file only its header; the data is a hole in a sparse file.
 
@@ -225,32 +200,29 @@ def fetch_headers(
     """
     if is_local(model):
         return local_source(Path(model).expanduser(), into, revision)
-    patience = patience or Patience()
-    found = resolve(
-        model, revision=revision, token=token, endpoint=endpoint, allow_pickle=allow_pickle, patience=patience
-    )
-    repo = Repo(id=found.repo, revision=found.revision, token=token, endpoint=endpoint or ENDPOINT)
+    found = resolve(model, hub, revision=revision, allow_pickle=allow_pickle)
+    repo = Repo(id=found.repo, revision=found.revision, hub=hub)
     into.mkdir(parents=True, exist_ok=True)
     hashes = {}
     for file in found.files:
         if file.path.endswith(".safetensors") and file.sha256 is not None:
-            _write_sparse(into / file.path, file, _header(repo, file, patience))
+            _write_sparse(into / file.path, file, _header(repo, file))
             hashes[file.path] = file.sha256
         elif file.is_weights and file.size > LARGEST_TEXT:
             raise SourceRefused(
                 f"{file.path} is a pickle, whose tensors cannot be seen before it is fetched whole. Use `hubbot run`."
             )
         else:
-            hashes[file.path] = fetch_file(repo, file, into, patience=patience, progress=None)
+            hashes[file.path] = fetch_file(repo, file, into, progress=None)
     _forget_others(into, hashes)
     return _source(found, into, hashes)
 
 
-def _header(repo: Repo, file: RemoteFile, patience: Patience) -> bytes:
+def _header(repo: Repo, file: RemoteFile) -> bytes:
     """The length and the JSON header of a safetensors file of the Hub."""
     if file.size < 8:
         raise UnsafeSource(f"{file.path} has {file.size} bytes; a safetensors file begins with 8 bytes of length.")
-    first = read_range(repo, file.path, 0, min(file.size, 64 * 1024), patience=patience)
+    first = read_range(repo, file.path, 0, min(file.size, 64 * 1024))
     length = int.from_bytes(first[:8], "little")
     if length > LARGEST_HEADER or 8 + length > file.size:
         limit = min(LARGEST_HEADER, file.size - 8)
@@ -258,7 +230,7 @@ def _header(repo: Repo, file: RemoteFile, patience: Patience) -> bytes:
         raise UnsafeSource(msg)
     if 8 + length <= len(first):
         return first[: 8 + length]
-    return first + read_range(repo, file.path, len(first), 8 + length, patience=patience)
+    return first + read_range(repo, file.path, len(first), 8 + length)
 
 
 def _write_sparse(path: Path, file: RemoteFile, header: bytes) -> None:

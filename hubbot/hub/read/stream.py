@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from hubbot.hub.access import may_pass, status_of
+from hubbot.hub.retry import is_transient, status_of
 
 LARGEST = 2**28  # characters; 60 million tokens, more than any calibration or evaluation reads
 
@@ -27,7 +27,7 @@ def main() -> None:
             "error": type(error).__name__,
             "message": str(error)[:2000],
             "status": status_of(error),
-            "passing": may_pass(error),
+            "transient": is_transient(error),
             "full": isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
         }
     sys.stdout.write(json.dumps(answer) + "\n")
