@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
 from hubbot.hub.client import hub_of_environment
 from hubbot.machine.shortage import translated_shortages
 from hubbot.settings import Settings, load_settings
+from hubbot.settings.environment import PROCESS
 from hubbot.settings.flags import SOURCE, Flags, takes
 
 __all__ = ["app", "main"]
@@ -287,7 +287,7 @@ def _told(model: str | None, revision: str | None) -> tuple[str, str] | None:
 
     if model or revision:
         raise BadSettings("--from-webhook takes model and revision from the webhook; leave them out.")
-    events = from_job(os.environ)
+    events = from_job(PROCESS)
     return (events[-1].model, events[-1].sha) if events else None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from hubbot.errors import ToolMissing
+from hubbot.settings.environment import PROCESS, llama_cpp
 
 __all__ = [
     "PIN",
@@ -68,8 +68,7 @@ def find() -> LlamaCpp:
 
 def place() -> Path:
     """Where llama.cpp has to lie. Who names a folder means that one and no other."""
-    named = os.environ.get("HUBBOT_LLAMA_CPP")
-    return Path(named) if named else Path.home() / ".cache" / "hubbot" / f"llama.cpp-{PIN}"
+    return llama_cpp() or Path.home() / ".cache" / "hubbot" / f"llama.cpp-{PIN}"
 
 
 def _library(here: LlamaCpp, name: str) -> Path:
@@ -182,7 +181,7 @@ def bindings() -> ModuleType:
     Loads libllama into this process: a bad file may abort it, so only child processes call this.
     """
     here = find()
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(here.bin)
+    PROCESS["LLAMA_CPP_LIB_PATH"] = str(here.bin)
     if here.bindings.is_dir() and str(here.bindings) not in sys.path:
         sys.path.insert(0, str(here.bindings))
     try:

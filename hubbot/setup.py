@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hubbot.errors import ToolMissing
 from hubbot.llamacpp import PIN
+from hubbot.settings.environment import PROCESS, search_path
 
 __all__ = ["build"]
 
@@ -88,7 +89,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _tools() -> str:
     """The search path for programs, this environment's first. Raises ToolMissing naming all that lack."""
-    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    path = os.pathsep.join((sysconfig.get_path("scripts"), search_path()))
     missing = [name for name in ("cmake", "ninja") if not shutil.which(name, path=path)]
     missing += ["pip"] if importlib.util.find_spec("pip") is None else []
     compilers = [name for name in ("cc", "c++") if not shutil.which(name, path=path)]
@@ -166,7 +167,7 @@ def _run(command: Sequence[str], log: Path, path: str) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=story,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path},
+            env={**PROCESS, "PATH": path},
             check=False,
         )
     return done.returncode == 0

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hubbot.log import in_actions
+from hubbot.settings.environment import PROCESS, in_github_actions
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["hubbot"]:  # `docker run IMAGE hubbot run org/name` reads as it does in a shell
         arguments = arguments[1:]
-    elif not arguments and in_actions():
+    elif not arguments and in_github_actions():
         from hubbot.action import step as action
 
         action.main()
@@ -47,6 +47,6 @@ def become_owner_of(folder: Path) -> None:
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
-    if not os.access(os.environ.get("HOME", "/"), os.W_OK):
-        os.environ["HOME"] = tempfile.mkdtemp(prefix="hubbot-home-")
-    os.environ.setdefault("USER", "hubbot")  # torch asks for a name, and the image has no entry for this user
+    if not os.access(PROCESS.get("HOME", "/"), os.W_OK):
+        PROCESS["HOME"] = tempfile.mkdtemp(prefix="hubbot-home-")
+    PROCESS.setdefault("USER", "hubbot")  # torch asks for a name, and the image has no entry for this user

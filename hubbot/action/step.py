@@ -8,7 +8,6 @@ inputs as `INPUT_…` variables) and, for trying it, any shell. It exits as the 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
@@ -20,6 +19,7 @@ from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.errors import HubbotError
 from hubbot.log import github
 from hubbot.log.redact import redact
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["Work", "act", "main", "outputs"]
 
@@ -40,7 +40,7 @@ def main() -> None:
     """Entry point of the container and of `hubbot-action`."""
     from hubbot.action.work import work
 
-    sys.exit(act(os.environ, work))
+    sys.exit(act(PROCESS, work))
 
 
 def act(environ: MutableMapping[str, str], work: Work) -> int:

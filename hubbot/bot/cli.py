@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from hubbot.errors import BadSettings, HubFailed
 from hubbot.hub.client import hub_of_environment
 from hubbot.hub.read.reader import Reader
 from hubbot.settings import Settings, load_settings
+from hubbot.settings.environment import PROCESS, github_token
 
 app = typer.Typer(help="The bot: watch the Hub, receive its webhooks, work off the queue.")
 webhooks = typer.Typer(no_args_is_help=True, help="Register with the Hub's webhooks.")
@@ -104,16 +104,15 @@ def serve(
     from hubbot.bot.serving import route_of
     from hubbot.bot.webhook import required_secret
 
-    secret = required_secret(os.environ)
+    secret = required_secret(PROCESS)
     flags = {"host": host, "port": port, "deliver": deliver, "github_repo": github_repo, "github_url": github_url}
     config = _config(config)
     settings = _settings(config, state, {f"serve.{name}": value for name, value in flags.items()})
     from hubbot.bot.serve import serve as listen
 
-    github_token = os.environ.get("GITHUB_TOKEN")
-    hub = hub_of_environment()
-    secrets = [value for value in (secret, hub.token, github_token) if value]
-    route = route_of(settings, Reader(hub), config=config, github_token=github_token, secrets=secrets)
+    hub, github = hub_of_environment(), github_token()
+    secrets = [value for value in (secret, hub.token, github) if value]
+    route = route_of(settings, Reader(hub), config=config, github_token=github, secrets=secrets)
     listen(settings.watch.state, settings.serve, secret, route=route)
 
 
@@ -218,7 +217,7 @@ def webhook_create(
         raise BadSettings(
             "Give the webhook either --url, where `hubbot serve` is reached, or --job, a Job to start anew."
         )
-    secret = required_secret(os.environ)
+    secret = required_secret(PROCESS)
     hub = hub_of_environment()
     items = watched_items(Reader(hub), _settings(config, None).watch)
     made = create(items, hub, url=url, job=job, secret=secret)

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ import torch
 
 from hubbot.demo.muon import Muon
 from hubbot.demo.tokenizer import Tokenizer, train_tokenizer, write_tokenizer
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["Recipe", "demo_model", "demo_settings", "train_demo"]
 
@@ -80,7 +80,7 @@ class Texts:
 
 
 def demo_model(
-    *, recipe: Recipe | None = None, environ: Mapping[str, str] = os.environ, log: Log = lambda _line: None
+    *, recipe: Recipe | None = None, environ: Mapping[str, str] = PROCESS, log: Log = lambda _line: None
 ) -> Path:
     """The folder of the trained demo model; trained on the first call, taken from the cache afterwards.
 

@@ -26,6 +26,7 @@ from hubbot.errors import HubbotError, ToolMissing
 from hubbot.machine import Machine, measure_machine
 from hubbot.machine.place import REMEDIES, Place, place
 from hubbot.machine.versions import INSTALL
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -81,7 +82,7 @@ _IMPORTS = (
 )
 
 
-def examine(work: Path, *, device: str = "auto", token: bool, environ: Mapping[str, str] = os.environ) -> list[Finding]:
+def examine(work: Path, *, device: str = "auto", token: bool, environ: Mapping[str, str] = PROCESS) -> list[Finding]:
     """Look at everything once, in the order of a report.
 
     work: the folder that runs will write to. token: whether a Hub token was given; its value is not wanted here.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from hubbot.formats.protocol import Reading
 from hubbot.formats.samples import greedy
 from hubbot.machine.versions import INSTALL
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["TOLERANCE", "load_check", "measure_speed", "read"]
 
@@ -178,7 +178,7 @@ def _as_stored(folder: Path, device: str) -> PreTrainedModel:
 
 def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, *, plain: bool = False) -> PreTrainedModel:
     """plain: whether GPTQModel's torch kernels do, which need no compiler, where others are faster."""
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
+    PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
     quantization = _quantization(folder)
     options = {}
     # Of its own choice GPTQModel 7.7 compiles kernels first, on a CPU anew in every home and on a GPU with CUDA's
@@ -194,7 +194,7 @@ def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, *, pla
 
 def _from_gptqmodel(folder: Path, device: str) -> PreTrainedModel:
     """GPTQModel by itself, for a quantized head: transformers takes its codes for an unquantized layer that is absent."""
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
+    PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
     from gptqmodel import BACKEND, GPTQModel
 
     loaded = GPTQModel.load(str(folder), device=device, backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)

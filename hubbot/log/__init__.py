@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hubbot.log import github
+from hubbot.settings.environment import in_github_actions
 
-__all__ = ["add_mask", "error", "in_actions", "notice", "progress", "say", "stage", "warning"]
+__all__ = ["add_mask", "error", "notice", "progress", "say", "stage", "warning"]
 
 _QUIET = 30.0  # seconds between two plain lines of one progress
-
-
-def in_actions() -> bool:
-    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def say(text: str) -> None:
@@ -30,7 +26,7 @@ def say(text: str) -> None:
 
 def add_mask(secret: str | None) -> None:
     """Have the runner hide a secret in the log. The runner masks line by line, so each line of it is given."""
-    if in_actions():
+    if in_github_actions():
         for line in (secret or "").splitlines():
             if line.strip():
                 github.command("add-mask", line.strip())
@@ -40,7 +36,7 @@ def add_mask(secret: str | None) -> None:
 def stage(name: str) -> Iterator[None]:
     """One stage of a job, closed by how long it took; a group on GitHub, a rule on a terminal."""
     started = time.monotonic()
-    if in_actions():
+    if in_github_actions():
         github.command("group", name)
     elif sys.stderr.isatty():
         Console(stderr=True).rule(f"[bold]{name}", align="left")
@@ -50,14 +46,14 @@ def stage(name: str) -> Iterator[None]:
         yield
     finally:
         say(f"{name}: {duration(time.monotonic() - started)}")
-        if in_actions():
+        if in_github_actions():
             github.command("endgroup")
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show work that has `total` steps; call the function it gives with how many more are done."""
-    if sys.stderr.isatty() and not in_actions():
+    if sys.stderr.isatty() and not in_github_actions():
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task(what, total=total)
@@ -98,7 +94,7 @@ def error(message: str, *, title: str = "hubbot") -> None:
 
 
 def _annotate(level: str, message: str, title: str) -> None:
-    if in_actions():
+    if in_github_actions():
         github.command(level, message, title=title)
     else:
         say(f"{level}: {message}")

@@ -7,11 +7,12 @@ Layouts are those of nvml.h.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["Gpu", "gpu_of"]
 
@@ -31,7 +32,7 @@ class _Memory(ctypes.Structure):
 def gpu_of(device: str) -> Gpu | None:
     """The GPU that auto, cuda or cuda:N stands for, as CUDA counts them; None for cpu and where there is none."""
     library = _library() if device != "cpu" else None
-    handle = _handle(library, int(device.partition(":")[2] or 0), os.environ) if library else None
+    handle = _handle(library, int(device.partition(":")[2] or 0), PROCESS) if library else None
     if library is None or handle is None:
         return None
     memory = _Memory()

@@ -1,4 +1,4 @@
-"""hubbot.toml, inputs of the action and flags become `Settings`; the only reader of the environment.
+"""hubbot.toml, inputs of the action and flags become `Settings`; `settings.environment` is the only reader of the environment.
 
 Flags win over hubbot.toml, which wins over the defaults here. Unknown keys are refused by their path.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import re
 import subprocess
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
+from hubbot.settings.environment import compiler, plain_encoders
 
 __all__ = ["build", "encoder"]
 
@@ -72,7 +72,7 @@ def build() -> Path:
         includes = [f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", "-include", str(_searches())]
         links = [f"-L{here.bin}", "-lggml-base", f"-Wl,-rpath,{here.bin}", "-lm"]
         level = [f"-march={_X86_LEVEL}"] if _X86 else []
-        command = [os.environ.get("CC", "cc"), *_FLAGS, *level, *includes, str(source), "-o", str(made), *links]
+        command = [compiler(), *_FLAGS, *level, *includes, str(source), "-o", str(made), *links]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
@@ -92,7 +92,7 @@ def build() -> Path:
 def encoder(kind: int) -> Any | None:
     """The fast encoder of a ggml type, or None where ggml's own has to do."""
     name = _ENCODERS.get(kind)
-    if name is None or os.environ.get("HUBBOT_PLAIN_ENCODERS") or not _path().is_file() or not _runs_here():
+    if name is None or plain_encoders() or not _path().is_file() or not _runs_here():
         return None
     try:
         function = getattr(ctypes.CDLL(str(_path())), name)
