@@ -7,7 +7,6 @@ the final name is always complete, and a killed run finds its parts.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,17 +30,10 @@ from hubbot.formats.shards import (
     split_shards,
 )
 from hubbot.model import ModelFacts
+from hubbot.model.companions import is_carried
 from hubbot.model.parts import Part
-from hubbot.model.snapshot import LICENCE_FILES
 
 __all__ = ["VariantFolder", "companions", "folder_cost", "merged_folders", "to_json"]
-
-# Files of a model repo that belong to every quantized copy of it.
-_COMPANIONS = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
-    "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*", "chat_template*", "additional_chat_templates/*.jinja",
-    *LICENCE_FILES,
-)  # fmt: skip
 
 
 def to_json(value: object) -> str:
@@ -51,8 +43,7 @@ def to_json(value: object) -> str:
 
 def companions(source: Source) -> list[str]:
     """The source's files, relative to its folder, that a variant carries unchanged."""
-    names = (path for path in source.files if any(fnmatch.fnmatchcase(path, pattern) for pattern in _COMPANIONS))
-    return sorted(names)
+    return sorted(path for path in source.files if is_carried(path))
 
 
 def folder_cost(

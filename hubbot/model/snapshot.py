@@ -15,9 +15,8 @@ from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.model.safetensors import TensorInfo, read_header
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["LICENCE_FILES", "plain_name", "read_tensors", "visible_files"]
+__all__ = ["plain_name", "read_tensors", "visible_files"]
 
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")  # they go with every copy
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_FILES = 10_000

@@ -9,23 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from hubbot.domain import Family, Record, Source
 from hubbot.formats import FAMILIES
+from hubbot.model.companions import is_carried, is_licence
 from hubbot.settings import Settings
 
 __all__ = ["fingerprint", "fingerprint_of", "matters", "shaping", "texts_of"]
 
-# Files that reach a variant's bytes or behaviour. Everything else (README, LICENSE, pictures, results of
-# somebody's evaluation) may change without making a new model.
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")
-_TOKENIZER = (".model", ".tiktoken", ".jinja")
-_NAMED = frozenset(
-    "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json "
-    "vocab.json vocab.txt merges.txt chat_template.json".split()
-)
 
 
 def fingerprint(
@@ -83,6 +76,8 @@ def shaping(settings: Settings) -> dict[str, Any]:
 
 
 def matters(path: str) -> bool:
-    """Whether a file of the source reaches a variant's bytes or behaviour."""
-    name = PurePosixPath(path).name.lower()
-    return name in _NAMED or name.endswith(_WEIGHTS) or name.endswith(_TOKENIZER)
+    """Whether a file of the source reaches a variant's bytes or behaviour.
+
+    Everything else (README, licence, pictures, results of somebody's evaluation) may change without making a new model.
+    """
+    return path == "config.json" or path.lower().endswith(_WEIGHTS) or (is_carried(path) and not is_licence(path))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import shutil
 from pathlib import Path
 
 from hubbot.domain import Source
-from hubbot.model.snapshot import LICENCE_FILES
+from hubbot.model.companions import is_licence
 
 __all__ = ["FOLDER", "keep_licences", "kept_licences"]
 
@@ -20,8 +19,7 @@ def keep_licences(source: Source, out: Path) -> None:
     folder = Path(source.folder).resolve()
     for name in sorted(source.files):
         path = (folder / name).resolve()
-        named = "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in LICENCE_FILES)
-        if named and path.is_file() and path.is_relative_to(folder):  # what is copied here is published
+        if is_licence(name) and path.is_file() and path.is_relative_to(folder):  # what is copied here is published
             (out / FOLDER).mkdir(exist_ok=True)
             shutil.copyfile(path, out / FOLDER / name)
 

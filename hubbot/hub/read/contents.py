@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hubbot.errors import SourceRefused, UnsafeSource
+from hubbot.model.companions import is_fetched
 from hubbot.model.snapshot import plain_name
 from hubbot.model.strict_json import object_of, parse_object
 
@@ -17,14 +17,6 @@ INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 LARGEST_INDEX = 32 * 2**20  # bytes, as the intake allows
 LARGEST_TEXT = 256 * 2**20  # bytes of any file that holds no weights; the largest tokenizers have 35 MB
-
-# Everything beside the weights that reaches a variant, its card or its licence.
-_COMPANIONS = (
-    "config.json generation_config.json quantize_config.json preprocessor_config.json processor_config.json "
-    "tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* special_tokens_map.json added_tokens.json "
-    "vocab.json vocab.txt merges.txt spiece.model sentencepiece.bpe.model *.tiktoken chat_template.json chat_template.jinja "
-    "README.md LICENSE* LICENCE* NOTICE* USE_POLICY* COPYING*"
-).split()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +48,7 @@ def needed_files(
         weights = _weights(by_path, read, "pytorch_model.bin", PICKLE_INDEX)
     if not weights:
         raise SourceRefused(_no_weights(by_path))
-    companions = [file for file in by_path.values() if _is_companion(file.path)]
+    companions = [file for file in by_path.values() if is_fetched(file.path)]
     for file in companions:
         if file.size > LARGEST_TEXT:
             msg = f"{file.path} has {file.size:,} bytes; at most {LARGEST_TEXT:,} are fetched of a file that holds no weights."
@@ -87,10 +79,6 @@ def _shards(files: dict[str, RemoteFile], index: RemoteFile, read: Callable[[Rem
             msg = f"{index.path} names {name}, which the repo does not hold. The upload is unfinished; wait for its author or take another revision."
             raise SourceRefused(msg)
     return [files[name] for name in names]
-
-
-def _is_companion(path: str) -> bool:
-    return "/" not in path and any(fnmatch.fnmatchcase(path, pattern) for pattern in _COMPANIONS)
 
 
 def _no_weights(files: dict[str, RemoteFile]) -> str:

@@ -1,0 +1,44 @@
+"""What is read beside the weights is fetched, carried and makes another model; nothing else is."""
+
+import pytest
+
+from hubbot.model.companions import is_carried, is_fetched, is_licence
+from hubbot.record.fingerprint import matters
+
+READ = (
+    "generation_config.json tokenizer.json tokenizer.model tokenizer.model.v3 tekken.json tiktoken.model qwen.tiktoken "
+    "chat_template.jinja chat_template.json additional_chat_templates/tool_use.jinja preprocessor_config.json "
+    "processor_config.json modules.json 1_Pooling/config.json 2_Dense/config.json 2_Dense/model.safetensors "
+    "config_sentence_transformers.json sentence_bert_config.json"
+).split()
+LEFT = (
+    "tokenization_evil.py modeling.py old/tokenizer.json additional_chat_templates/run.py onnx/config.json "
+    "1_Pooling/code.py consolidated.safetensors original/tokenizer.model"
+).split()
+
+
+@pytest.mark.parametrize("path", READ)
+def test_what_converter_and_readers_read_goes_everywhere(path):
+    assert is_fetched(path)
+    assert is_carried(path)
+    assert matters(path)
+
+
+@pytest.mark.parametrize("path", LEFT)
+def test_code_and_files_of_other_folders_stay_where_they_are(path):
+    assert not is_fetched(path)
+    assert not is_carried(path)
+
+
+def test_licences_travel_and_make_no_new_model():
+    for path in ("LICENSE", "LICENCE.txt", "NOTICE", "USE_POLICY.md"):
+        assert is_carried(path)
+        assert is_licence(path)
+        assert not matters(path)
+    assert not is_licence("docs/LICENSE")
+
+
+def test_configuration_and_card_are_read_and_written_anew():
+    for path in ("config.json", "README.md"):
+        assert is_fetched(path)
+        assert not is_carried(path)
