@@ -132,6 +132,25 @@ def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int =
     return into
 
 
+def make_other(config: str, values: dict[str, Any], into: Path, *, bytes_vocabulary: bool = False) -> Path:
+    """Write a tiny random model of any other architecture: its configuration class with these values over the usual ones."""
+    into.mkdir(parents=True, exist_ok=True)
+    small = _GROUPED | {"hidden_size": 64, "intermediate_size": 128}
+    if bytes_vocabulary:
+        count = write_gpt2_tokenizer(into, length=CONTEXT)
+        small |= {"bos_token_id": count - 1, "eos_token_id": count - 1}
+    else:
+        count = VOCABULARY
+        write_tokenizer(_pieces(True), into, length=CONTEXT)
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, config)(**(small | values), vocab_size=count)
+    )
+    _spread(model, torch.Generator().manual_seed(0))
+    model.to(torch.bfloat16).save_pretrained(into)
+    (into / "README.md").write_text("---\nlicense: mit\n---\n# Tiny random model\n", encoding="utf-8")
+    return into
+
+
 def _publish(config: Path, keys: dict[str, Any]) -> None:
     if keys:
         config.write_text(json.dumps(json.loads(config.read_text()) | keys, indent=2), encoding="utf-8")

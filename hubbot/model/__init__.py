@@ -7,7 +7,7 @@ each within bounds. What breaks a rule is refused with a sentence that names the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hubbot.model.front_matter import Front, read_front_matter
 from hubbot.model.parts import Part, part_layout_of
 from hubbot.model.pickles import read_pickled_tensors, unpickle
 from hubbot.model.safetensors import TensorInfo
-from hubbot.model.tokenizer import check_tokenizer, read_chat_template
+from hubbot.model.tokenizer import check_tokenizer, read_chat_templates
 
 __all__ = ["ModelFacts", "TensorInfo", "check_finite", "part_layout", "read_facts", "unpickle"]
 
@@ -50,8 +50,13 @@ class ModelFacts:
     pipeline_tag: str | None = None
     tags: tuple[str, ...] = ()
     base_model: tuple[str, ...] = ()
-    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)  # name -> template
     notes: tuple[str, ...] = ()
+
+    @property
+    def chat_template(self) -> str | None:
+        """What a plain conversation is written with."""
+        return self.chat_templates.get("default")
 
     @cached_property
     def parameters(self) -> int:
@@ -78,7 +83,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     _refuse_integers(tensors)
     check_tokenizer(files)
     front = read_front_matter(files["README.md"]) if "README.md" in files else Front()
-    facts = _facts(folder, config, tensors, front, read_chat_template(files))
+    facts = _facts(folder, config, tensors, front, read_chat_templates(files))
     part_layout(facts)  # refuses a checkpoint that config.json does not describe
     return facts
 
@@ -98,7 +103,7 @@ def _pickle_only(files: Mapping[str, Path]) -> bool:
 
 
 def _facts(
-    folder: Path, config: ModelConfig, tensors: Mapping[str, TensorInfo], front: Front, template: str | None
+    folder: Path, config: ModelConfig, tensors: Mapping[str, TensorInfo], front: Front, templates: Mapping[str, str]
 ) -> ModelFacts:
     return ModelFacts(
         folder=folder,
@@ -121,7 +126,7 @@ def _facts(
         pipeline_tag=front.pipeline_tag,
         tags=front.tags,
         base_model=front.base_model,
-        chat_template=template,
+        chat_templates=templates,
         notes=config.notes,
     )
 

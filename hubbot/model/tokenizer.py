@@ -6,14 +6,15 @@ Templates are not run here; whoever renders one does it in jinja's sandbox and w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.strict_json import read_bytes, read_object
 
-__all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_template"]
+__all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_templates"]
 
+_ADDITIONAL = "/additional_chat_templates/*.jinja"  # of the model's folder itself
 LARGEST_TEMPLATE = 256 * 2**10  # bytes; the longest in use have 30 KB
 _MEGABYTE = 2**20
 
@@ -51,26 +52,33 @@ def check_tokenizer(files: Mapping[str, Path]) -> None:
         _read_text(files["merges.txt"], _LARGEST_MERGES)
 
 
-def read_chat_template(files: Mapping[str, Path]) -> str | None:
-    """The template that a conversation is written with: its own file first, else tokenizer_config.json's.
+def read_chat_templates(files: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> template that a conversation is written with, as transformers' tokenizers find them; `default` is the usual one.
 
+    Files of their own come first: chat_template.jinja is `default`, additional_chat_templates/NAME.jinja is NAME. Without
+    any of these tokenizer_config.json counts, and where that has none (or null), a processor's chat_template.json.
     Raises UnsafeSource for one past LARGEST_TEMPLATE or of another type.
     """
-    templates = [path for name, path in files.items() if name.endswith(".jinja")]
-    read = {path.name: _read_text(path, LARGEST_TEMPLATE) for path in templates}
-    if "chat_template.jinja" in read:
-        return read["chat_template.jinja"]
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    named = {"default": files["chat_template.jinja"]} if "chat_template.jinja" in files else {}
+    named |= {path.stem: path for name, path in files.items() if PurePosixPath("/", name).match(_ADDITIONAL)}
+    if named:
+        return {name: _universal(_read_text(path, LARGEST_TEMPLATE)) for name, path in named.items()}
+    for name in ("tokenizer_config.json", "chat_template.json"):
         if name in files:
             largest, values = _JSON[name]
             config = read_object(files[name], largest=largest, most_values=values, constants=True)
             if (found := config.get("chat_template")) is not None:
-                return _default_template(found, name)
-    return None
+                return _templates(found, name)
+    return {}
 
 
-def _default_template(found: Any, file: str) -> str | None:
-    """One template, or the one called `default` of a list of {name, template}."""
+def _universal(text: str) -> str:
+    """Line ends as a file opened for text gives them."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _templates(found: Any, file: str) -> dict[str, str]:
+    """One template, which is `default`, or a list of {name, template}."""
     named = {"default": found} if isinstance(found, str) else _named(found)
     if named is None or not all(isinstance(text, str) for text in named.values()):
         msg = f"chat_template of {file} must be a string or a list of named strings."
@@ -79,7 +87,7 @@ def _default_template(found: Any, file: str) -> str | None:
         if len(text.encode("utf-8", "surrogatepass")) > LARGEST_TEMPLATE:
             msg = f"The chat template {ascii(name)[:40]} of {file} has {len(text):,} characters; at most {LARGEST_TEMPLATE:,} bytes are read."
             raise UnsafeSource(msg)
-    return named.get("default")
+    return named
 
 
 def _named(found: Any) -> dict[str, Any] | None:

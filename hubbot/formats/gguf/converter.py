@@ -7,7 +7,6 @@ does not know is Unsupported.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -96,18 +95,23 @@ def convert(
     kind = lossless_type(tensors)
     outtypes = {codec.BF16: gguf.LlamaFileType.MOSTLY_BF16, codec.F16: gguf.LlamaFileType.MOSTLY_F16}
     outtype = outtypes.get(kind, gguf.LlamaFileType.ALL_F32)
-    with _listening() as heard, _own_code_only(), torch.inference_mode(), _explained(folder, heard):
-        model = _instance(folder, tensors, read, outtype)
+    with (
+        _listening() as heard,
+        _own_code_only(),
+        torch.inference_mode(),
+        _explained(folder, heard),
+        _called(folder, name) as named,
+        _standing_in(tensors, read),
+    ):
+        model = _instance(named, outtype)
         model.prepare_tensors()
         kinds = {key: (tuple(info.shape), int(info.dtype)) for key, info in model.gguf_writer.tensors[0].items()}
         values = model
         if outtype != gguf.LlamaFileType.ALL_F32:  # the same graphs again, not rounded to the file's type
-            values = _instance(folder, tensors, read, gguf.LlamaFileType.ALL_F32)
+            values = _instance(named, gguf.LlamaFileType.ALL_F32)
             values.prepare_tensors()
         graphs = {key: info.tensor for key, info in values.gguf_writer.tensors[0].items()}
-        with _called(folder, name) as named:
-            model.dir_model_card = named
-            model.prepare_metadata(vocab_only=False)
+        model.prepare_metadata(vocab_only=False)
     captured = tuple(
         Captured(name=key, shape=shape, kind=kind, value=graphs[key], leaves=leaves_of(graphs[key]))
         for key, (shape, kind) in kinds.items()
@@ -120,44 +124,51 @@ def convert(
     )
 
 
-def _instance(
-    folder: Path, tensors: Mapping[str, TensorFact], read: Callable[[str], torch.Tensor], outtype: Any
-) -> Any:
-    """The converter's model object over lazy stand-ins for the checkpoint's tensors."""
+def _instance(folder: Path, outtype: Any) -> Any:
+    """The converter's model object, made as convert_hf_to_gguf.py makes it: the class finds its own parameters."""
     from conversion import get_model_class
-    from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
+    from conversion.base import ModelBase, ModelType, get_model_architecture
 
-    config = _with_old_names(folder, ModelBase.load_hparams(folder, False))
-    family = get_model_class(get_model_architecture(config, ModelType.TEXT))
+    family = get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
+    made = family(folder, outtype, folder)  # a folder as output name: the converter only derives a name from it
+    return getattr(made, "impl", made)  # Mistral 3's class chooses another one, and has that write the file
+
+
+@contextmanager
+def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.Tensor]) -> Iterator[None]:
+    """Lazy stand-ins in the place of the checkpoint's tensors, and the parameters that transformers 5 has moved.
+
+    The base class' ways are replaced, since a class' own call them and change what they give.
+    """
+    from conversion.base import LazyTorchTensor, ModelBase
+
+    load, index = ModelBase.load_hparams, ModelBase.index_tensors
 
     def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:  # noqa: ARG001
-        index = {}
+        found = {}
         for key, fact in tensors.items():
             leaf = leaf_tensor(key, LazyTorchTensor._dtype_str_map[fact.dtype], tuple(fact.shape), read)
             kept = self.filter_tensors((key, lambda leaf=leaf: leaf))
             if kept:
-                index[kept[0]] = kept[1]
-        return index
+                found[kept[0]] = kept[1]
+        return found
 
-    # the class' own index_tensors, where it has one, renames what the base class found: so the base class' is replaced
-    stand_in = type(family.__name__, (family,), {"model_arch": family.model_arch})
-    original = ModelBase.index_tensors
-    ModelBase.index_tensors = index_tensors
+    def load_hparams(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return _with_rotary_share(load(*arguments, **options))
+
+    ModelBase.index_tensors, ModelBase.load_hparams = index_tensors, staticmethod(load_hparams)
     try:
-        # a folder as output name: the converter only derives a name from it
-        return stand_in(folder, outtype, folder, hparams=config)
+        yield
     finally:
-        ModelBase.index_tensors = original
+        ModelBase.index_tensors, ModelBase.load_hparams = index, staticmethod(load)
 
 
-def _with_old_names(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the keys that transformers 5 moves elsewhere, where the converter looks for them."""
-    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    whole = {**written, **config}
-    rope = whole.get("rope_parameters") or {}
-    if "rotary_pct" not in whole and "full_attention" not in rope:
-        whole["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
-    return whole
+def _with_rotary_share(config: dict[str, Any]) -> dict[str, Any]:
+    """`rotary_pct` as GPT-NeoX' and Cohere's converters want it; transformers 5 keeps it under another name."""
+    rope = config.get("rope_parameters") or {}
+    if "rotary_pct" not in config and "full_attention" not in rope:
+        return {**config, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
+    return config
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
+from hubbot.formats.gguf.vocabulary import with_templates
 from hubbot.formats.protocol import Cost
 
 __all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
@@ -31,6 +32,9 @@ class Facts(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorFact]: ...
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]: ...  # name -> template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ def plan_files(
     Raises Unsupported where llama.cpp's converter cannot take the model.
     """
     model = convert(Path(facts.folder), facts.tensors, read, name=source.name)
+    model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     _refuse_experts(model, source)
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)

@@ -1,0 +1,134 @@
+"""What stands in a GGUF is what convert_hf_to_gguf.py, run as a program over the same folder, writes."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from hubbot import llamacpp
+from hubbot.formats.gguf.check import load_check
+from tests.formats.gguf.chain import keys_and_tensors, make
+from tests.models import make_model, make_other
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "short_factor": [1.0] * 6}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
+GRANITE = {
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 128,
+    "embedding_multiplier": 12,
+}
+
+# name -> configuration class, values. The classes read their own parameters, raw or through transformers (Mamba 2,
+# Nemotron), change their architecture by them (Granite 4 without a state-space block), or hand on to another (Ministral 3).
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite-four-dense": ("GraniteMoeHybridConfig", GRANITE | {"layer_types": ["attention"] * 2}),
+    "ministral-three": ("Ministral3Config", {"head_dim": 16}),
+    "mamba-two": ("Mamba2Config", {"state_size": 16, "head_dim": 16, "num_heads": 8, "expand": 2, "n_groups": 1}),
+    "nemotron": ("NemotronConfig", {}),
+    "arcee": ("ArceeConfig", {"head_dim": 16}),
+    "ernie": ("Ernie4_5Config", {"head_dim": 16}),
+    "llama-three": ("LlamaConfig", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 64}}),
+    "phi-long": (
+        "Phi3Config",
+        {
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": LONG
+            | {"long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 4.0], "original_max_position_embeddings": 64},
+        },
+    ),
+    "qwen-yarn": ("Qwen3Config", {"head_dim": 16, "rope_parameters": YARN}),
+    "qwen-embedding": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
+    "olmo-three": ("Olmo3Config", {"sliding_window": 32}),
+    "lfm-two": ("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+}
+BYTES = ("olmo-three", "lfm-two")  # GPT-2's vocabulary
+
+PROGRAM = """
+import pathlib, runpy, sys
+script, *folders = sys.argv[1:]
+sys.path.insert(0, str(pathlib.Path(script).parent))
+for folder in folders:
+    sys.argv = [script, folder, "--outfile", folder + ".gguf", "--outtype", "bf16"]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of all the architectures, each with the program's file beside it; one process makes them all."""
+    work = tmp_path_factory.mktemp("others")
+    made = {
+        name: make_other(config, values, work / name, bytes_vocabulary=name in BYTES)
+        for name, (config, values) in OTHERS.items()
+    }
+    _pool_the_last_token(made["qwen-embedding"])
+    script = llamacpp.find().source / "convert_hf_to_gguf.py"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, script, *made.values()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return made
+
+
+def _pool_the_last_token(folder):
+    modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_keys_and_tensors_are_the_programs_own(name, folders, tmp_path):
+    files, _ = make(folders[name], ["BF16"], tmp_path, decoded=False)
+    ours, theirs = (
+        keys_and_tensors(path) for path in (files["BF16"].paths[0], folders[name].with_name(f"{name}.gguf"))
+    )
+    assert ours == theirs
+    if name == "qwen-embedding":
+        assert ours[0]["qwen3.pooling_type"] == llamacpp.gguf().PoolingType.LAST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["granite-four-dense", "ministral-three"])
+def test_llama_cpp_loads_what_a_class_made_of_its_own_parameters(name, folders, tmp_path):
+    files, _ = make(folders[name], ["Q8_0"], tmp_path)
+    check = load_check(files["Q8_0"].paths, None)
+    assert check.passed, check
+
+
+TEMPLATES = {"tool_use": "{{ 'tool' }}", "default": "{{ 'usual' }}", "rag": "{{ 'rag' }}"}
+
+
+def test_the_sources_templates_stand_in_the_file_whatever_the_converter_chose(tmp_path):
+    folder = make_model("llama", tmp_path / "tiny")
+    path = folder / "tokenizer_config.json"
+    stale = [{"name": name, "template": "stale"} for name in ("default", "gone")]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": stale}))
+    (folder / "chat_template.jinja").write_text(TEMPLATES["default"])
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(TEMPLATES[name])
+    files, _ = make(folder, ["Q8_0"], tmp_path / "out")
+    keys, _ = keys_and_tensors(files["Q8_0"].paths[0])
+    found = {key: value for key, value in keys.items() if key.startswith("tokenizer.chat_template")}
+    assert found == {
+        "tokenizer.chat_template": TEMPLATES["default"],
+        "tokenizer.chat_template.rag": TEMPLATES["rag"],
+        "tokenizer.chat_template.tool_use": TEMPLATES["tool_use"],
+        "tokenizer.chat_templates": ["rag", "tool_use"],
+    }
+
+
+def test_a_null_in_the_configuration_does_not_cost_the_file_its_template(tmp_path):
+    folder = make_model("llama", tmp_path / "tiny")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": None}))
+    text = (folder / "chat_template.jinja").read_text()
+    files, _ = make(folder, ["Q8_0"], tmp_path / "out")
+    assert keys_and_tensors(files["Q8_0"].paths[0])[0]["tokenizer.chat_template"] == text
