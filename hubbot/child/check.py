@@ -21,6 +21,7 @@ from hubbot.domain import Source, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
 from hubbot.model import read_facts
+from hubbot.model.chat import end_tokens
 from hubbot.settings import Settings
 from hubbot.sweep.windows import load_tokenizer
 
@@ -54,6 +55,7 @@ def _checked(variant: VariantRecord, question: CheckQuestion, spoken: _Spoken | 
             question.references.get(variant.name),
             prompts=spoken.prompts if spoken else [],
             new_tokens=samples.NEW_TOKENS,
+            ends=spoken.ends if spoken else (),
             device=device,
         )
     variant = replace(variant, load_check=reading.check)
@@ -104,9 +106,10 @@ class _Spoken:
         self.tokenizer = load_tokenizer(folder)
         self.prompts = samples.encode_prompts(self.tokenizer)
         device = settle_device(settings.device)
+        self.ends = end_tokens(folder, self.tokenizer)
         self.base: list[list[int]] = []
         if _fits(read_facts(folder).weight_bytes, device):
-            self.base = samples.continue_base(folder, self.prompts, torch.device(device))
+            self.base = samples.continue_base(folder, self.prompts, self.ends, torch.device(device))
         else:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
 

@@ -26,8 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig, PreTra
 from hubbot.domain import LoadCheck, Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
-from hubbot.formats.samples import greedy
+from hubbot.formats.samples import greedy, plainly
 from hubbot.machine.versions import INSTALL
+from hubbot.model.chat import end_tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 from hubbot.settings.environment import PROCESS
 
@@ -55,13 +56,14 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
+    ends: Sequence[int] = (),
     device: str = "cpu",
 ) -> Reading:
     """Load a variant's folder with `from_pretrained`, generate, and compare logits with the sweep's.
 
     paths: the variant's files. reference: safetensors with `tokens` int64 [windows, length], `logits` float32
-    [windows, length, vocab] and `first` int64 [1]. prompts: token ids to go on from, greedily, for up to
-    `new_tokens` tokens each. device: `cpu` or `cuda:N`.
+    [windows, rows, vocab] and `first` int64 [1], the token that the first row follows. prompts: token ids to go on from, greedily, for up to
+    `new_tokens` tokens each. ends: the source's tokens that end a text; without, those that the folder names. device: `cpu` or `cuda:N`.
     Whatever the runtime raises ends up in the answer's `error`.
     """
     folder = _folder(paths)
@@ -70,7 +72,13 @@ def read(
     try:
         model = _load(folder, device)
         return _use(
-            folder, model, reference, prompts, new_tokens, LoadCheck(runtime=runtime, loaded=True, tolerance=tolerance)
+            folder,
+            model,
+            reference,
+            prompts,
+            new_tokens,
+            ends,
+            LoadCheck(runtime=runtime, loaded=True, tolerance=tolerance),
         )
     except Exception as error:  # noqa: BLE001 - another library's code: whatever it raises is the check's verdict
         return Reading(check=LoadCheck(runtime=runtime, loaded=False, tolerance=tolerance, error=_one_line(error)))
@@ -82,12 +90,14 @@ def _use(
     reference: Path | None,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
+    ends: Sequence[int],
     check: LoadCheck,
 ) -> Reading:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     kld, largest = _compare(model, reference) if reference else (None, None)
     probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    generated = tokenizer.decode(greedy(model, [prompts[0] if prompts else probe[:8]], _GENERATED)[0])
+    ends = ends or end_tokens(folder, tokenizer)
+    generated = tokenizer.decode(greedy(model, [prompts[0] if prompts else probe[:8]], _GENERATED, ends)[0])
     agrees = kld is None or (math.isfinite(kld) and kld <= (check.tolerance or 0.0))
     template = tokenizer.chat_template
     check = replace(
@@ -100,7 +110,7 @@ def _use(
         tokenizer=tokenizer_digest(probe),
         chat_template=template_digest(template) if isinstance(template, str) else None,
     )
-    return Reading(check=check, continuations=tuple(map(tuple, greedy(model, prompts, new_tokens))))
+    return Reading(check=check, continuations=tuple(map(tuple, greedy(model, prompts, new_tokens, ends))))
 
 
 def measure_speed(
@@ -208,9 +218,9 @@ def _compare(model: PreTrainedModel, reference: Path) -> tuple[float, float]:
     known = load_file(reference)
     first = int(known["first"][0]) if "first" in known else 0
     klds, largest = [], 0.0
-    for tokens, expected in zip(known["tokens"], known["logits"], strict=True):
-        found = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0, first:].float().cpu()
-        wanted = expected[first:]
+    for tokens, wanted in zip(known["tokens"], known["logits"], strict=True):
+        rows = slice(first, first + len(wanted))
+        found = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0, rows].float().cpu()
         p, q = wanted.log_softmax(-1), found.log_softmax(-1)
         klds.append(float((p.exp() * (p - q)).sum(-1).mean()))
         largest = max(largest, float((wanted - found).abs().max()))
@@ -245,9 +255,8 @@ def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions:
 def _timed(model: PreTrainedModel, prompt: torch.Tensor, count: int, device: str) -> float:
     """Seconds for reading the prompt and making exactly `count` tokens."""
     start = time.perf_counter()
-    model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count, do_sample=False
-    )
+    plainly(model, count, ends=())
+    model.generate(prompt, attention_mask=torch.ones_like(prompt))
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

@@ -106,6 +106,7 @@ class FamilyModule(Protocol[V]):
         *,
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
+        ends: Sequence[int],
         device: str,
     ) -> Reading:
         """The load check in its own runtime: see `hubbot.formats.check.read`."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubbot.domain import Sample
 
-__all__ = ["NEW_TOKENS", "PROMPTS", "compare", "continue_base", "encode_prompts", "greedy"]
+__all__ = ["NEW_TOKENS", "PROMPTS", "compare", "continue_base", "encode_prompts", "greedy", "plainly"]
 
 NEW_TOKENS = 48
 
@@ -36,18 +36,22 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return [[int(token) for token in tokenizer(prompt)["input_ids"]] for prompt in PROMPTS]
 
 
-def continue_base(folder: Path, prompts: Sequence[Sequence[int]], device: torch.device) -> list[list[int]]:
+def continue_base(
+    folder: Path, prompts: Sequence[Sequence[int]], ends: Sequence[int], device: torch.device
+) -> list[list[int]]:
     """Greedy continuations by the original model, loaded whole: in float32 on a CPU, else in its stored dtype."""
     dtype = torch.float32 if device.type == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-    return greedy(model, prompts, NEW_TOKENS)
+    return greedy(model, prompts, NEW_TOKENS, ends)
 
 
 @torch.inference_mode()
-def greedy(model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+def greedy(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int]
+) -> list[list[int]]:
     """Up to `count` most likely tokens after each prompt, all prompts in one batch, padded on the left.
 
-    A continuation ends with its end-of-sequence token.
+    ends: the tokens that end a text; a continuation stops behind the first.
     """
     if not prompts or count == 0:
         return [[] for _ in prompts]
@@ -57,22 +61,24 @@ def greedy(model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
         seen[row, width - len(prompt) :] = 1
-    end = _end(model)
-    out = model.generate(
-        ids,
-        attention_mask=seen,
-        max_new_tokens=count,
+    plainly(model, count, ends)
+    out = model.generate(ids, attention_mask=seen)
+    return [_cut([int(token) for token in row], ends) for row in out[:, width:]]
+
+
+def plainly(model: PreTrainedModel, count: int, ends: Sequence[int]) -> None:
+    """Have a model generate the most likely tokens and nothing else, whatever its own generation configuration says.
+
+    The configuration is replaced: what a call of `generate` leaves open is taken from the model's own, penalties too.
+    ends: the tokens that end a text; without any, exactly `count` tokens are made.
+    """
+    model.generation_config = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        pad_token_id=end[0] if end else 0,
+        max_new_tokens=count,
+        eos_token_id=list(ends) or None,
+        pad_token_id=ends[0] if ends else 0,
     )
-    return [_cut([int(token) for token in row], end) for row in out[:, width:]]
-
-
-def _end(model: PreTrainedModel) -> list[int]:
-    """The token ids that end a text."""
-    named = model.generation_config.eos_token_id if model.generation_config else None
-    return [named] if isinstance(named, int) else list(named or ())
 
 
 def _cut(tokens: list[int], end: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The first tokens' logits of every variant, kept for the load check: what its runtime should compute."""
+"""The last tokens' logits of every variant, kept for the load check: what its runtime should compute."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ __all__ = ["References"]
 
 
 class References:
-    """Logits of the first `length` tokens of the first `windows` evaluation windows, per stream."""
+    """Logits of the last `rows` tokens of the first `windows` evaluation windows, per stream.
 
-    def __init__(self, evaluation: Windows, *, windows: int = 2, length: int = 64) -> None:
+    The windows are kept whole: what a token's logits are may depend on how long the window is (rope by LongRoPE).
+    """
+
+    def __init__(self, evaluation: Windows, *, windows: int = 2, rows: int = 64) -> None:
         self._windows = min(windows, evaluation.count)
-        self._first = min(evaluation.first_target[: self._windows]) - 1  # no logits before the first scored row
-        self._length = min(length, evaluation.length - 1)
-        self._tokens = evaluation.tokens[: self._windows, : self._length].clone()
+        self._tokens = evaluation.tokens[: self._windows].clone()
+        self._end = evaluation.length - 1  # the last token's logits are not computed: nothing follows it
+        # nor are those before the first scored row
+        self._first = max(*evaluation.first_target[: self._windows], self._end + 1 - rows) - 1
         self._logits: dict[str, torch.Tensor] = {}
 
     def add(self, stream: str, window: int, start: int, logits: torch.Tensor) -> None:
         """Logits float32 [n, vocab] of a stream's rows from `start` on; what is not needed is passed over."""
-        if window >= self._windows or start >= self._length:
+        begin, end = max(start, self._first), min(start + len(logits), self._end)
+        if window >= self._windows or begin >= end:
             return
         if stream not in self._logits:
-            self._logits[stream] = torch.zeros((self._windows, self._length, logits.shape[-1]))
-        rows = min(len(logits), self._length - start)
-        self._logits[stream][window, start : start + rows] = logits[:rows].cpu()
+            self._logits[stream] = torch.zeros((self._windows, self._end - self._first, logits.shape[-1]))
+        rows = slice(begin - self._first, end - self._first)
+        self._logits[stream][window, rows] = logits[begin - start : end - start].cpu()
 
     def save(self, folder: Path) -> dict[str, Path]:
-        """One file a stream: `tokens` int64 [windows, length], `logits` float32 [windows, length, vocab].
+        """One file a stream: `tokens` int64 [windows, length], `logits` float32 [windows, rows, vocab].
 
-        `first` int64 [1] is the first row whose logits were computed.
+        `first` int64 [1] is the token that the first row of logits follows.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = {}

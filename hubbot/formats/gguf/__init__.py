@@ -98,11 +98,12 @@ def read(
     *,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
+    ends: Sequence[int],
     device: str,  # noqa: ARG001 - llama.cpp's reference is its CPU code
 ) -> Reading:
     from hubbot.formats.gguf import check
 
-    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens)
+    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, ends=ends)
 
 
 def measure_speed(

@@ -38,14 +38,16 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
+    ends: Sequence[int] = (),
     tolerance: float = TOLERANCE,
     threads: int | None = None,
 ) -> Reading:
     """Load a variant's files in llama.cpp, in a child process, and compare logits with the sweep's.
 
     paths: the variant's files; the importance matrix among them is passed over. reference: safetensors
-    with `tokens` int64 [windows, length], `logits` float32 [windows, length, vocab] and `first` int64 [1].
-    prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each.
+    with `tokens` int64 [windows, length], `logits` float32 [windows, rows, vocab] and `first` int64 [1], the token that
+    the first row follows. prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each. ends: the
+    source's tokens that end a text.
     """
     model = next(path for path in sorted(paths) if path.suffix == ".gguf")
     request = {
@@ -55,6 +57,7 @@ def read(
         "generate": _GENERATED,
         "prompts": [list(map(int, prompt)) for prompt in prompts],
         "new_tokens": new_tokens,
+        "ends": list(ends),
         "threads": threads or cores(),
     }
     answer = _ask(request)

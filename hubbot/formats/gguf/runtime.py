@@ -3,7 +3,8 @@
     python -m hubbot.formats.gguf.runtime < request.json > answer.json
 
 request: {"model": path, "reference": path or null, "probe": text, "generate": tokens, "threads": n}
-         and "prompts": lists of token ids to go on from for up to "new_tokens" tokens each
+         and "prompts": lists of token ids to go on from for up to "new_tokens" tokens each, no further than a token
+         of "ends" (without any: than what llama.cpp itself takes for an end)
 answer:  {"kld", "max_logit_error", "generated", "probe_ids", "chat_template", "continuations"}; or {"error": text}
 """
 
@@ -27,12 +28,13 @@ Floats = npt.NDArray[np.float32]
 
 _F32 = 0  # ggml type of the key/value cache: the check is of the weights, not of the cache
 _FLASH_ATTENTION_OFF = 0
+_AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
 
 
 class Runtime:
     """One GGUF, loaded on the CPU."""
 
-    def __init__(self, path: str, *, context: int, threads: int) -> None:
+    def __init__(self, path: str, *, threads: int) -> None:
         """Load a file (the first shard of several). Raises ValueError where llama.cpp refuses it."""
         self._api = api = llamacpp.bindings()
         self._quiet = api.llama_log_callback(lambda level, text, data: None)  # noqa: ARG005
@@ -47,56 +49,73 @@ class Runtime:
             raise ValueError(msg)
         self._vocab = api.llama_model_get_vocab(self._model)
         self.vocab_size = int(api.llama_vocab_n_tokens(self._vocab))
-        self._context = self._open(context, threads)
+        self._threads = threads
+        self._context: Any = None
+        self._length = 0
 
-    def _open(self, length: int, threads: int) -> Any:
+    def _open(self, length: int) -> None:
+        """A context of just this length: rope by LongRoPE goes by the context's, not by the text's."""
+        if length == self._length:
+            return
         api = self._api
+        if self._context:
+            api.llama_free(self._context)
         asked = api.llama_context_default_params()
-        asked.n_ctx = asked.n_batch = asked.n_ubatch = length
-        asked.n_threads = asked.n_threads_batch = threads
+        asked.n_ctx = asked.n_batch = length
+        asked.n_ubatch = min(length, _AT_ONCE)
+        asked.n_threads = asked.n_threads_batch = self._threads
         asked.type_k = asked.type_v = _F32
         asked.flash_attn_type = _FLASH_ATTENTION_OFF
         asked.swa_full = True
-        context = api.llama_init_from_model(self._model, asked)
-        if not context:
+        self._length, self._context = length, api.llama_init_from_model(self._model, asked)
+        if not self._context:
             msg = f"llama.cpp cannot open a context of {length} tokens"
             raise ValueError(msg)
-        return context
 
-    def logits(self, tokens: Sequence[int]) -> Floats:
-        """float32 [tokens, vocab] for a window read from its beginning."""
-        api = self._api
-        api.llama_memory_clear(api.llama_get_memory(self._context), True)
-        return self._decode(tokens, first=0, every=True)
+    def logits(self, tokens: Sequence[int], *, first: int, rows: int) -> Floats:
+        """float32 [rows, vocab] behind tokens `first`, `first + 1`, … of a window read from its beginning."""
+        self._open(len(tokens))
+        self._forget()
+        return self._decode(tokens, at=0, first=first)[:rows]
 
-    def generate(self, tokens: Sequence[int], count: int) -> list[int]:
-        """`count` greedy tokens after `tokens`."""
+    def generate(self, tokens: Sequence[int], count: int, *, room: int, ends: Sequence[int]) -> list[int]:
+        """Up to `count` greedy tokens after `tokens`, the last one an end. room: tokens of the context."""
+        self._open(room)
+        self._forget()
         made: list[int] = []
-        row = self.logits(tokens)[-1]
+        row = self._decode(tokens, at=0, first=len(tokens) - 1)[-1]
         for _ in range(count):
             made.append(int(row.argmax()))
-            if self._api.llama_vocab_is_eog(self._vocab, made[-1]):
+            if made[-1] in ends:
                 break
-            row = self._decode(made[-1:], first=len(tokens) + len(made) - 1, every=False)[-1]
+            row = self._decode(made[-1:], at=len(tokens) + len(made) - 1, first=0)[-1]
         return made
 
-    def _decode(self, tokens: Sequence[int], *, first: int, every: bool) -> Floats:
+    def _forget(self) -> None:
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+
+    def _decode(self, tokens: Sequence[int], *, at: int, first: int) -> Floats:
+        """float32 [tokens from `first` on, vocab] of tokens that stand `at` a place in the text."""
         api = self._api
         batch = api.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
             for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i] = int(token), first + i
+                batch.token[i], batch.pos[i] = int(token), at + i
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = every or i == len(tokens) - 1
+                batch.logits[i] = i >= first
             if api.llama_decode(self._context, batch):
                 msg = "llama.cpp cannot run the model"
                 raise ValueError(msg)
-            rows = len(tokens) if every else 1
-            found = np.ctypeslib.as_array(api.llama_get_logits(self._context), shape=(rows, self.vocab_size))
+            shape = (len(tokens) - first, self.vocab_size)
+            found = np.ctypeslib.as_array(api.llama_get_logits(self._context), shape=shape)
             return np.array(found, dtype=np.float32)
         finally:
             api.llama_batch_free(batch)
+
+    def ends(self, token: int) -> bool:
+        """Whether llama.cpp ends a generation with this token."""
+        return bool(self._api.llama_vocab_is_eog(self._vocab, token))
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, without the tokens that a sequence begins or ends with."""
@@ -138,22 +157,29 @@ def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
     """Load, compare, generate; see the module's docstring."""
-    tokens, logits, first = _reference(request["reference"])
-    length = max((len(window) for window in tokens), default=16)
-    prompts, new_tokens = request.get("prompts", []), request.get("new_tokens", 0)
-    room = max([length + request["generate"], *(len(prompt) + new_tokens for prompt in prompts)]) + 8
-    runtime = Runtime(request["model"], context=room, threads=request["threads"])
+    runtime = Runtime(request["model"], threads=request["threads"])
     answer: dict[str, Any] = {"kld": None, "max_logit_error": None}
+    tokens, logits, first = _reference(request["reference"])
     if tokens:
-        found = [runtime.logits(window)[first:] for window in tokens]
-        pairs = [compare(known[first:], seen) for known, seen in zip(logits, found, strict=True)]
+        found = [
+            runtime.logits(window, first=first, rows=len(known)) for window, known in zip(tokens, logits, strict=True)
+        ]
+        pairs = [compare(known, seen) for known, seen in zip(logits, found, strict=True)]
         answer["kld"] = sum(kld for kld, _ in pairs) / len(pairs)
         answer["max_logit_error"] = max(error for _, error in pairs)
     probe = runtime.tokenize(request["probe"])
-    prompt = tokens[0][: max(1, length // 2)] if tokens else probe[:8] or [0]
-    answer["generated"] = runtime.text_of(runtime.generate(prompt, request["generate"]))
-    answer["continuations"] = [runtime.generate(prompt, new_tokens) for prompt in prompts]
-    return answer | {"probe_ids": probe, "chat_template": runtime.chat_template()}
+    return answer | {"probe_ids": probe, "chat_template": runtime.chat_template()} | _spoken(runtime, request, probe)
+
+
+def _spoken(runtime: Runtime, request: dict[str, Any], probe: Sequence[int]) -> dict[str, Any]:
+    """What the model says: after the beginning of the probe text, and after every prompt."""
+    prompts, counts = [probe[:8] or [0], *request["prompts"]], (request["generate"], request["new_tokens"])
+    room = max(len(prompt) for prompt in prompts) + max(counts)
+    ends = request["ends"] or [token for token in range(runtime.vocab_size) if runtime.ends(token)]
+    made = [
+        runtime.generate(prompt, counts[min(number, 1)], room=room, ends=ends) for number, prompt in enumerate(prompts)
+    ]
+    return {"generated": runtime.text_of(made[0]), "continuations": made[1:]}
 
 
 def _reference(path: str | None) -> tuple[list[list[int]], list[Floats], int]:

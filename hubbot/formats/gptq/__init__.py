@@ -92,11 +92,12 @@ def read(
     *,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
+    ends: Sequence[int],
     device: str,
 ) -> Reading:
     from hubbot.formats import check
 
-    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, device=device)
+    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, ends=ends, device=device)
 
 
 def measure_speed(paths: Sequence[Path], *, prompt_tokens: int, generated_tokens: int, device: str) -> Speed:

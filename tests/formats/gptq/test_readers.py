@@ -29,7 +29,10 @@ NAMES = [
 
 
 def _reference(folder: Path, decoded: dict[str, torch.Tensor], path: Path) -> Path:
-    save_file({"tokens": tokens(2, 48), "logits": logits(folder, decoded), "first": torch.tensor([8])}, path)
+    save_file(
+        {"tokens": tokens(2, 48), "logits": logits(folder, decoded)[:, 8:].contiguous(), "first": torch.tensor([8])},
+        path,
+    )
     return path
 
 
