@@ -2,7 +2,7 @@
 
     python bench/serve.py [--deliveries 20000] [--connections 64] [--kills 3]
 
-Starts `hubbot.bot.serve` as a process of its own with its state on this disk, sends distinct deliveries over
+Starts `hubbot.bot.webhook_server` as a process of its own with its state on this disk, sends distinct deliveries over
 keep-alive connections from one other process, and then counts what the state file holds. In the second
 part the server is killed with SIGKILL at random moments while deliveries arrive, started again, and the
 senders go on; every delivery that was answered with 2xx must be in the file.
@@ -30,7 +30,7 @@ SECRET = "bench-secret-0123456789"
 SERVER = """
 import sys
 from pathlib import Path
-from hubbot.bot.serve import serve
+from hubbot.bot.webhook_server import serve
 from hubbot.settings.watch import ServeSettings
 serve(Path(sys.argv[1]), ServeSettings(port=int(sys.argv[2])), sys.argv[3], route=None)
 """

@@ -20,7 +20,7 @@ from hubbot import log
 from hubbot.cards.report import write_report
 from hubbot.domain import Family, File, Peak, Record
 from hubbot.errors import BadRecord
-from hubbot.hub.publish.release import Receipt
+from hubbot.hub.publish.repo_release import Receipt
 from hubbot.record.file import FILE_NAME, read_record, write_record
 from hubbot.record.fingerprint import fingerprint_of
 from hubbot.release.licence_texts import FOLDER, kept_licences

@@ -17,8 +17,8 @@ from hubbot.cards.summary import reasons, step_summary
 from hubbot.formats.names import parse_variants
 from hubbot.hub.client import Hub, hub_of_environment
 from hubbot.hub.keyless import keyless_token
-from hubbot.hub.publish.merged import finish_merged
-from hubbot.hub.publish.release import Receipt
+from hubbot.hub.publish.after_merge import finish_merged
+from hubbot.hub.publish.repo_release import Receipt
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Finished, Run
 from hubbot.planning.plan import NO_LIMIT, Plan, matrix, require

@@ -101,14 +101,14 @@ def serve(
     github_url: Annotated[str | None, typer.Option(help="root of the GitHub API")] = None,
 ) -> None:
     """Receive the Hub's webhooks. The secret comes from HUBBOT_WEBHOOK_SECRET; without one nothing starts."""
-    from hubbot.bot.serving import route_of
+    from hubbot.bot.route import route_of
     from hubbot.bot.webhook import required_secret
 
     secret = required_secret(PROCESS)
     flags = {"host": host, "port": port, "deliver": deliver, "github_repo": github_repo, "github_url": github_url}
     config = _config(config)
     settings = _settings(config, state, {f"serve.{name}": value for name, value in flags.items()})
-    from hubbot.bot.serve import serve as listen
+    from hubbot.bot.webhook_server import serve as listen
 
     hub, github = hub_of_environment(), github_token()
     secrets = [value for value in (secret, hub.token, github) if value]
@@ -182,16 +182,16 @@ def submit(
     config: Config = None,
 ) -> None:
     """Run a model in the published container as a Hugging Face Job, with this hubbot.toml; the token is a secret."""
-    from hubbot.bot.serving import carrying
-    from hubbot.hub.jobs import submit as start
+    from hubbot.bot.route import command_with_config
+    from hubbot.hub.hosted_jobs import start_hosted_job
 
     flags = {"flavor": flavor, "image": image, "timeout": timeout, "namespace": owner}
     config = _config(config)
     settings = _settings(config, None, {f"job.{name}": value for name, value in flags.items()})
     hub = hub_of_environment()
     watches = arguments[:1] == ["watch"]
-    command, environment = carrying(["hubbot", *(() if watches else ("run",)), *arguments], config)
-    job = start(
+    command, environment = command_with_config(["hubbot", *(() if watches else ("run",)), *arguments], config)
+    job = start_hosted_job(
         command,
         settings.job,
         hub,
@@ -209,9 +209,8 @@ def webhook_create(
     config: Config = None,
 ) -> None:
     """Register a webhook for everything that [watch] names: models and authors."""
-    from hubbot.bot.serving import watched_items
     from hubbot.bot.webhook import required_secret
-    from hubbot.hub.webhooks import create
+    from hubbot.hub.webhooks import create, watched_items
 
     if (url is None) == (job is None):
         raise BadSettings(

@@ -21,7 +21,7 @@ from hubbot.bot.ledger import jobs, mirror
 from hubbot.bot.ledger.jobs import Claim
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop, Stopped
-from hubbot.bot.worker import Between, Tally, Terms, Withdrawn, failed, finished, given_back, job_of, withdrawn
+from hubbot.bot.worker import Between, Tally, Terms, Yanked, dropped, failed, finished, job_of, requeued
 from hubbot.domain import Job, Record
 from hubbot.errors import HubbotError, LedgerFailed, TokenRefused, ToolMissing
 from hubbot.hub.client import Hub, hub_of_environment
@@ -144,9 +144,9 @@ class Cluster:
                 continue
             tally += settle(ledger, claim, outcome, time.monotonic() - started, terms)
             del self._running[reference]
-        return tally + self._withdraw_yanked(ledger, terms)
+        return tally + self._drop_yanked(ledger, terms)
 
-    def _withdraw_yanked(self, ledger: Ledger, terms: Terms) -> Tally:
+    def _drop_yanked(self, ledger: Ledger, terms: Terms) -> Tally:
         """End the tasks of models that were taken back meanwhile: their nodes cannot see the state file."""
         import ray
 
@@ -155,8 +155,8 @@ class Cluster:
             if reason := mirror.yanked(ledger, claim.row.model):
                 ray.cancel(reference, force=True)
                 del self._running[reference]
-                error = Withdrawn(f"{claim.row.model} was taken back while its job ran ({reason}).")
-                tally += withdrawn(ledger, claim, error, time.monotonic() - started, terms)
+                error = Yanked(f"{claim.row.model} was taken back while its job ran ({reason}).")
+                tally += dropped(ledger, claim, error, time.monotonic() - started, terms)
         return tally
 
     def _abandon(self, ledger: Ledger, terms: Terms) -> None:
@@ -166,7 +166,7 @@ class Cluster:
         for reference, (claim, started) in self._running.items():
             ray.cancel(reference, force=True)
             with suppress(LedgerFailed):  # it stays among the endings to be written
-                given_back(ledger, claim, time.monotonic() - started, terms)
+                requeued(ledger, claim, time.monotonic() - started, terms)
         self._running.clear()
 
 

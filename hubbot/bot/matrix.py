@@ -30,7 +30,7 @@ def handing_over(ledger: Ledger, worker: str, *, limit: int = LARGEST) -> Iterat
         yield {"include": [{"model": claim.row.model, "revision": claim.row.revision} for claim in taken]}
     except BaseException:
         for claim in taken:
-            jobs.give_back(ledger, claim, seconds=0.0)
+            jobs.requeue(ledger, claim, seconds=0.0)
         raise
     for claim in taken:
         jobs.finish(ledger, claim, seconds=0.0)

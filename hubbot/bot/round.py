@@ -17,7 +17,7 @@ from hubbot.domain import Variant
 from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
 from hubbot.formats import FAMILIES
 from hubbot.formats.names import parse_variants
-from hubbot.hub.publish.merged import finish_merged
+from hubbot.hub.publish.after_merge import finish_merged
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read import listing
 from hubbot.hub.read.reader import Reader

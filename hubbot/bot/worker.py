@@ -43,7 +43,7 @@ _LASTING = (SourceRefused, Unsupported, VariantsRefused, BadSettings, BadRecord)
 _MAY_PASS = (SourceNotFound, Mismatch)  # hidden for an hour, spoilt on the way
 
 
-class Withdrawn(HubbotError):
+class Yanked(HubbotError):
     """The model was taken back (`hubbot yank`) while its job ran."""
 
 
@@ -122,14 +122,14 @@ def work_on(ledger: Ledger, claim: Claim, run: RunJob, stop: Stop, terms: Terms)
         with stop.breakable():
             run(job_of(claim), commits_of(ledger, claim, terms))
     except Stopped:
-        given_back(ledger, claim, time.monotonic() - started, terms)
+        requeued(ledger, claim, time.monotonic() - started, terms)
         raise
-    except Withdrawn as error:
-        return withdrawn(ledger, claim, error, time.monotonic() - started, terms)
+    except Yanked as error:
+        return dropped(ledger, claim, error, time.monotonic() - started, terms)
     except TokenRefused as error:
         if terms.token_works():
             return failed(ledger, claim, error, time.monotonic() - started, terms)
-        given_back(ledger, claim, time.monotonic() - started, terms)
+        requeued(ledger, claim, time.monotonic() - started, terms)
         raise  # no job is to blame, and every other one would fare the same
     except Exception as error:  # noqa: BLE001 -- one job's defect must not end the daemon
         return failed(ledger, claim, error, time.monotonic() - started, terms)
@@ -147,7 +147,7 @@ def commits_of(ledger: Ledger, claim: Claim, terms: Terms) -> RateLimit:
 
     def allowed() -> None:
         if reason := mirror.yanked(ledger, model):
-            raise Withdrawn(f"{model} was taken back while its job ran ({reason}); nothing more of it is published.")
+            raise Yanked(f"{model} was taken back while its job ran ({reason}); nothing more of it is published.")
         if not terms.endings.unwritten:  # else the state file does not know of all
             commits.spent = jobs.commit_times(ledger)
 
@@ -179,11 +179,11 @@ def failed(ledger: Ledger, claim: Claim, error: Exception, seconds: float, terms
     return Tally(failed=1)
 
 
-def given_back(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> None:
-    terms.endings.write(ledger, partial(jobs.give_back, claim=claim, seconds=seconds))
+def requeued(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> None:
+    terms.endings.write(ledger, partial(jobs.requeue, claim=claim, seconds=seconds))
 
 
-def withdrawn(ledger: Ledger, claim: Claim, error: Withdrawn, seconds: float, terms: Terms) -> Tally:
+def dropped(ledger: Ledger, claim: Claim, error: Yanked, seconds: float, terms: Terms) -> Tally:
     terms.endings.write(ledger, partial(jobs.drop, claim=claim, seconds=seconds))
     say(str(error))
     return Tally(dropped=1)

@@ -14,7 +14,7 @@ from hubbot.cards.frontmatter import dump, split
 from hubbot.errors import BadSettings, HubFailed
 from hubbot.formats.names import parse_variants
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.takeback import take_back, withdraw
+from hubbot.hub.publish.yank_release import close_pull_requests, yank_release
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.reader import Reader
 from hubbot.release.repos import target_repos
@@ -50,17 +50,17 @@ def yank(
     hub = replace(reader.hub, commits=_counted(ledger, model))
     done: dict[str, str] = {}
     for repo in sorted(wanted):
-        told = _take_back_from(repo, hub, reason=reason, new_version=new_version, delete=delete, card=repo in published)
+        told = _yank_from(repo, hub, reason=reason, new_version=new_version, delete=delete, card=repo in published)
         done |= {repo: told} if told else {}
     return done
 
 
-def _take_back_from(repo: str, hub: Hub, *, reason: str, new_version: str, delete: bool, card: bool) -> str:
+def _yank_from(repo: str, hub: Hub, *, reason: str, new_version: str, delete: bool, card: bool) -> str:
     """One repo: its waiting pull requests closed and, where it holds a release, the card marked. Returns what was done."""
     why = f"Taken back: {inline(reason)}"
-    told = [f"pull request {num} closed" for num in withdraw(repo, hub, why=why)]
+    told = [f"pull request {num} closed" for num in close_pull_requests(repo, hub, why=why)]
     if card:
-        told.append(take_back(repo, lambda text: yanked_card(text, reason, new_version), hub, delete=delete))
+        told.append(yank_release(repo, lambda text: yanked_card(text, reason, new_version), hub, delete=delete))
     return ", ".join(told)
 
 

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hubbot.errors import BadSettings
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
+from hubbot.hub.read.listing import account_type
+from hubbot.hub.read.reader import Reader
+from hubbot.settings.watch import WatchSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,7 @@ def create(watched: Sequence[tuple[str, str]], hub: Hub, *, url: str | None, job
 
     watched: (user | org | model, name). Raises HubFailed, TokenRefused.
     """
-    items: list[Any] = [{"type": kind, "name": name} for kind, name in watched]
+    items: list[Any] = [{"type": owner, "name": name} for owner, name in watched]
     with translated_hub_errors("the webhook", hub):
         made = hub.api.create_webhook(url=url, job_id=job, watched=items, domains=["repo"], secret=secret)
     return _webhook(made)
@@ -45,3 +49,16 @@ def _webhook(found: Any) -> Webhook:
     command = " ".join(found.job.command or ()) if found.job else None
     watched = tuple(f"{item.type}:{item.name}" for item in found.watched)
     return Webhook(id=found.id, url=found.url, job=command, watched=watched, disabled=found.disabled)
+
+
+def watched_items(reader: Reader, watch: WatchSettings) -> list[tuple[str, str]]:
+    """What a webhook has to watch, as the Hub wants it: (model | user | org, name).
+
+    Collections and searches cannot be watched by a webhook; `hubbot watch` polls those.
+    """
+    items = [("model", name) for name in watch.models]
+    items += [(account_type(reader, name), name) for name in watch.authors]
+    if not items:
+        msg = "The [watch] section names no models and no authors, and a webhook can watch nothing else. Add some to hubbot.toml."
+        raise BadSettings(msg)
+    return items

@@ -39,7 +39,7 @@ from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.names import parse_variants
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.release import Receipt
+from hubbot.hub.publish.repo_release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent

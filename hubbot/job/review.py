@@ -10,7 +10,7 @@ from hubbot.cards.frontmatter import split
 from hubbot.cards.summary import review
 from hubbot.errors import BadSettings, HubFailed
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.existing import read_record, read_text
+from hubbot.hub.publish.current_release import read_record, read_text
 
 __all__ = ["PullRequest", "parse_pull_request", "review_text"]
 

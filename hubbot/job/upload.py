@@ -12,9 +12,9 @@ from hubbot.cards.marks import merge
 from hubbot.cards.summary import pull_request
 from hubbot.domain import Record
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.existing import read_existing, read_record
-from hubbot.hub.publish.publish import publish
-from hubbot.hub.publish.release import Receipt, RepoRelease
+from hubbot.hub.publish.current_release import read_current, read_record
+from hubbot.hub.publish.publication import publish
+from hubbot.hub.publish.repo_release import Receipt, RepoRelease
 from hubbot.record.file import FILE_NAME
 from hubbot.release.licence_texts import kept_licences
 from hubbot.release.repos import Repo, plan_repos
@@ -24,7 +24,7 @@ __all__ = ["release", "repo_release"]
 
 
 def release(record: Record, settings: Settings, hub: Hub, *, out: Path) -> dict[str, Receipt]:
-    """Publish every repo of a record. Returns repo id -> receipt; raises what hubbot.hub.publish.publish raises."""
+    """Publish every repo of a record. Returns repo id -> receipt; raises what `publish` raises."""
     write_cards(record, settings.publish, out)  # under the names of this publication, whatever the run was told
     receipts = {}
     mode: Literal["pr", "main"] = "main" if settings.publish.mode == "main" else "pr"
@@ -41,7 +41,7 @@ def _keep_what_people_wrote(repo: Repo, hub: Hub, out: Path, *, mode: str) -> Re
     """Merge the card in `out` with the one that it would replace. Returns the record on main, to compare with."""
     if not hub.token or "/" not in repo.repo_id:
         return None  # publish() says what is missing
-    existing = read_existing(repo.repo_id, hub, mode=mode)
+    existing = read_current(repo.repo_id, hub, mode=mode)
     if existing is None:
         return None
     card = out / CARDS / repo.name / "README.md"

@@ -23,7 +23,7 @@ from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Tally, Terms, work
 from hubbot.bot.yank import yank
 from hubbot.errors import HubFailed, LedgerFailed, TokenRefused, Unsupported
-from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.publication import publish
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.retry import Retry
 from hubbot.settings import Settings

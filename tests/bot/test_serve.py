@@ -27,10 +27,10 @@ from hubbot.bot.ledger import events, jobs
 from hubbot.bot.ledger.events import Event
 from hubbot.bot.ledger.store import Ledger, open_ledger
 from hubbot.bot.receiver import Receiver, receiving
-from hubbot.bot.serve import make_app
-from hubbot.bot.serving import route_of
+from hubbot.bot.route import route_of
 from hubbot.bot.verdicts import Verdict
 from hubbot.bot.webhook import from_job, knows_secret, required_secret
+from hubbot.bot.webhook_server import make_app
 from hubbot.domain import Job
 from hubbot.errors import BadSettings, HubFailed, LedgerFailed
 from hubbot.hub.rate_limit import RateLimit

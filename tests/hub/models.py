@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from hubbot.domain import SCHEMA_VERSION, Family, File, Peak, Record, Source, Status, VariantRecord
-from hubbot.hub.publish.release import RepoRelease
+from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.record.file import write_record
 
 CARD = "---\nlicense: apache-2.0\nlanguage: [en]\ntags: [tiny]\npipeline_tag: text-generation\n---\n# Tiny\n"

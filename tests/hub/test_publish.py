@@ -11,8 +11,8 @@ import pytest
 
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, TokenRefused
 from hubbot.hub.client import Hub as Seen
-from hubbot.hub.publish.publish import publish
-from hubbot.hub.publish.release import Receipt, RepoRelease
+from hubbot.hub.publish.publication import publish
+from hubbot.hub.publish.repo_release import Receipt, RepoRelease
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.retry import Retry
 from tests.hub import Hub
@@ -103,7 +103,7 @@ def test_nothing_is_hashed_where_nothing_is_to_be_done(hub: Hub, ada: Publisher,
     release = gptq_release(tmp_path, "gptq-4bit-128g", "gptq-8bit-128g")
     ada(release)
     monkeypatch.setattr(
-        "hubbot.hub.publish.publish.hash_files", lambda _: pytest.fail("gigabytes were read for nothing")
+        "hubbot.hub.publish.publication.hash_files", lambda _: pytest.fail("gigabytes were read for nothing")
     )
     assert ada(release).status == "unchanged"
     monkeypatch.undo()
@@ -415,7 +415,7 @@ def test_a_declined_pull_request_is_not_opened_again_but_a_newer_release_is(hub:
 def test_a_strangers_request_with_our_mark_is_not_ours(hub: Hub, ada: Publisher, tmp_path: Path):
     from huggingface_hub import HfApi
 
-    from hubbot.hub.publish.pulls import mark
+    from hubbot.hub.publish.pull_requests import mark
 
     hub.model("ada/tiny-GGUF")
     eve = HfApi(endpoint=hub.endpoint, token=hub.user("eve"))
@@ -449,7 +449,7 @@ def test_a_gptq_release_is_one_pull_request_that_becomes_branches_after_the_merg
 
 
 def test_a_merged_request_is_finished_without_the_files_at_hand(hub: Hub, ada: Publisher, tmp_path: Path):
-    from hubbot.hub.publish.merged import finish_merged
+    from hubbot.hub.publish.after_merge import finish_merged
 
     seen = ada.seen()
     release = gptq_release(tmp_path / "a", "gptq-4bit-128g", "gptq-8bit-128g")

@@ -9,8 +9,8 @@ import pytest
 from hubbot.doctor.examine import Status
 from hubbot.doctor.view import rights_findings
 from hubbot.errors import TokenRefused
-from hubbot.hub.publish.existing import read_existing, read_record, read_text
-from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.current_release import read_current, read_record, read_text
+from hubbot.hub.publish.publication import publish
 from hubbot.hub.rights import token_rights
 from tests.hub import Hub
 from tests.hub.models import gguf_release
@@ -84,18 +84,18 @@ def test_no_token_and_a_wrong_one_are_refused_without_being_shown(hub: Hub, toke
 def test_a_target_repo_is_read_back(hub: Hub, tmp_path: Path):
     token = hub.user("ada")
     seen = hub.seen(token)
-    assert read_existing("ada/tiny-GGUF", seen, mode="main") is None
+    assert read_current("ada/tiny-GGUF", seen, mode="main") is None
     assert read_record("ada/tiny-GGUF", seen) is None
     release = gguf_release(tmp_path / "a", "Q8_0")
     publish(release, seen, mode="main")
-    found = read_existing("ada/tiny-GGUF", seen, mode="main")
+    found = read_current("ada/tiny-GGUF", seen, mode="main")
     assert found.record.variants[0].name == "Q8_0"
     assert found.card == (tmp_path / "a" / "README.md").read_text()
     publish(gguf_release(tmp_path / "b", "Q8_0", seed=1), seen, mode="pr")
     hub.commit("ada/tiny-GGUF", {"README.md": "# edited in review"}, revision="refs/pr/1")
-    waiting = read_existing("ada/tiny-GGUF", seen, mode="pr")
+    waiting = read_current("ada/tiny-GGUF", seen, mode="pr")
     assert (waiting.revision, waiting.card) == ("refs/pr/1", "# edited in review")
-    assert read_existing("ada/tiny-GGUF", seen, mode="main") == found
+    assert read_current("ada/tiny-GGUF", seen, mode="main") == found
     assert read_text("ada/tiny-GGUF", "nothing.md", seen) is None
 
 

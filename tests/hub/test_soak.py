@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 
 from hubbot.errors import HubbotError
-from hubbot.hub.publish.publish import publish
-from hubbot.hub.publish.release import RepoRelease
+from hubbot.hub.publish.publication import publish
+from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.hub.retry import Retry
 from tests.hub import Hub
 from tests.hub.models import gguf_release, gptq_release
@@ -102,7 +102,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.publish import publish
+from hubbot.hub.publish.publication import publish
 from tests.hub.models import gptq_release
 release = gptq_release(Path(sys.argv[3]), "gptq-4bit-128g", "gptq-8bit-128g")
 publish(release, Hub(endpoint=sys.argv[1], token=sys.argv[4]), mode=sys.argv[2])

@@ -81,7 +81,7 @@ def claim(
     """
     with ledger.transaction() as db:
         now = ledger.now()
-        _take_back(ledger, db, now, dead=worker if one_by_one else None)
+        _requeue_of_dead(ledger, db, now, dead=worker if one_by_one else None)
         if commits_per_hour is not None and commits_within_hour(ledger) >= commits_per_hour:
             return None
         # A wait never lasts longer than it was meant to, even if the clock was set back meanwhile.
@@ -126,7 +126,7 @@ def fail(
         return _back_off(db, claim, text, ledger.now(), park=park, delays=delays)
 
 
-def give_back(ledger: Ledger, claim: Claim, *, seconds: float) -> bool:
+def requeue(ledger: Ledger, claim: Claim, *, seconds: float) -> bool:
     """The worker was told to stop: the job waits for the next one, as if it had not been touched."""
     now = ledger.now()
     with ledger.transaction() as db:
@@ -203,13 +203,7 @@ def commits_within_hour(ledger: Ledger) -> int:
     return len(commit_times(ledger))
 
 
-def take_back(ledger: Ledger) -> int:
-    """Queue again what dead workers held. Returns how many jobs that were."""
-    with ledger.transaction() as db:
-        return _take_back(ledger, db, ledger.now())
-
-
-def _take_back(ledger: Ledger, db: sqlite3.Connection, now: float, *, dead: str | None = None) -> int:
+def _requeue_of_dead(ledger: Ledger, db: sqlite3.Connection, now: float, *, dead: str | None = None) -> int:
     lost = 0
     alive = {dead: False} if dead else {}
     for row in db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE state = 'running'").fetchall():  # noqa: S608

@@ -16,7 +16,7 @@ from hubbot import log
 from hubbot.domain import File, Record
 from hubbot.errors import BadRecord, HubFailed, PublishConflict
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.release import LocalFile, Published, RepoRelease
+from hubbot.hub.publish.repo_release import LocalFile, Published, RepoRelease
 from hubbot.hub.read.contents import RemoteFile
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.retry import Retry, status_of

@@ -111,9 +111,9 @@ def _parquet_rows(path: Path, column: str) -> Iterator[str]:
         raise BadText(
             f"{path} has no column {column!r} (found {file.schema_arrow.names[:20]}). Name one with `column`."
         )
-    kind = file.schema_arrow.field(column).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise BadText(f"The column {column!r} of {path} holds {kind}, not text. Name another with `column`.")
+    held = file.schema_arrow.field(column).type
+    if not (pyarrow.types.is_string(held) or pyarrow.types.is_large_string(held)):
+        raise BadText(f"The column {column!r} of {path} holds {held}, not text. Name another with `column`.")
     for batch in file.iter_batches(columns=[column]):
         yield from (text or "" for text in batch.column(0).to_pylist())
 

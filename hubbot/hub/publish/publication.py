@@ -13,9 +13,9 @@ from hubbot.domain import HUB_ID, Record
 from hubbot.errors import BadSettings, HubFailed, PublishConflict, SourceRefused, TokenRefused
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
-from hubbot.hub.publish.places import ensure_branch, ensure_repo
-from hubbot.hub.publish.pulls import Pull, Pulls
-from hubbot.hub.publish.release import LocalFile, Published, Receipt, RepoRelease, hash_files, need_files
+from hubbot.hub.publish.create_missing import ensure_branch, ensure_repo
+from hubbot.hub.publish.pull_requests import Pull, Pulls
+from hubbot.hub.publish.repo_release import LocalFile, Published, Receipt, RepoRelease, hash_files, need_files
 from hubbot.hub.publish.target import CARD, Target, Tree, compared, land, outdated, same
 from hubbot.record.file import FILE_NAME, from_json
 
@@ -47,13 +47,13 @@ def publish(
     target = Target(release, hub, xet)
     with _translated_publish_errors(release.repo_id, hub):
         hub.commits.allowed()
-        job = _Job(target, force=force)
+        publication = _Publication(target, force=force)
         for revision, files in release.branches.items():
             need_files(files.values())
             if CARD in files:
                 target.check_card(files[CARD], revision)
         created = ensure_repo(target)
-        receipt = _to_branches(job) if mode == "main" else _to_pull_request(job)
+        receipt = _to_branches(publication) if mode == "main" else _to_pull_request(publication)
     return replace(receipt, created=created)
 
 
@@ -68,7 +68,7 @@ def _translated_publish_errors(repo_id: str, hub: Hub) -> Iterator[None]:
 
 
 @dataclass
-class _Job:
+class _Publication:
     """A release on its way: what is wanted of every revision, and how to see that it is there."""
 
     target: Target
@@ -193,80 +193,84 @@ class _Job:
         )
 
 
-def _to_branches(job: _Job) -> Receipt:
-    if held := job.whole():
-        return job.receipt("unchanged", {revision: tree.sha for revision, tree in held.items()})
+def _to_branches(publication: _Publication) -> Receipt:
+    if held := publication.whole():
+        return publication.receipt("unchanged", {revision: tree.sha for revision, tree in held.items()})
     files: dict[tuple[str, str], Published] = {}
     for _ in range(MOST_ROUNDS):
-        commits, changed = _land_all(job)
+        commits, changed = _land_all(publication)
         files |= {(file.revision, file.path): file for file in changed}
         if (
-            job.force or len(commits) == 1 or not changed or job.whole()
+            publication.force or len(commits) == 1 or not changed or publication.whole()
         ):  # unchanged: every branch holds what was made here
-            return job.receipt("published" if files else "unchanged", commits, files=tuple(files.values()))
-    msg = f"Somebody else goes on publishing the same release to {job.release.repo_id}. Run `hubbot publish` again when they have ended."
+            return publication.receipt("published" if files else "unchanged", commits, files=tuple(files.values()))
+    msg = f"Somebody else goes on publishing the same release to {publication.release.repo_id}. Run `hubbot publish` again when they have ended."
     raise PublishConflict(msg)
 
 
-def _land_all(job: _Job) -> tuple[dict[str, str], tuple[Published, ...]]:
+def _land_all(publication: _Publication) -> tuple[dict[str, str], tuple[Published, ...]]:
     """Commit every revision that does not hold what was made here. Returns revision -> commit, and the files of those that changed."""
     commits: dict[str, str] = {}
     files: list[Published] = []
-    for revision in job.revisions():
-        ensure_branch(job.target, revision)
-        tree, committed = job.land(revision)
+    for revision in publication.revisions():
+        ensure_branch(publication.target, revision)
+        tree, committed = publication.land(revision)
         commits[revision] = tree.sha
-        files += compared(job.target, revision, tree, job.files(revision)) if committed else ()
+        files += compared(publication.target, revision, tree, publication.files(revision)) if committed else ()
     return commits, tuple(files)
 
 
-def _to_pull_request(job: _Job) -> Receipt:
-    target = job.target
+def _to_pull_request(publication: _Publication) -> Receipt:
+    target = publication.target
     pulls = Pulls(target)
-    if base := job.held(job.release.base):
-        return _finish_merged(job, pulls, base)
+    if base := publication.held(publication.release.base):
+        return _finish_merged(publication, pulls, base)
     pull = pulls.latest()
-    if pull and pull.status == "closed" and not job.force and _is_stacked(job, pull):
+    if pull and pull.status == "closed" and not publication.force and _is_stacked(publication, pull):
         note = f"Pull request {pull.num} with this release was closed without merging; it is not opened again."
-        return job.receipt("declined", {}, pull, notes=(note,))
+        return publication.receipt("declined", {}, pull, notes=(note,))
     if pull is None or pull.status in ("closed", "merged"):
-        ensure_branch(target, job.release.base)
+        ensure_branch(target, publication.release.base)
         pull = pulls.open()
-    if not job.force and _is_stacked(job, pull):
-        commits = _stacked(job, pull)
+    if not publication.force and _is_stacked(publication, pull):
+        commits = _stacked(publication, pull)
         pulls.describe(pull)
-        return job.receipt("pull-request", commits, pull)
+        return publication.receipt("pull-request", commits, pull)
     pull = pulls.updating(pull)
     commits, files = {}, list[Published]()
-    for revision in job.revisions():
-        tree, committed = job.stack(revision, pull)
+    for revision in publication.revisions():
+        tree, committed = publication.stack(revision, pull)
         commits[revision] = tree.sha
-        files += compared(target, revision, tree, job.files(revision)) if committed else ()
+        files += compared(target, revision, tree, publication.files(revision)) if committed else ()
     pulls.describe(pull)
-    return job.receipt("pull-request", commits, pull, tuple(files))
+    return publication.receipt("pull-request", commits, pull, tuple(files))
 
 
-def _stacked(job: _Job, pull: Pull) -> dict[str, str]:
+def _stacked(publication: _Publication, pull: Pull) -> dict[str, str]:
     """Revision -> the newest commit of the pull request that holds it as this release has it."""
-    target = job.target
+    target = publication.target
     history = target.retry(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
     found: dict[str, str] = {}
-    for revision in job.release.branches:
+    for revision in publication.release.branches:
         for commit in history:
-            if commit.title == job.stacked_title(revision) and job.is_ours(target.tree(commit.commit_id), revision):
+            if commit.title == publication.stacked_title(revision) and publication.is_ours(
+                target.tree(commit.commit_id), revision
+            ):
                 found[revision] = commit.commit_id
                 break
     return found
 
 
-def _is_stacked(job: _Job, pull: Pull) -> bool:
+def _is_stacked(publication: _Publication, pull: Pull) -> bool:
     """Whether a pull request holds all of this release, the base's files at its head."""
-    found = _stacked(job, pull)
-    last = job.revisions()[-1]
-    return found.keys() == job.release.branches.keys() and found[last] == job.target.refs().get(pull.ref)
+    found = _stacked(publication, pull)
+    last = publication.revisions()[-1]
+    return found.keys() == publication.release.branches.keys() and found[last] == publication.target.refs().get(
+        pull.ref
+    )
 
 
-def _finish_merged(job: _Job, pulls: Pulls, base: Tree) -> Receipt:
+def _finish_merged(publication: _Publication, pulls: Pulls, base: Tree) -> Receipt:
     """After the merge: the other revisions become branches, at the commits of the pull request where there are none.
 
     What the base's record does not describe is not committed here: another machine's bytes belong to it.
@@ -275,17 +279,17 @@ def _finish_merged(job: _Job, pulls: Pulls, base: Tree) -> Receipt:
     files: list[Published] = []
     changed = False
     pull = pulls.latest()
-    stacked = _stacked(job, pull) if pull else {}
-    for revision in job.revisions():
-        if revision not in job.target.refs() and revision in stacked:
-            ensure_branch(job.target, revision, stacked[revision])
+    stacked = _stacked(publication, pull) if pull else {}
+    for revision in publication.revisions():
+        if revision not in publication.target.refs() and revision in stacked:
+            ensure_branch(publication.target, revision, stacked[revision])
             changed = True
-        if (held := job.held(revision)) and job.describes(base.record, held, revision):
+        if (held := publication.held(revision)) and publication.describes(base.record, held, revision):
             commits[revision] = held.sha
             continue
-        ensure_branch(job.target, revision)
-        tree, committed = job.land(revision)
+        ensure_branch(publication.target, revision)
+        tree, committed = publication.land(revision)
         commits[revision] = tree.sha
         changed = changed or committed
-        files += compared(job.target, revision, tree, job.files(revision)) if committed else ()
-    return job.receipt("published" if changed else "unchanged", commits, pull, tuple(files))
+        files += compared(publication.target, revision, tree, publication.files(revision)) if committed else ()
+    return publication.receipt("published" if changed else "unchanged", commits, pull, tuple(files))

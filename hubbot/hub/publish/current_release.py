@@ -9,17 +9,17 @@ from hubbot.domain import Record
 from hubbot.errors import BadRecord
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
-from hubbot.hub.publish.pulls import Pulls
-from hubbot.hub.publish.release import RepoRelease
+from hubbot.hub.publish.pull_requests import Pulls
+from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.hub.publish.target import Target
 from hubbot.hub.read.reader import Reader
 from hubbot.record.file import FILE_NAME, from_json
 
-__all__ = ["Existing", "read_existing", "read_record", "read_text"]
+__all__ = ["CurrentRelease", "read_current", "read_record", "read_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Existing:
+class CurrentRelease:
     """A target repo before publishing: what a new card is merged into and compared with."""
 
     revision: str  # that was read: main, or refs/pr/N of the pull request of ours that waits
@@ -27,7 +27,7 @@ class Existing:
     record: Record | None
 
 
-def read_existing(repo_id: str, hub: Hub, *, mode: str) -> Existing | None:
+def read_current(repo_id: str, hub: Hub, *, mode: str) -> CurrentRelease | None:
     """The card and the record that a release of this repo would replace; None where there is no such repo.
 
     mode pr: those of our own waiting pull request, if there is one, so that what a maintainer wrote there stays.
@@ -41,7 +41,7 @@ def read_existing(repo_id: str, hub: Hub, *, mode: str) -> Existing | None:
             if pull and pull.status in ("draft", "open"):
                 revision = pull.ref
         card = read_text(repo_id, "README.md", hub, revision=revision)
-        return Existing(revision=revision, card=card, record=read_record(repo_id, hub, revision=revision))
+        return CurrentRelease(revision=revision, card=card, record=read_record(repo_id, hub, revision=revision))
 
 
 def read_record(repo_id: str, hub: Hub, *, revision: str = "main") -> Record | None:

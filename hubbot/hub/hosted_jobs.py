@@ -21,7 +21,7 @@ def image_of(job: JobSettings, token: str | None) -> str:
     return job.image
 
 
-def submit(
+def start_hosted_job(
     command: Sequence[str],
     job: JobSettings,
     hub: Hub,

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.community import DiscussionComment, DiscussionWithDetails
 
 from hubbot.errors import HubFailed
-from hubbot.hub.publish.release import MAIN
+from hubbot.hub.publish.repo_release import MAIN
 from hubbot.hub.publish.target import Target
 from hubbot.hub.retry import status_of
 

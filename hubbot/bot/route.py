@@ -1,4 +1,4 @@
-"""What `hubbot serve`, `hubbot submit` and `hubbot webhook` are set up with."""
+"""Where models go that webhooks told of, by [serve]; and a Job that finds this machine's hubbot.toml."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from hubbot.bot.ledger import jobs
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.verdicts import Verdict
 from hubbot.errors import BadSettings
-from hubbot.hub.jobs import image_of, submit
-from hubbot.hub.read import listing
+from hubbot.hub.hosted_jobs import image_of, start_hosted_job
 from hubbot.hub.read.reader import Reader
 from hubbot.settings import Settings
-from hubbot.settings.watch import WatchSettings
 
 _CARRIED = "/tmp/hubbot.toml"  # noqa: S108 -- in the Job's own container
 _UNPACK = f'printf %s "$HUBBOT_TOML" > {_CARRIED} && exec "$@"'
@@ -66,8 +64,8 @@ def _jobs(settings: Settings, reader: Reader, config: Path | None) -> Give:
     image_of(settings.job, reader.hub.token)  # said now and not when the first event comes
 
     def start(command: Sequence[str]) -> str:
-        carried, environment = carrying(command, config)
-        return submit(
+        carried, environment = command_with_config(command, config)
+        return start_hosted_job(
             carried,
             settings.job,
             reader.hub,
@@ -78,7 +76,7 @@ def _jobs(settings: Settings, reader: Reader, config: Path | None) -> Give:
     return hosted_job(lambda verdict: ["hubbot", "run", verdict.model, "--revision", verdict.revision], start)
 
 
-def carrying(command: Sequence[str], config: Path | None) -> tuple[list[str], dict[str, str]]:
+def command_with_config(command: Sequence[str], config: Path | None) -> tuple[list[str], dict[str, str]]:
     """A Job's command that finds this machine's hubbot.toml, and the environment that brings it there.
 
     The file holds no secret, and the Job's environment can be seen by whoever sees the Job.
@@ -90,16 +88,3 @@ def carrying(command: Sequence[str], config: Path | None) -> tuple[list[str], di
 
 def _remember(ledger: Ledger, verdict: Verdict, *, settings: Settings) -> None:
     jobs.handed_on(ledger, verdict, settings=bot.settings_digest(settings), version=__version__)
-
-
-def watched_items(reader: Reader, watch: WatchSettings) -> list[tuple[str, str]]:
-    """What a webhook has to watch, as the Hub wants it: (model | user | org, name).
-
-    Collections and searches cannot be watched by a webhook; `hubbot watch` polls those.
-    """
-    items = [("model", name) for name in watch.models]
-    items += [(listing.account_type(reader, name), name) for name in watch.authors]
-    if not items:
-        msg = "The [watch] section names no models and no authors, and a webhook can watch nothing else. Add some to hubbot.toml."
-        raise BadSettings(msg)
-    return items

@@ -9,9 +9,9 @@ from huggingface_hub import CommitOperationCopy, CommitOperationDelete
 
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
-from hubbot.hub.publish.places import ensure_branch
-from hubbot.hub.publish.pulls import Pull, Pulls
-from hubbot.hub.publish.release import MAIN, RepoRelease
+from hubbot.hub.publish.create_missing import ensure_branch
+from hubbot.hub.publish.pull_requests import Pull, Pulls
+from hubbot.hub.publish.repo_release import MAIN, RepoRelease
 from hubbot.hub.publish.target import Target, Tree
 from hubbot.hub.retry import status_of
 

@@ -10,8 +10,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
-from hubbot.hub.publish.pulls import Pulls
-from hubbot.hub.publish.release import RepoRelease
+from hubbot.hub.publish.pull_requests import Pulls
+from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.hub.publish.target import Target
 from hubbot.hub.retry import status_of
 
@@ -19,7 +19,7 @@ _KEPT = frozenset({"README.md", "hubbot.json", ".gitattributes"})
 _CARD = "README.md"
 
 
-def take_back(repo: str, edited: Callable[[str], str], hub: Hub, *, delete: bool) -> str:
+def yank_release(repo: str, edited: Callable[[str], str], hub: Hub, *, delete: bool) -> str:
     """Edit the card on every branch of a repo, main last, and with `delete` remove everything but card and record.
 
     Done again, it changes nothing. Returns main's commit. Raises HubFailed, TokenRefused, PublishConflict.
@@ -32,7 +32,7 @@ def take_back(repo: str, edited: Callable[[str], str], hub: Hub, *, delete: bool
     return commit
 
 
-def withdraw(repo: str, hub: Hub, *, why: str) -> list[int]:
+def close_pull_requests(repo: str, hub: Hub, *, why: str) -> list[int]:
     """Close what waits of our pull requests in a repo, so that nobody merges them. Returns their numbers.
 
     A repo that does not exist has none. Raises HubFailed, TokenRefused.
