@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from tempfile import TemporaryDirectory
 
 from hubbot import llamacpp
 from hubbot.confine import isolate
+from hubbot.confine.ask import NoAnswer, ask
+from hubbot.confine.environment import allowed
 from hubbot.confine.stage import Stage
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError, ToolMissing
@@ -36,6 +37,7 @@ _RAM = 8 * _GIB
 _PATIENCE = 180  # seconds for one import on a busy machine
 
 _AGAIN = INSTALL["bitsandbytes"]
+_FEW_WORKERS = {"GPTQMODEL_CPU_WORKERS": "2"}  # it hangs on two cores without
 _SETUP = "Run `hubbot setup`."
 
 
@@ -222,20 +224,11 @@ def _walls(build: Callable[[], Walls]) -> Finding:
 
 def _ask(code: str) -> str:
     """Run a line of Python in a child that inherits no token."""
-    variables = {name: value for name, value in os.environ.items() if "TOKEN" not in name.upper()}
-    variables["GPTQMODEL_CPU_WORKERS"] = "2"
-    command = [sys.executable, "-c", code]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False, env=variables
-        )
-    except subprocess.TimeoutExpired:
-        msg = f"no answer within {_PATIENCE} s"
-        raise ToolMissing(msg) from None
-    if answer.returncode != 0:
-        lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-        raise ToolMissing(lines[-1])
-    lines = answer.stdout.strip().splitlines()
+        answer = ask([sys.executable, "-c", code], seconds=_PATIENCE, environment=allowed() | _FEW_WORKERS)
+    except NoAnswer as error:
+        raise ToolMissing((error.said or str(error)).splitlines()[-1]) from None
+    lines = answer.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import torch._dynamo
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig, PreTrainedModel
 
+from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck, Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
@@ -127,11 +127,11 @@ def measure_speed(
     """
     asked = [str(_folder(paths)), str(prompt_tokens), str(generated_tokens), str(repetitions), device]
     command = [sys.executable, "-m", "hubbot.formats.check", *asked]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)
-    if done.returncode:
-        msg = f"transformers failed on {asked[0]}: {' '.join(done.stderr.split())[-400:]}. Load it by hand to see more."
-        raise ToolMissing(msg)
-    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        return Speed(**json.loads(ask(command, seconds=_PATIENCE).splitlines()[-1]))
+    except NoAnswer as error:
+        msg = f"transformers failed on {asked[0]}: it {error}. Load it by hand to see more."
+        raise ToolMissing(msg) from None
 
 
 def _folder(paths: Sequence[Path]) -> Path:

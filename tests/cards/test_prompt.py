@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from hubbot.cards.prompt import MAX_TEMPLATE, prompt_format
@@ -80,8 +83,6 @@ def test_a_looping_template_is_stopped() -> None:
 
 
 def test_the_child_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-
     seen = {}
     real = subprocess.run
 
@@ -93,3 +94,14 @@ def test_the_child_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", watch)
     assert prompt_format(TEMPLATE, {"eos_token": "not rendered before"}).text
     assert set(seen) == {"PYTHONIOENCODING"}
+
+
+@pytest.mark.parametrize(
+    "attempt", ["open('/etc/hostname')", "import socket; socket.create_connection(('127.0.0.1', 9))"]
+)
+def test_whatever_breaks_out_of_the_sandbox_reaches_no_file_and_no_network(attempt: str) -> None:
+    code = f"from hubbot.cards.template import shut_in; print(shut_in().complete, flush=True); {attempt}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.stdout == "False\n":
+        pytest.skip("this kernel has no Landlock or no seccomp")
+    assert "PermissionError" in done.stderr

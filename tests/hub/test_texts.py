@@ -93,7 +93,7 @@ def test_private_datasets_come_with_a_token_that_no_process_shows(hub: Hub, tmp_
         seen.append((command, options["env"]))
         return genuine(command, **options)
 
-    monkeypatch.setattr("hubbot.hub.read.datasets.subprocess.run", watched)
+    monkeypatch.setattr("hubbot.confine.ask.subprocess.run", watched)
     monkeypatch.setenv("HF_TOKEN", token)
     section = EvaluationSettings()
     fetch_text(section, into=tmp_path, characters=None, hub=hub.seen(token, retry=RETRY))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hubbot import llamacpp
+from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.protocol import Reading
@@ -88,19 +88,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
     """The child's answer; a child that dies answers with its last words."""
     command = [sys.executable, "-m", "hubbot.formats.gguf.runtime"]
     try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"llama.cpp did not answer within {_PATIENCE:.0f} s"}
-    if done.returncode:
-        last = " ".join(done.stderr.split())[-400:]
-        return {"error": f"llama.cpp ended with code {done.returncode}: {last}"}
-    answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
+    except NoAnswer as error:
+        return {"error": f"llama.cpp {error}"}
     return answer

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hubbot import llamacpp
+from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
@@ -31,11 +32,11 @@ def measure_speed(
     command = [str(llamacpp.tool("llama-bench")), *map(str, asked)]
     # a process in between, whose only child is llama-bench: its peak memory is then exactly that of its children
     between = [sys.executable, "-m", "hubbot.formats.gguf.speed", *command]
-    done = subprocess.run(between, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)
-    if done.returncode:
-        msg = f"llama-bench failed on {model.name}: {' '.join(done.stderr.split())[-400:]}. Run it by hand to see more."
-        raise ToolMissing(msg)
-    answer = json.loads(done.stdout)
+    try:
+        answer = json.loads(ask(between, seconds=_PATIENCE))
+    except NoAnswer as error:
+        msg = f"llama-bench failed on {model.name}: it {error}. Run it by hand to see more."
+        raise ToolMissing(msg) from None
     rates = {("prompt" if run["n_prompt"] else "generation"): float(run["avg_ts"]) for run in answer["runs"]}
     return Speed(
         runtime=llamacpp.runtime_name(),

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +16,8 @@ from urllib.parse import quote
 import pyarrow
 import pyarrow.parquet
 
+from hubbot.confine.ask import NoAnswer, ask
+from hubbot.confine.environment import NETWORK, allowed
 from hubbot.domain import HUB_ID, Text
 from hubbot.errors import BadText, HubbotError, HubFailed, SourceNotFound
 from hubbot.hub.client import Hub
@@ -32,7 +32,6 @@ __all__ = ["fetch_text"]
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _LIMIT = 1800  # seconds that streaming may take
 _ATTEMPTS = 4  # at streaming, which begins anew each time
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
 
 
 def fetch_text(
@@ -172,23 +171,15 @@ def _stream(request: dict[str, Any], name: str, into: Path, endpoint: str) -> No
 
 def _child(request: dict[str, Any], into: Path, endpoint: str) -> dict[str, Any]:
     """Run hubbot.hub.read.stream: no secret in its environment, a home of its own, the Hub's address."""
-    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(into / ".client"), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(into / ".client"), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    command, environment = [sys.executable, "-m", "hubbot.hub.read.stream"], allowed(more=NETWORK) | own
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "hubbot.hub.read.stream"],
-            input=json.dumps(request).encode(),
-            capture_output=True,
-            env=environment,
-            timeout=_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"message": f"it took more than {_LIMIT // 60} minutes", "transient": True}
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        told = ask(command, json.dumps(request).encode(), seconds=_LIMIT, environment=environment)
+        answer = json.loads(told.splitlines()[-1])
+    except NoAnswer as error:
+        return {"message": redact(f"its reader {error}", request["token"]), "transient": error.late}
     except (IndexError, ValueError):
-        return {"message": redact(done.stderr.decode(errors="replace")[-500:], request["token"])}
+        return {"message": "its reader gave no answer"}
     return answer if isinstance(answer, dict) else {}
 
 
