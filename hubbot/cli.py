@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 
 from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
@@ -247,6 +246,8 @@ def review(
     if plain:
         sys.stdout.write(text)
     else:
+        from rich.markdown import Markdown
+
         Console().print(Markdown(text))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     variants = parse_variants(settings.variants)
     check_architecture(facts, variants)
     description = describe(facts)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)
     found = plan(
         source,

@@ -7,7 +7,6 @@ What the Hub says of the token is found out elsewhere (hubbot.hub.rights) and no
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubbot.errors import SourceRefused
-from hubbot.model import finite, snapshot
+from hubbot.model import snapshot
 from hubbot.model.config import ModelConfig, read_config
 from hubbot.model.front_matter import Front, read_front_matter
 from hubbot.model.parts import Part, part_layout_of
@@ -95,7 +95,9 @@ def part_layout(facts: ModelFacts) -> tuple[Part, ...]:
 
 def check_finite(folder: Path, facts: ModelFacts) -> None:
     """Read every weight once. Raises SourceRefused for one that is infinite or not a number, naming it."""
-    finite.check_tensors(folder, facts.tensors)
+    from hubbot.model.finite import check_tensors  # and numpy, which most readers of facts do without
+
+    check_tensors(folder, facts.tensors)
 
 
 def _pickle_only(files: Mapping[str, Path]) -> bool:

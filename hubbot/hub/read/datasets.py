@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow
-import pyarrow.parquet
-
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.confine.environment import NETWORK, allowed
 from hubbot.domain import HUB_ID, Text
@@ -82,8 +79,12 @@ def _rows(path: Path, column: str) -> Iterator[str]:
                 yield from _json_rows(path, column)
             case _:
                 yield from _parquet_rows(path, column)
-    except (UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise BadText(f"{path} cannot be read as {path.suffix}: {str(error)[:200]}. Text has to be UTF-8.") from None
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> BadText:
+    return BadText(f"{path} cannot be read as {path.suffix}: {str(error)[:200]}. Text has to be UTF-8.")
 
 
 def _json_rows(path: Path, column: str) -> Iterator[str]:
@@ -105,7 +106,17 @@ def _json_rows(path: Path, column: str) -> Iterator[str]:
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[str]:
-    file = pyarrow.parquet.ParquetFile(path)
+    import pyarrow.parquet  # which every other text does without
+
+    try:
+        yield from _parquet_cells(pyarrow.parquet.ParquetFile(path), path, column)
+    except pyarrow.ArrowException as error:
+        raise _unreadable(path, error) from None
+
+
+def _parquet_cells(file: Any, path: Path, column: str) -> Iterator[str]:
+    import pyarrow
+
     if column not in file.schema_arrow.names:
         raise BadText(
             f"{path} has no column {column!r} (found {file.schema_arrow.names[:20]}). Name one with `column`."
