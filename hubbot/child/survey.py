@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hubbot.formats import costs_of, put_in_place, require_costs
 from hubbot.formats.names import parse_variants
 from hubbot.machine import Machine, measure_machine
 from hubbot.planning.plan import check_architecture, device_elsewhere, plan
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["survey"]
 
@@ -24,7 +24,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     variants = parse_variants(settings.variants)
     check_architecture(facts, variants)
     description = describe(facts)
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
+    PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)
     found = plan(
         source,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hubbot import llamacpp
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["NETWORK", "allowed", "confined"]
 
@@ -31,7 +32,7 @@ NETWORK = tuple(
 _CHECKOUT = Path(__file__).resolve().parents[2]  # or site-packages
 
 
-def allowed(environ: Mapping[str, str] = os.environ, *, more: tuple[str, ...] = ()) -> dict[str, str]:
+def allowed(environ: Mapping[str, str] = PROCESS, *, more: tuple[str, ...] = ()) -> dict[str, str]:
     """What of an environment a child may see, and where it finds hubbot.
 
     more: beginnings of further names.

@@ -35,6 +35,7 @@ from hubbot.confine.stage import Stage, decode, encode, perform
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
 from hubbot.machine.shortage import translated_shortages
+from hubbot.settings.environment import PROCESS
 
 __all__ = ["Answer", "Call", "call"]
 
@@ -89,7 +90,7 @@ def call(
     work: Path,
     writable: Sequence[Path] = (),
     readable: Sequence[Path] = (),
-    environ: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] = PROCESS,
 ) -> Answer[A]:
     """Ask a stage its question in a confined child process.
 
@@ -103,7 +104,7 @@ def call(
     work = work.resolve()
     (work / "home" / "tmp").mkdir(parents=True, exist_ok=True)
     walls.hide_memory()
-    environment = confined(os.environ if environ is None else environ, home=work / "home")
+    environment = confined(environ, home=work / "home")
     start = _Start(
         target=stage.target,
         parent=os.getpid(),

@@ -1,4 +1,4 @@
-"""The variables of the environment that hubbot obeys; the only place that reads them, besides the rule for children.
+"""The variables of the environment that hubbot obeys; the only place that reads them.
 
 What a way in needs of them it is given as an argument; what a deep place needs of the machine (a compiler, a
 folder) has a function here.

@@ -8,13 +8,7 @@ from pathlib import Path
 import hubbot
 
 PACKAGE = Path(hubbot.__file__).parent
-READERS = {
-    "settings/environment.py",
-    "confine/environment.py",  # what a child may see
-    "confine/isolate.py",
-    "doctor/examine.py",  # its child
-    "hub/read/datasets.py",  # its child
-}
+READER = "settings/environment.py"
 
 
 def _reads(tree: ast.AST) -> bool:
@@ -32,9 +26,8 @@ def _reads(tree: ast.AST) -> bool:
     return found or imported
 
 
-def test_only_the_settings_and_the_rule_for_children_read_the_environment():
+def test_only_the_settings_read_the_environment():
     readers = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if _reads(ast.parse(path.read_text("utf-8")))
     }
-    assert readers <= READERS
-    assert "settings/environment.py" in readers, "the search finds what it looks for"
+    assert readers == {READER}
