@@ -12,6 +12,7 @@ from hubbot.domain import Perplexity
 from hubbot.errors import BadText
 from hubbot.formats.foreign import artefact_names, read_artefact
 from hubbot.model import check_finite
+from hubbot.model.agreement import agreed
 from hubbot.sweep.windows import load_tokenizer
 
 __all__ = ["evaluate"]
@@ -20,7 +21,7 @@ __all__ = ["evaluate"]
 def evaluate(question: EvaluateQuestion) -> EvaluateAnswer:
     """Measure finished artefacts against their base model. Raises BadText where there is no text to measure on."""
     settings = question.settings
-    facts = facts_of(question.source, settings, question.work)
+    facts = agreed(facts_of(question.source, settings, question.work))
     check_finite(facts.folder, facts)
     artefacts = [read_artefact(path, facts, name) for path, name in artefact_names(question.paths).items()]
     if question.text is None:

@@ -12,6 +12,7 @@ from hubbot.formats import open_formats
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.model import ModelFacts, check_finite
+from hubbot.model.agreement import agreed
 from hubbot.model.digests import PROBE, tokenizer_digest
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepResult
@@ -23,7 +24,7 @@ __all__ = ["make"]
 def make(question: MakeQuestion) -> MakeAnswer:
     """Make and measure the question's variants in one walk over the model."""
     settings, texts = question.settings, question.texts
-    facts = facts_of(question.source, settings, question.work)
+    facts = agreed(facts_of(question.source, settings, question.work))
     checking = _check_weights(facts)
     tokenizer = load_tokenizer(facts.folder)
     calibration = cut_calibration(texts.calibration, tokenizer, facts, settings) if texts.calibration else None

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from hubbot.child.messages import Description
 from hubbot.domain import Source
-from hubbot.model import ModelFacts, read_facts, unpickle
+from hubbot.model import ModelFacts, part_layout, read_facts, unpickle
+from hubbot.model.agreement import agreed
+from hubbot.model.tokens import check_vocabulary
 from hubbot.settings import Settings
+from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.windows import load_tokenizer
 
-__all__ = ["describe", "facts_of"]
+__all__ = ["describe", "examine", "facts_of"]
+
+_WINDOW = 16  # tokens that walk through the empty model
 
 
 def facts_of(source: Source, settings: Settings, work: Path) -> ModelFacts:
@@ -19,6 +27,18 @@ def facts_of(source: Source, settings: Settings, work: Path) -> ModelFacts:
         unpickle(facts.folder, work / "unpickled")
         facts = read_facts(work / "unpickled")
     return facts
+
+
+def examine(facts: ModelFacts) -> ModelFacts:
+    """Compare everything that can disagree before a weight is read, and walk the model without its weights.
+
+    Returns the facts with what only the built model knows. Raises SourceRefused and Unsupported, by name and value.
+    """
+    found = agreed(facts)
+    walked = BlockModel(facts.folder, part_layout(facts), torch.device("cpu"))
+    check_vocabulary(facts.folder, load_tokenizer(facts.folder).get_vocab(), walked.vocab_size)
+    walked.refuse_unwalkable(_WINDOW)
+    return found
 
 
 def describe(facts: ModelFacts) -> Description:

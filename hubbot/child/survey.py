@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hubbot.child.device import settle_device
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
-from hubbot.child.source import describe, facts_of
+from hubbot.child.source import describe, examine, facts_of
 from hubbot.formats import costs_of, put_in_place, require_costs
 from hubbot.formats.names import parse_variants
 from hubbot.machine import Machine, measure_machine
@@ -23,6 +23,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     facts = facts_of(source, settings, work)
     variants = parse_variants(settings.variants)
     check_architecture(facts, variants)
+    facts = examine(facts)
     description = describe(facts)
     PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)

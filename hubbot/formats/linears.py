@@ -6,13 +6,15 @@ fills which module. So the answer needs config.json and the checkpoint's tensor 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from hubbot.errors import Unsupported
-from hubbot.model import ModelFacts
+from hubbot.model import ModelFacts, part_layout
 from hubbot.model.empty import build_model, decoder_blocks, parameter_names
+from hubbot.model.parts import PartKind
 
 __all__ = ["Linear", "Linears", "find_linears"]
 
@@ -31,11 +33,13 @@ class Linear:
 class Linears:
     """blocks: the linear layers of the decoder blocks, in checkpoint order. head: None if not a tensor of its own.
 
-    outside: module paths of linear layers that are neither; every family leaves them alone.
+    head_module: path of the output head's module, tied or not. outside: module paths of linear layers that are
+    neither; every family leaves them alone.
     """
 
     blocks: tuple[Linear, ...]
     head: Linear | None
+    head_module: str | None
     outside: tuple[str, ...]
 
     @property
@@ -50,19 +54,21 @@ def find_linears(facts: ModelFacts) -> Linears:
     weights in other forms than nn.Linear (fused experts, transposed Conv1D).
     """
     model = build_model(facts.folder)
-    stack = decoder_blocks(model, facts.layers)
+    places = parameter_names(model, facts.tensors)
+    sources = {target: name for name, target in places.items()}
+    stack = decoder_blocks(model, _in_blocks(facts, places), facts.layers)
     _refuse_other_forms(stack, facts)
     in_blocks = {id(module) for module in stack.modules()}
-    sources = {target: name for name, target in parameter_names(model, facts.tensors).items()}
     head_module = model.get_output_embeddings()
     blocks, outside = [], []
-    head = None
+    head = head_path = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
         name = sources.get(f"{path}.weight")
         if module is head_module:
             head = Linear(name, path, *module.weight.shape) if name and not facts.tied else None
+            head_path = path
         elif id(module) not in in_blocks:
             outside.append(path)
         elif name is None:
@@ -70,7 +76,13 @@ def find_linears(facts: ModelFacts) -> Linears:
             raise Unsupported(msg)
         else:
             blocks.append(Linear(name, path, *module.weight.shape))
-    return Linears(tuple(blocks), head, tuple(outside))
+    return Linears(tuple(blocks), head, head_path, tuple(outside))
+
+
+def _in_blocks(facts: ModelFacts, places: Mapping[str, str]) -> list[str]:
+    """Parameters that the tensors of the decoder blocks fill."""
+    blocks = [part for part in part_layout(facts) if part.kind is PartKind.BLOCK]
+    return [places[name] for part in blocks for name in part.tensors if name in places]
 
 
 def _refuse_other_forms(stack: nn.ModuleList, facts: ModelFacts) -> None:

@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubbot.errors import SourceRefused
 from hubbot.model import snapshot
-from hubbot.model.config import ModelConfig, read_config
+from hubbot.model.config import ModelConfig, read_config, text_part
 from hubbot.model.front_matter import Front, read_front_matter
 from hubbot.model.parts import Part, part_layout_of
 from hubbot.model.pickles import read_pickled_tensors, unpickle
+from hubbot.model.prediction import note_on, prediction_tensors
 from hubbot.model.safetensors import TensorInfo
-from hubbot.model.tokenizer import check_tokenizer, read_chat_templates
+from hubbot.model.tokenizer import check_tokenizer, read_chat_templates, read_tokenizer_json
+from hubbot.model.tokens import check_named_ids
+
+if TYPE_CHECKING:
+    from hubbot.model.finite import Large
 
 __all__ = ["ModelFacts", "TensorInfo", "check_finite", "part_layout", "read_facts", "unpickle"]
 
@@ -51,6 +56,8 @@ class ModelFacts:
     tags: tuple[str, ...] = ()
     base_model: tuple[str, ...] = ()
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # name -> template
+    prediction: tuple[str, ...] = ()  # tensors of blocks that predict further tokens: stored, not computed with
+    twins: tuple[tuple[str, str], ...] = ()  # stored tensors that are one parameter of the model, in pairs
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,17 +82,20 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     Raises SourceRefused and its children, and Unsupported, each with the file and the rule.
     """
     files = snapshot.visible_files(folder)
-    tensors = read_pickled_tensors(files) if allow_pickle and _pickle_only(files) else snapshot.read_tensors(files)
+    pickled = allow_pickle and _pickle_only(files)
+    if not pickled:
+        snapshot.require_weights(files)
     if "config.json" not in files:
         msg = f"{folder.name} has no config.json, so nobody knows how to run the weights. Fetch the model whole."
         raise SourceRefused(msg)
     config = read_config(files["config.json"])
+    ties = config.ties_embeddings is not False
+    tensors = read_pickled_tensors(files) if pickled else snapshot.read_tensors(files, tied=ties)
     _refuse_integers(tensors)
     check_tokenizer(files)
+    check_named_ids(_naming_ids(files, config), config.vocab_size)
     front = read_front_matter(files["README.md"]) if "README.md" in files else Front()
-    facts = _facts(folder, config, tensors, front, read_chat_templates(files))
-    part_layout(facts)  # refuses a checkpoint that config.json does not describe
-    return facts
+    return _facts(folder, config, tensors, front, read_chat_templates(files))
 
 
 def part_layout(facts: ModelFacts) -> tuple[Part, ...]:
@@ -93,11 +103,26 @@ def part_layout(facts: ModelFacts) -> tuple[Part, ...]:
     return part_layout_of(facts.tensors, facts.layers)
 
 
-def check_finite(folder: Path, facts: ModelFacts) -> None:
-    """Read every weight once. Raises SourceRefused for one that is infinite or not a number, naming it."""
-    from hubbot.model.finite import check_tensors  # and numpy, which most readers of facts do without
+def check_finite(folder: Path, facts: ModelFacts) -> dict[str, Large]:
+    """Read every weight once; returns the tensors with values beyond float16, each with its largest.
 
-    check_tensors(folder, facts.tensors)
+    Raises SourceRefused for a value that is infinite or not a number, and where a tied head and its embedding
+    are both stored and differ.
+    """
+    from hubbot.model.finite import check_equal, check_tensors  # and numpy, which most readers of facts do without
+
+    large = check_tensors(folder, facts.tensors)
+    for first, second in facts.twins:
+        check_equal(folder, facts.tensors, first, second)
+    return large
+
+
+def _naming_ids(files: Mapping[str, Path], config: ModelConfig) -> dict[str, Mapping[str, Any]]:
+    """What names token ids: file -> its values."""
+    found: dict[str, Mapping[str, Any]] = {"config.json": {**config.values, **text_part(config.values)}}
+    if "generation_config.json" in files:
+        found["generation_config.json"] = read_tokenizer_json(files["generation_config.json"])
+    return found
 
 
 def _pickle_only(files: Mapping[str, Path]) -> bool:
@@ -107,6 +132,8 @@ def _pickle_only(files: Mapping[str, Path]) -> bool:
 def _facts(
     folder: Path, config: ModelConfig, tensors: Mapping[str, TensorInfo], front: Front, templates: Mapping[str, str]
 ) -> ModelFacts:
+    prediction = prediction_tensors(tensors, config.layers, text_part(config.values))
+    rounded = sum(info.stored != info.dtype for info in tensors.values())
     return ModelFacts(
         folder=folder,
         architecture=config.architecture,
@@ -118,7 +145,7 @@ def _facts(
         vocab_size=config.vocab_size,
         context_length=config.context_length,
         kv_bytes_per_token=_kv_bytes(config),
-        tied=bool(config.ties_embeddings) or not _has_head(tensors),
+        tied=bool(config.ties_embeddings) or not any(map(snapshot.is_head, tensors)),
         experts=config.experts,
         license=front.license,
         license_name=front.license_name,
@@ -129,7 +156,12 @@ def _facts(
         tags=front.tags,
         base_model=front.base_model,
         chat_templates=templates,
-        notes=config.notes,
+        prediction=prediction,
+        notes=(
+            *config.notes,
+            *note_on(prediction),
+            *((f"{rounded} tensors are stored as float64 and rounded to float32",) if rounded else ()),
+        ),
     )
 
 
@@ -140,13 +172,9 @@ def _kv_bytes(config: ModelConfig) -> int | None:
     return 2 * config.layers * config.kv_heads * config.head_size * 2
 
 
-def _has_head(tensors: Mapping[str, TensorInfo]) -> bool:
-    return any(name.split(".")[-2:-1] in (["lm_head"], ["embed_out"], ["output"]) for name in tensors)
-
-
 def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
     """Weights must be floating point; masks and position tables may be anything."""
     for name, info in tensors.items():
-        if name.endswith(".weight") and info.dtype not in _WEIGHTS:
-            msg = f"{name} is stored as {info.dtype}; F32, F16 or BF16 is needed. The model seems to be quantized already: give the original."
+        if name.endswith(".weight") and info.stored not in _WEIGHTS:
+            msg = f"{name} is stored as {info.stored}; F64, F32, F16 or BF16 is needed. The model seems to be quantized already: give the original."
             raise SourceRefused(msg)

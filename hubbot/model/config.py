@@ -16,7 +16,7 @@ from hubbot.errors import SourceRefused, UnsafeSource, Unsupported
 from hubbot.model.architectures import known_to_transformers
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["ModelConfig", "read_config", "read_values"]
+__all__ = ["ModelConfig", "read_config", "read_values", "text_part"]
 
 _LARGEST = 4 * 2**20  # bytes; configs with a thousand labels have 100 KB
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,99}")
@@ -60,7 +60,7 @@ def read_config(path: Path) -> ModelConfig:
     already quantized, Unsupported for an architecture that transformers does not know.
     """
     values = read_values(path)
-    text = _text_part(values)
+    text = text_part(values)
     architecture = _architecture(values)
     _refuse_quantized(values, text)
     notes = _refuse_unknown(values, architecture)
@@ -68,7 +68,7 @@ def read_config(path: Path) -> ModelConfig:
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
     heads = numbers["heads"]
     return ModelConfig(
-        values=values,
+        values=_without_float64(values),
         architecture=architecture,
         model_type=_word(values.get("model_type"), "model_type"),
         hidden_size=hidden,
@@ -103,7 +103,22 @@ _FIELDS = {
 }
 
 
-def _text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_float64(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The file as it is for weights that are rounded to float32 when they are read."""
+    return {
+        key: _without_float64(value)
+        if isinstance(value, dict)
+        else "float32"
+        if key in _DTYPE and value == "float64"
+        else value
+        for key, value in values.items()
+    }
+
+
+_DTYPE = ("dtype", "torch_dtype")
+
+
+def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's own section; multimodal configurations keep it in `text_config`."""
     return object_of(values["text_config"], "text_config of config.json") if "text_config" in values else values
 

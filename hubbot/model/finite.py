@@ -1,7 +1,8 @@
-"""Refuses weights that are infinite or not a number, before any work is done on them.
+"""Refuses weights that are infinite or not a number, before any work is done on them, and finds the large ones.
 
-Floats are looked at as integers: a value is not finite where every bit of its exponent is set. Files
-are read in slices by a few threads, so memory stays at a few slices and the disk stays busy.
+Floats are looked at as integers: a value is not finite where every bit of its exponent is set, and without the
+sign the larger integer is the larger number. Files are read in slices by a few threads, so memory stays at a few
+slices and the disk stays busy.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +19,88 @@ import numpy.typing as npt
 from hubbot.errors import SourceRefused
 from hubbot.model.safetensors import TensorInfo
 
-__all__ = ["check_tensors"]
+__all__ = ["LARGEST_FLOAT16", "Large", "check_equal", "check_tensors"]
 
+LARGEST_FLOAT16 = 65504.0
 _SLICE = 8 * 2**20  # bytes
 _THREADS = 4
 
-# dtype -> the integer of its width, and its exponent's bits
-_EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
-    "BF16": (np.uint16, 0x7F80),
-    "F16": (np.uint16, 0x7C00),
-    "F32": (np.uint32, 0x7F80_0000),
-    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+# dtype -> the integer of its width, its exponent's bits, and the first integer that is no number for its readers
+_BITS: Mapping[str, tuple[type[np.unsignedinteger], int, int]] = {
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "F32": (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_FFFF_F000_0000),  # is read as float32: what rounds to infinity
 }
 
 
-def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Read every floating-point weight of the checkpoint once.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Large:
+    """The largest magnitude of a tensor, where float16 cannot hold it."""
 
-    Raises SourceRefused naming the first tensor, in the order of the files, with such a value.
+    value: float
+    index: tuple[int, ...]
+
+
+def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Large]:
+    """Read every floating-point weight of the checkpoint once; returns the tensors with values beyond float16.
+
+    Raises SourceRefused naming the first tensor, in the order of the files, with a value that is no number.
     """
     work = [(name, info, first) for name, info in tensors.items() for first in _slices(info)]
+    found: dict[str, Large] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for (name, info, _), position in zip(
-                work, pool.map(lambda item: _look(folder, *item[1:]), work), strict=True
-            ):
-                if position is not None:
+            looked = pool.map(lambda item: _look(folder, *item[1:]), work)
+            for (name, info, _), (value, position) in zip(work, looked, strict=True):
+                if not np.isfinite(value):
                     raise SourceRefused(_found(name, info, position))
+                if value > max(LARGEST_FLOAT16, found[name].value if name in found else 0.0):
+                    found[name] = Large(value=value, index=_place(info, position))
         finally:
             pool.shutdown(cancel_futures=True)
+    return found
+
+
+def check_equal(folder: Path, tensors: Mapping[str, TensorInfo], first: str, second: str) -> None:
+    """Raise SourceRefused where two tensors that stand for one parameter are not the same, byte for byte."""
+    one, other = tensors[first], tensors[second]
+    same = one.stored == other.stored and all(
+        np.array_equal(_raw(folder, one, start), _raw(folder, other, start)) for start in range(0, one.size, _SLICE)
+    )
+    if not same:
+        msg = (
+            f"config.json ties the head to the embedding (tie_word_embeddings), and {first} and {second} are both stored and differ: "
+            "transformers would take both, other runtimes one of them. Set tie_word_embeddings to false in a copy of "
+            f"the model if {second} was trained, or remove the one that was not."
+        )
+        raise SourceRefused(msg)
+
+
+def _raw(folder: Path, info: TensorInfo, start: int) -> npt.NDArray[np.uint8]:
+    return _read(folder / info.file, info.offset + start, min(_SLICE, info.size - start))
 
 
 def _slices(info: TensorInfo) -> Iterator[int]:
     """First byte of each slice of a tensor's data, relative to its beginning."""
-    return iter(range(0, info.size if info.dtype in _EXPONENT else 0, _SLICE))
+    return iter(range(0, info.size if info.stored in _BITS else 0, _SLICE))
 
 
-def _look(folder: Path, info: TensorInfo, first: int) -> int | None:
-    """Index in the flat tensor of the first value of a slice that is not finite."""
-    kind, exponent = _EXPONENT[info.dtype]
-    values = _read(folder / info.file, info.offset + first, min(_SLICE, info.size - first)).view(kind)
-    masked = values & kind(exponent)
-    if masked.max() != exponent:
-        return None
-    return first // values.itemsize + int(np.argmax(masked == exponent))
+def _look(folder: Path, info: TensorInfo, first: int) -> tuple[float, int]:
+    """The largest magnitude of a slice, or infinity, and its index in the flat tensor."""
+    kind, magnitude, infinite = _BITS[info.stored]
+    values = _raw(folder, info, first).view(kind) & kind(magnitude)
+    if values.max() < infinite:
+        position = int(np.argmax(values))
+        return _number(values[position], info.stored), first // values.itemsize + position
+    return np.inf, first // values.itemsize + int(np.argmax(values >= infinite))
+
+
+def _number(bits: np.unsignedinteger, dtype: str) -> float:
+    """The positive float that an integer of a dtype's width stands for."""
+    if dtype == "BF16":
+        return float((np.uint32(bits) << np.uint32(16)).view(np.float32))
+    return float(bits.view({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]))
 
 
 def _read(path: Path, offset: int, size: int) -> npt.NDArray[np.uint8]:
@@ -74,8 +114,11 @@ def _read(path: Path, offset: int, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _found(name: str, info: TensorInfo, position: int) -> str:
-    index = tuple(int(number) for number in np.unravel_index(position, info.shape)) if info.shape else ()
     return (
-        f"{name} in {info.file} holds a value at {list(index)} that is infinite or not a number; finite weights are needed. "
+        f"{name} in {info.file} holds a value at {list(_place(info, position))} that is infinite or not a number; finite weights are needed. "
         "The checkpoint is damaged or its training diverged: fetch it again, or ask the author."
     )
+
+
+def _place(info: TensorInfo, position: int) -> tuple[int, ...]:
+    return tuple(int(number) for number in np.unravel_index(position, info.shape)) if info.shape else ()

@@ -15,7 +15,7 @@ from enum import StrEnum
 from hubbot.errors import Unsupported
 from hubbot.model.safetensors import TensorInfo
 
-__all__ = ["Part", "PartKind", "part_layout_of"]
+__all__ = ["Part", "PartKind", "blocks_beyond", "part_layout_of"]
 
 _NUMBERED = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*\.)*[A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.")
 _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
@@ -47,7 +47,7 @@ class Part:
 
 
 def part_layout_of(tensors: Mapping[str, TensorInfo], layers: int) -> tuple[Part, ...]:
-    """Every tensor in exactly one part, parts in the order of computation.
+    """Every tensor in exactly one part, parts in the order of computation; blocks beyond the last go with the head.
 
     layers: number of decoder blocks that config.json gives.
     Raises Unsupported where the names show no such list of blocks.
@@ -58,8 +58,10 @@ def part_layout_of(tensors: Mapping[str, TensorInfo], layers: int) -> tuple[Part
     after: list[str] = []
     for name in tensors:
         index = _index(name, blocks)
-        if index is not None:
+        if index in inside:
             inside[index].append(name)
+        elif index is not None:
+            after.append(name)
         else:
             (after if _follows(name, blocks) else before).append(name)
     return (
@@ -69,6 +71,13 @@ def part_layout_of(tensors: Mapping[str, TensorInfo], layers: int) -> tuple[Part
     )
 
 
+def blocks_beyond(tensors: Mapping[str, TensorInfo], layers: int) -> dict[str, int]:
+    """Tensors of blocks that the decoder's list has beyond the `layers` of config.json -> number of their block."""
+    blocks = _decoder(tensors, layers)
+    numbers = {name: _index(name, blocks) for name in tensors}
+    return {name: index for name, index in numbers.items() if index is not None and index >= layers}
+
+
 def _decoder(tensors: Mapping[str, TensorInfo], layers: int) -> str:
     """The name of the list of decoder blocks, `model.layers`."""
     lists: dict[str, dict[int, int]] = {}  # list -> index -> bytes
@@ -76,12 +85,17 @@ def _decoder(tensors: Mapping[str, TensorInfo], layers: int) -> str:
         if match := _NUMBERED.match(name):
             sizes = lists.setdefault(match[1], {})
             sizes[int(match[2])] = sizes.get(int(match[2]), 0) + info.size
-    fitting = {name: sum(sizes.values()) for name, sizes in lists.items() if sizes.keys() == set(range(layers))}
+    fitting = {name: sizes for name, sizes in lists.items() if sizes.keys() >= set(range(layers))}
     if not fitting:
         counts = ", ".join(f"{name} with {len(sizes)}" for name, sizes in list(lists.items())[:4]) or "none"
         msg = f"config.json speaks of {layers} decoder blocks; the checkpoint's names show lists of blocks: {counts}. The two must agree: fetch the model whole, or name one that hubbot supports."
         raise Unsupported(msg)
-    return max(fitting, key=lambda name: (not _TOWERS.search(name), fitting[name]))
+    return max(fitting, key=lambda name: _likeness(name, fitting[name], layers))
+
+
+def _likeness(name: str, sizes: Mapping[int, int], layers: int) -> tuple[bool, bool, int]:
+    """How much a list of blocks looks like the decoder: no tower, as long as said, the largest."""
+    return not _TOWERS.search(name), len(sizes) == layers, sum(sizes.values())
 
 
 def _index(name: str, blocks: str) -> int | None:

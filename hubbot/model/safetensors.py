@@ -40,11 +40,16 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
 class TensorInfo:
     """One tensor of a checkpoint, as its file's header describes it."""
 
-    dtype: str  # as safetensors writes it: "BF16"
+    dtype: str  # that it is read as, in safetensors' names: "BF16"; float64 is rounded to "F32" by every reader
+    stored: str = ""  # dtype in the file; not given: `dtype`
     shape: tuple[int, ...]
     file: str  # name of the file in the snapshot's folder
     offset: int = 0  # of the data's first byte in the file
     size: int = 0  # bytes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stored", self.stored or self.dtype)
+        object.__setattr__(self, "dtype", "F32" if self.stored == "F64" else self.dtype)
 
     @property
     def count(self) -> int:

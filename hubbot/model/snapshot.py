@@ -15,7 +15,7 @@ from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.model.safetensors import TensorInfo, read_header
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["plain_name", "read_tensors", "visible_files"]
+__all__ = ["is_head", "plain_name", "read_tensors", "require_weights", "visible_files"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -95,9 +95,10 @@ def plain_name(name: object) -> bool:
     )
 
 
-def read_tensors(files: dict[str, Path]) -> dict[str, TensorInfo]:
+def read_tensors(files: dict[str, Path], *, tied: bool = False) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint, by the header of its own file.
 
+    tied: the index may name an output head that no file stores, as older savers of tied models wrote it.
     Raises SourceRefused where there are no safetensors or some are missing, UnsafeSource where the
     index and the files do not say the same.
     """
@@ -116,9 +117,9 @@ def read_tensors(files: dict[str, Path]) -> dict[str, TensorInfo]:
         if twice := held.keys() & tensors.keys():
             msg = f"{min(twice)} is stored in {tensors[min(twice)].file} and again in {shard}; every tensor must be stored once."
             raise UnsafeSource(msg)
-        if listed is not None and listed != held.keys():
-            name = min(listed ^ held.keys())
-            says = "names a tensor that is not in" if name in listed else "leaves out a tensor of"
+        absent = set() if listed is None else {name for name in listed - held.keys() if not (tied and is_head(name))}
+        if name := min(absent | (held.keys() - (listed or held.keys())), default=None):
+            says = "names a tensor that is not in" if name in absent else "leaves out a tensor of"
             msg = f"{INDEX} {says} {shard}: {name[:200]}. Index and files must agree; fetch the model again."
             raise UnsafeSource(msg)
         tensors |= held
@@ -128,12 +129,22 @@ def read_tensors(files: dict[str, Path]) -> dict[str, TensorInfo]:
     return tensors
 
 
+def require_weights(files: dict[str, Path]) -> None:
+    """Raise SourceRefused where neither safetensors nor their index are here, with what is."""
+    if SINGLE not in files and INDEX not in files:
+        raise SourceRefused(_no_weights(files))
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is of an output head, by the names that architectures give it."""
+    return name.split(".")[-2:-1] in (["lm_head"], ["embed_out"], ["output"])
+
+
 def _shards(files: dict[str, Path]) -> dict[str, set[str] | None]:
     """Files of weights in order, each with the tensors that the index says are in it (None: no index)."""
     if SINGLE in files:
         return {SINGLE: None}
-    if INDEX not in files:
-        raise SourceRefused(_no_weights(files))
+    require_weights(files)
     index = read_object(files[INDEX], largest=_LARGEST_INDEX, most_values=1_000_000)
     shards: dict[str, set[str]] = {}
     for tensor, shard in object_of(index.get("weight_map"), f"weight_map of {INDEX}").items():

@@ -12,7 +12,7 @@ from typing import Any
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.strict_json import read_bytes, read_object
 
-__all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_templates"]
+__all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_templates", "read_tokenizer_json"]
 
 _ADDITIONAL = "/additional_chat_templates/*.jinja"  # of the model's folder itself
 LARGEST_TEMPLATE = 256 * 2**10  # bytes; the longest in use have 30 KB
@@ -41,15 +41,20 @@ def check_tokenizer(files: Mapping[str, Path]) -> None:
     if not any(name in files for name in _ENOUGH):
         msg = f"No tokenizer is here: none of {', '.join(_ENOUGH)}. Without one nothing can be measured; fetch the model whole."
         raise SourceRefused(msg)
-    for name, (largest, values) in _JSON.items():
+    for name in _JSON:
         if name in files:
-            found = read_object(files[name], largest=largest, most_values=values, constants=True)
-            _check_content(name, found, files)
+            _check_content(name, read_tokenizer_json(files[name]), files)
     for name in ("tokenizer.model", "spiece.model"):
         if name in files:
             _check_sentencepiece(files[name])
     if "merges.txt" in files:
         _read_text(files["merges.txt"], _LARGEST_MERGES)
+
+
+def read_tokenizer_json(path: Path) -> dict[str, Any]:
+    """One of the JSON files beside a tokenizer, within its bounds. Raises UnsafeSource."""
+    largest, values = _JSON[path.name]
+    return read_object(path, largest=largest, most_values=values, constants=True)
 
 
 def read_chat_templates(files: Mapping[str, Path]) -> dict[str, str]:
@@ -65,8 +70,7 @@ def read_chat_templates(files: Mapping[str, Path]) -> dict[str, str]:
         return {name: _universal(_read_text(path, LARGEST_TEMPLATE)) for name, path in named.items()}
     for name in ("tokenizer_config.json", "chat_template.json"):
         if name in files:
-            largest, values = _JSON[name]
-            config = read_object(files[name], largest=largest, most_values=values, constants=True)
+            config = read_tokenizer_json(files[name])
             if (found := config.get("chat_template")) is not None:
                 return _templates(found, name)
     return {}

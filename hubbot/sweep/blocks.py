@@ -18,8 +18,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hubbot.errors import SourceRefused, Unsupported
-from hubbot.model.empty import build_model, decoder_blocks, parameter_names
+from hubbot.errors import Unsupported
+from hubbot.model.agreement import refuse_gaps
+from hubbot.model.empty import build_model, decoder_blocks, is_tied, parameter_names
+from hubbot.model.foreign import foreign
 from hubbot.model.parts import Part, PartKind
 
 __all__ = ["BlockArguments", "BlockModel"]
@@ -49,9 +51,11 @@ class BlockModel:
     def __init__(self, folder: Path, parts: tuple[Part, ...], device: torch.device) -> None:
         self.device = device
         self.model = build_model(folder)
-        self.blocks = decoder_blocks(self.model, sum(part.kind is PartKind.BLOCK for part in parts))
-        self._modules_of = _match(self.model, [name for part in parts for name in part.tensors])
-        self.tied = _tied(self.model)  # the output head is the embedding: its tensors serve both
+        targets = parameter_names(self.model, [name for part in parts for name in part.tensors])
+        refuse_gaps(self.model, targets)
+        self.blocks = _blocks(self.model, parts, targets)
+        self._modules_of = _owners(self.model, targets)
+        self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
         self._returns_tuple = False  # found out by `arguments`
         _to_device(self.model, device)
 
@@ -110,17 +114,31 @@ class BlockModel:
     @torch.inference_mode()
     def arguments(self, length: int) -> list[BlockArguments]:
         """The arguments of every block for windows of `length` tokens; needs no weights."""
+        told: list[str] = []
         for returns_tuple in (False, True):
             self._returns_tuple = returns_tuple
-            with contextlib.suppress(AttributeError, IndexError, TypeError, ValueError, RuntimeError):
-                return self._note_arguments(length)
-        msg = (
-            f"The decoder blocks of {type(self.model).__name__} neither return hidden states nor a tuple that begins "
-            "with them, so hubbot cannot walk this model block by block. It is not supported yet."
-        )
-        raise Unsupported(msg)
+            try:
+                with foreign("transformers", "run the model without weights", then="", kind=Unsupported):
+                    return self._note_arguments(length, 0.0)
+            except Unsupported as error:
+                told.append(str(error).strip())
+        raise self._unwalkable(told[0])
 
-    def _note_arguments(self, length: int) -> list[BlockArguments]:
+    def refuse_unwalkable(self, length: int) -> None:
+        """Raise Unsupported where the model cannot be walked, or where its blocks are given what depends on the text."""
+        noted = self.arguments(length)
+        if not all(map(_same, noted, self._note_arguments(length, 1.0))):
+            raise self._unwalkable("What they are given changes with the text.")
+
+    def _unwalkable(self, why: str) -> Unsupported:
+        msg = (
+            f"hubbot cannot walk {type(self.model).__name__} block by block, so it is not supported yet. Its blocks must take hidden "
+            f"states, return them alone or first in a tuple, and be given nothing else that depends on the text. {why}"
+        )
+        return Unsupported(msg)
+
+    @torch.inference_mode()
+    def _note_arguments(self, length: int, filling: float) -> list[BlockArguments]:
         """One forward with stand-ins; raises ValueError where the blocks' output was taken for something else."""
         seen: dict[int, BlockArguments] = {}
         shape = (1, length, self.hidden_size)
@@ -128,17 +146,19 @@ class BlockModel:
         def note(index: int) -> Callable[..., Any]:
             def stand_in(hidden: torch.Tensor, *positional: Any, **named: Any) -> Any:
                 if hidden.shape != shape:
-                    raise ValueError(hidden.shape)
+                    msg = f"a block is given {list(hidden.shape)} in place of {list(shape)}"
+                    raise ValueError(msg)
                 seen[index] = BlockArguments(positional, named)
                 return self._as_block_output(hidden)
 
             return stand_in
 
-        embedded = torch.zeros(shape, device=self.device)
+        embedded = torch.full(shape, filling, device=self.device)
         with _stand_ins(self.blocks, note), _without_head(self.model):
             logits = self.model(inputs_embeds=embedded, use_cache=False).logits
         if logits.shape[:2] != shape[:2]:
-            raise ValueError(logits.shape)
+            msg = f"the model returns {list(logits.shape)}"
+            raise ValueError(msg)
         return [seen[index] for index in range(len(self.blocks))]
 
     @torch.inference_mode()
@@ -178,38 +198,35 @@ class BlockModel:
         return (hidden,) if self._returns_tuple else hidden
 
 
-def _tied(model: PreTrainedModel) -> bool:
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    return head is not None and head.weight is embedding.weight
+def _same(one: Any, other: Any) -> bool:
+    """Whether two sets of arguments hold equal tensors in the same places; what is neither tensor nor container counts as equal."""
+    match one:
+        case BlockArguments():
+            return _same(one.positional, other.positional) and _same(one.named, other.named)
+        case torch.Tensor():
+            return not one.is_meta and isinstance(other, torch.Tensor) and torch.equal(one, other)
+        case dict():
+            return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+        case tuple() | list():
+            return len(one) == len(other) and all(map(_same, one, other))
+        case _:
+            return True
 
 
-def _match(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], targets: Mapping[str, str]) -> nn.ModuleList:
+    blocks = [part for part in parts if part.kind is PartKind.BLOCK]
+    places = [targets[name] for part in blocks for name in part.tensors if name in targets]
+    return decoder_blocks(model, places, len(blocks))
+
+
+def _owners(model: PreTrainedModel, targets: Mapping[str, str]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Checkpoint name -> the modules and attributes that it fills; a tied weight has several."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append((module, attribute))
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    targets = parameter_names(model, names)
-    places = {name: owners[id(parameters[target])] for name, target in targets.items() if target in parameters}
-    _refuse_gaps(places, parameters, owners)
-    return places
-
-
-def _refuse_gaps(
-    places: Mapping[str, list[tuple[nn.Module, str]]],
-    parameters: Mapping[str, nn.Parameter],
-    owners: Mapping[int, list[tuple[nn.Module, str]]],
-) -> None:
-    filled = {id(place[0]) for found in places.values() for place in found}
-    missing = [name for name, value in parameters.items() if id(owners[id(value)][0][0]) not in filled]
-    if missing:
-        msg = (
-            f"The checkpoint has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} "
-            f"({len(missing)} of {len(parameters)} tensors). A complete checkpoint is needed: "
-            "check that all shards are there and that config.json belongs to them."
-        )
-        raise SourceRefused(msg)
+    return {name: owners[id(parameters[target])] for name, target in targets.items() if target in parameters}
 
 
 @contextlib.contextmanager

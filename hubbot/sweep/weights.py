@@ -15,7 +15,7 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
     """Some tensors of a checkpoint: each is read when it is asked for and not kept.
 
     names: checkpoint names to offer. files: checkpoint name -> safetensors file in `folder`.
-    Values have the stored dtype and lie on the CPU.
+    Values have the stored dtype, float64 rounded to float32, and lie on the CPU.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, str], names: tuple[str, ...]) -> None:
@@ -29,7 +29,7 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
         # Opened anew each time: closing drops the mapping, so that pages of one block do not pile up.
         with safe_open(self._folder / self._files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        return tensor.float() if tensor.dtype == torch.float64 else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

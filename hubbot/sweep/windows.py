@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hubbot.errors import BadText, Unsupported
+from hubbot.model.foreign import foreign
 
 __all__ = ["Windows", "calibration_windows", "evaluation_windows", "load_tokenizer", "overlap"]
 
@@ -52,16 +53,14 @@ class Windows:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder. Raises Unsupported where transformers cannot read it."""
-    try:
+    then = (
+        "tokenizer.json or tokenizer.model with tokenizer_config.json is needed; check that the files are whole and "
+        "belong to the model."
+    )
+    with foreign("transformers", f"read the tokenizer of {folder.name}", then=then, kind=Unsupported):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:
-        msg = (
-            f"transformers cannot read the tokenizer of {folder.name}: {error}. tokenizer.json or tokenizer.model "
-            "with tokenizer_config.json is needed; check that the files are whole and belong to the model."
-        )
-        raise Unsupported(msg) from error
     tokenizer.model_max_length = 2**62  # texts are cut into windows here; no warning about their length
     return tokenizer
 

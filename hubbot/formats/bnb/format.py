@@ -155,7 +155,7 @@ def _specs(
 def _texts(variant: Bnb, facts: ModelFacts, linears: Linears, settings: BnbSettings) -> dict[str, str]:
     four = variant.kind != "int8"
     dtypes = {facts.tensors[linear.name].dtype for linear in linears.blocks}
-    head = (linears.head.module,) if linears.head else ()
+    head = (linears.head_module,) if linears.head_module else ()
     config = {
         "_load_in_4bit": four,
         "_load_in_8bit": not four,

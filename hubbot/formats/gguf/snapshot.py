@@ -29,8 +29,8 @@ class Snapshot:
         self._facts = facts
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as stored."""
+        """The tensor as stored, float64 rounded to float32."""
         fact: Any = self._facts.tensors[name]
         with safe_open(Path(self._facts.folder) / fact.file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        return tensor.float() if tensor.dtype == torch.float64 else tensor

@@ -1,0 +1,165 @@
+"""What a checkpoint stores, compared with the model that its config.json describes.
+
+transformers builds that model without weights. Where the two disagree it would cut, fill up with random numbers or
+leave out in silence, and every runtime in its own way; so each disagreement is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hubbot.errors import SourceRefused
+from hubbot.model.empty import build_model, is_tied, parameter_names
+from hubbot.model.parts import PartKind, part_layout_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hubbot.model import ModelFacts
+
+__all__ = ["agreed", "refuse_gaps"]
+
+_FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+def agreed(facts: ModelFacts) -> ModelFacts:
+    """The facts, with what only the built model knows; reads config.json and the tensors' names and shapes.
+
+    Raises SourceRefused naming the tensor, what is stored and what config.json asks for; Unsupported where
+    transformers cannot build the model.
+    """
+    model = build_model(facts.folder)
+    places = parameter_names(model, facts.tensors)
+    _refuse_twice(places)
+    _refuse_shapes(model, places, facts)
+    refuse_gaps(model, places)
+    left = _left_out(model, places, facts)
+    return replace(facts, tied=is_tied(model), twins=_twins(model, places), notes=(*facts.notes, *left))
+
+
+def _twins(model: PreTrainedModel, places: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of stored tensors that are one parameter of the model: a tied head and its embedding, both stored."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    pairs = [
+        (first.setdefault(id(parameters[place]), name), name) for name, place in places.items() if place in parameters
+    ]
+    return tuple(pair for pair in pairs if pair[0] != pair[1])
+
+
+def _refuse_twice(places: Mapping[str, str]) -> None:
+    """Two stored tensors for one parameter: which is taken depends on the reader."""
+    first: dict[str, str] = {}
+    for name, place in places.items():
+        if first.setdefault(place, name) != name:
+            msg = f"{first[place]} and {name} are both stored for {place} of the model, and readers differ in which they take. Remove the one that is not meant from a copy of the model."
+            raise SourceRefused(msg)
+
+
+def _refuse_shapes(model: PreTrainedModel, places: Mapping[str, str], facts: ModelFacts) -> None:
+    wanted = model.state_dict()
+    for name, place in places.items():
+        info, needed = facts.tensors[name], wanted[place]
+        if info.shape != tuple(needed.shape):
+            keys = _keys(facts.config, set(needed.shape) - set(info.shape))
+            msg = (
+                f"{name} is stored with the shape {list(info.shape)}; config.json{keys} describes {list(needed.shape)}. "
+                "The weights are of another model than config.json, or one of them was changed alone: "
+                "correct config.json in a copy of the model, or ask the author."
+            )
+            raise SourceRefused(msg)
+        if needed.is_floating_point() and info.dtype not in _FLOATS:
+            msg = f"{name} is stored as {info.stored}; F64, F32, F16 or BF16 is needed. The model seems to be quantized already: give the original."
+            raise SourceRefused(msg)
+
+
+def _keys(config: Mapping[str, Any], sizes: Set[int]) -> str:
+    """The key of config.json that gives such a size, rows of a vocabulary first: ` (vocab_size 512)`."""
+    text = {"vocab_size": None, **config.get("text_config", config)}
+    found = next((key for key, value in text.items() if type(value) is int and value in sizes), None)
+    return f" ({found} {text[found]})" if found else ""
+
+
+def refuse_gaps(model: PreTrainedModel, places: Mapping[str, str]) -> None:
+    """Raise SourceRefused for parameters that no stored tensor fills; transformers would take random numbers.
+
+    places: checkpoint name -> name of the parameter that it fills.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(parameters[place]) for place in places.values() if place in parameters}
+    spared = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    missing = [
+        name
+        for name, value in parameters.items()
+        if id(value) not in filled and not any(pattern.search(name) for pattern in spared)
+    ]
+    _refuse_untied_head(model, missing, places)
+    _refuse_lone_head(model, places)
+    if missing:
+        msg = (
+            f"The checkpoint has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} "
+            f"({len(missing)} of {len(parameters)} tensors). A complete checkpoint is needed: "
+            "check that all shards are there and that config.json belongs to them."
+        )
+        raise SourceRefused(msg)
+
+
+def _refuse_untied_head(model: PreTrainedModel, missing: Sequence[str], places: Mapping[str, str]) -> None:
+    """A tied model whose config.json does not say so."""
+    head, embedding = _head_and_embedding(model)
+    if head is not None and head in missing and embedding in places.values():
+        msg = (
+            f"No {head} is stored, and config.json does not say that the head is the embedding: tie_word_embeddings is "
+            f"{str(_ties(model)).lower()}, so transformers would make up a random head. Set tie_word_embeddings to true in a copy of the "
+            "model if it shares them, or get the checkpoint whole."
+        )
+        raise SourceRefused(msg)
+
+
+def _refuse_lone_head(model: PreTrainedModel, places: Mapping[str, str]) -> None:
+    """A tied model that stores its matrix as the head alone, where llama.cpp and vLLM look for the embedding."""
+    head, embedding = _head_and_embedding(model)
+    if is_tied(model) and head in places.values() and embedding not in places.values():
+        msg = f"The head is tied to the embedding (tie_word_embeddings) and only {head} is stored, where most runtimes look for {embedding}. Load the model with transformers, save it again, and give that."
+        raise SourceRefused(msg)
+
+
+def _head_and_embedding(model: PreTrainedModel) -> tuple[str | None, str | None]:
+    """Names of the weights of the output head and of the embedding."""
+    paths = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    return paths.get(id(model.get_output_embeddings())), paths.get(id(model.get_input_embeddings()))
+
+
+def _ties(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _left_out(model: PreTrainedModel, places: Mapping[str, str], facts: ModelFacts) -> tuple[str, ...]:
+    """A note on stored weights that no parameter takes; raises SourceRefused for one inside of a decoder block."""
+    known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    strays = [
+        name
+        for name, info in facts.tensors.items()
+        if name not in places
+        and name not in facts.prediction
+        and info.dtype in _FLOATS
+        and name.endswith((".weight", ".bias"))
+        and len(info.shape) in (1, 2)
+        and not any(pattern.search(name) for pattern in known)
+    ]
+    blocks = [part for part in part_layout_of(facts.tensors, facts.layers) if part.kind is PartKind.BLOCK]
+    inside = [name for part in blocks for name in part.tensors if name in strays]
+    if inside:
+        msg = (
+            f"{inside[0]} is stored, and the model that config.json describes has no such weight ({len(inside)} in all): "
+            "transformers would leave it out in silence and compute another model than the one that was trained. "
+            "Correct config.json in a copy of the model (a bias has a key of its own, such as attention_bias)."
+        )
+        raise SourceRefused(msg)
+    if not strays:
+        return ()
+    some = f"{strays[0]} and {len(strays) - 1} more tensors are" if len(strays) > 1 else f"{strays[0]} is"
+    return (f"{some} stored but no part of the model that config.json describes; not measured",)

@@ -1,0 +1,34 @@
+"""One sentence for whatever a library raises over a stranger's file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hubbot.errors import HubbotError, SourceRefused
+
+__all__ = ["foreign", "said"]
+
+_LONGEST = 300  # characters of a library's own words
+
+
+@contextmanager
+def foreign(library: str, does: str, *, then: str, kind: type[HubbotError] = SourceRefused) -> Iterator[None]:
+    """Code of `library` runs over files that strangers wrote, so it may raise anything.
+
+    does: what it could not do, "read the tokenizer of x". then: what to do next, a sentence or two.
+    Raises `kind` with what the library said; hubbot's own errors pass.
+    """
+    try:
+        yield
+    except (HubbotError, MemoryError):  # what ran out is told elsewhere
+        raise
+    except Exception as error:
+        msg = f"{library} cannot {does}: {said(error)}. {then}"
+        raise kind(msg) from error
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line of printable characters."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:_LONGEST].rstrip(". ")
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

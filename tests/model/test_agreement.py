@@ -1,0 +1,298 @@
+"""What a checkpoint stores is the model that its config.json describes, or it is refused by name and value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from hubbot.child.source import examine
+from hubbot.errors import SourceRefused, Unsupported
+from hubbot.model import check_finite, part_layout, read_facts
+from hubbot.model.agreement import agreed
+from hubbot.sweep.blocks import BlockModel
+from tests.model.folders import change, copied, rewrite
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    return copied(tiny_model("llama"), tmp_path)
+
+
+@pytest.fixture
+def tied(tiny_model, tmp_path):
+    return copied(tiny_model("llama", tied=True), tmp_path)
+
+
+def examined(folder):
+    return examine(read_facts(folder))
+
+
+def refusal(folder, kind=SourceRefused):
+    with pytest.raises(kind) as caught:
+        examined(folder)
+    return str(caught.value)
+
+
+def grown(name, rows):
+    def edit(tensors):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:rows]])
+
+    return edit
+
+
+def test_a_model_that_agrees_is_read_with_nothing_to_say(folder):
+    facts = examined(folder)
+    assert (facts.tied, facts.twins, facts.prediction, facts.notes) == (False, (), (), ())
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_rows_beyond_vocab_size_are_named_with_both_shapes(folder, name):
+    rewrite(folder, grown(name, 8))
+    said = refusal(folder)
+    assert name in said
+    assert "[520, 256]" in said
+    assert "(vocab_size 512) describes [512, 256]" in said
+
+
+def test_a_vocab_size_beyond_the_rows_is_named(folder):
+    change(folder / "config.json", vocab_size=600)
+    assert "(vocab_size 600) describes [600, 256]" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stored"),
+    [("intermediate_size", 768, "mlp"), ("num_key_value_heads", 4, "self_attn.k_proj"), ("hidden_size", 128, "")],
+)
+def test_a_width_that_differs_is_named_with_its_tensor(folder, key, value, stored):
+    change(folder / "config.json", **{key: value})
+    said = refusal(folder)
+    assert "is stored with the shape" in said
+    assert stored in said
+
+
+def test_a_tie_that_config_json_does_not_speak_of_is_named(tied):
+    change(tied / "config.json", tie_word_embeddings=None)
+    said = refusal(tied)
+    assert "No lm_head.weight is stored" in said
+    assert "tie_word_embeddings is false" in said
+
+
+def test_a_family_that_ties_unless_told_otherwise_is_tied(tiny_model, tmp_path):
+    folder = copied(tiny_model("gemma3"), tmp_path)
+    change(folder / "config.json", tie_word_embeddings=None)
+    assert examined(folder).tied
+
+
+def stores_both(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def test_a_tied_head_that_is_stored_again_is_harmless_while_it_is_equal(tied):
+    rewrite(tied, stores_both)
+    facts = examined(tied)
+    assert facts.tied
+    assert [set(pair) for pair in facts.twins] == [{"lm_head.weight", "model.embed_tokens.weight"}]
+    check_finite(tied, facts)
+
+
+def test_a_tied_head_that_differs_from_its_embedding_is_refused_though_transformers_would_untie_it(tied):
+    def edit(tensors):
+        stores_both(tensors)
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    rewrite(tied, edit)
+    with pytest.raises(SourceRefused, match="are both stored and differ"):
+        check_finite(tied, examined(tied))
+
+
+def test_a_tied_model_that_stores_its_head_alone_is_refused(tied):
+    rewrite(tied, lambda tensors: {n.replace("model.embed_tokens", "lm_head"): t for n, t in tensors.items()})
+    assert "only lm_head.weight is stored" in refusal(tied)
+
+
+def test_a_missing_bias_is_named_though_its_weight_is_there(tiny_model, tmp_path):
+    folder = copied(tiny_model("qwen2"), tmp_path)
+    rewrite(folder, lambda tensors: {n: t for n, t in tensors.items() if n != "model.layers.1.self_attn.k_proj.bias"})
+    assert "no weights for model.layers.1.self_attn.k_proj.bias" in refusal(folder)
+
+
+def test_a_stored_bias_that_the_model_has_no_place_for_is_named(folder):
+    def edit(tensors):
+        tensors["model.layers.0.self_attn.q_proj.bias"] = torch.ones(256)
+
+    rewrite(folder, edit)
+    assert "model.layers.0.self_attn.q_proj.bias is stored, and the model" in refusal(folder)
+
+
+def test_a_weight_beside_the_blocks_that_nothing_takes_is_noted(folder):
+    def edit(tensors):
+        tensors["v_head.summary.weight"] = torch.ones(1, 256)
+
+    rewrite(folder, edit)
+    assert any("v_head.summary.weight is stored but no part" in note for note in examined(folder).notes)
+
+
+def test_one_parameter_stored_under_two_names_is_refused(folder):
+    def edit(tensors):
+        tensors["norm.weight"] = tensors["model.norm.weight"].clone()
+
+    rewrite(folder, edit)
+    assert "are both stored for model.norm.weight" in refusal(folder)
+
+
+def test_prefixes_that_are_missing_are_found(tied):
+    rewrite(tied, lambda tensors: {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    assert examined(tied).tied
+
+
+# --- prediction blocks ------------------------------------------------------------------------------
+
+
+def with_a_third_block(tensors):
+    third = {n.replace("layers.1.", "layers.2."): t.clone() for n, t in tensors.items() if "layers.1." in n}
+    return {**tensors, **third}
+
+
+@pytest.mark.parametrize("key", ["num_nextn_predict_layers", "mtp_num_hidden_layers"])
+def test_a_block_that_config_json_calls_a_prediction_block_is_no_part_of_the_model(folder, key):
+    rewrite(folder, with_a_third_block)
+    change(folder / "config.json", **{key: 1})
+    facts = examined(folder)
+    assert facts.prediction
+    assert all(name.startswith("model.layers.2.") for name in facts.prediction)
+    assert "predicts further tokens (MTP)" in facts.notes[0]
+
+
+def test_a_block_with_tensors_that_only_prediction_blocks_have_is_one(folder):
+    rewrite(
+        folder, lambda tensors: with_a_third_block(tensors) | {"model.layers.2.eh_proj.weight": torch.ones(256, 512)}
+    )
+    assert "model.layers.2.eh_proj.weight" in examined(folder).prediction
+
+
+def test_prediction_blocks_that_stand_apart_are_noted(folder):
+    rewrite(folder, lambda tensors: tensors | {"model.mtp_layers.0.input_proj.weight": torch.ones(256, 512)})
+    assert examined(folder).prediction == ("model.mtp_layers.0.input_proj.weight",)
+
+
+def test_an_ordinary_block_beyond_the_last_is_refused_with_the_key_to_correct(folder):
+    rewrite(folder, with_a_third_block)
+    said = refusal(folder, Unsupported)
+    assert "num_hidden_layers 2" in said
+    assert "set num_hidden_layers to 3" in said
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def test_float64_is_rounded_to_float32_and_told(folder):
+    rewrite(folder, lambda tensors: {name: tensor.double() for name, tensor in tensors.items()})
+    change(folder / "config.json", dtype="float64")
+    facts = examined(folder)
+    assert {info.dtype for info in facts.tensors.values()} == {"F32"}
+    assert facts.config["dtype"] == "float32"
+    assert "rounded to float32" in facts.notes[0]
+
+
+def test_float64_beyond_float32_is_named(folder):
+    def edit(tensors):
+        doubled = {name: tensor.double() for name, tensor in tensors.items()}
+        doubled["model.norm.weight"][7] = 1e39
+        return doubled
+
+    rewrite(folder, edit)
+    with pytest.raises(SourceRefused, match=r"model.norm.weight in model.safetensors holds a value at \[7\]"):
+        check_finite(folder, examined(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_largest_value_beyond_float16_is_found_with_its_place(folder, dtype):
+    def edit(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = -(2.0**17)
+        tensors["model.layers.1.mlp.up_proj.weight"][9, 9] = 2.0**16
+        return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+    rewrite(folder, edit)
+    large = check_finite(folder, examined(folder))
+    assert [(name, found.value, found.index) for name, found in large.items()] == [
+        ("model.layers.1.mlp.up_proj.weight", 2.0**17, (3, 5))
+    ]
+
+
+def test_what_float16_holds_is_not_large(folder):
+    def edit(tensors):
+        tensors["model.norm.weight"][0] = 65280.0  # the largest bfloat16 below float16's limit
+
+    rewrite(folder, edit)
+    assert check_finite(folder, examined(folder)) == {}
+
+
+def test_packed_integers_without_their_configuration_are_refused_as_quantized(folder):
+    def edit(tensors):
+        tensors["model.layers.0.input_layernorm.weight"] = torch.ones(256, dtype=torch.int8)
+
+    rewrite(folder, edit)
+    assert "is stored as I8" in refusal(folder)
+
+
+# --- models that transformers builds in a way that hubbot cannot walk ------------------------------------
+
+
+def test_a_model_whose_blocks_are_given_what_depends_on_the_text_is_refused_without_a_weight(tmp_path):
+    folder = make_gemma4(tmp_path / "gemma4")
+    facts = agreed(read_facts(folder))
+    model = BlockModel(folder, part_layout(facts), torch.device("cpu"))
+    with pytest.raises(Unsupported, match="cannot walk Gemma4ForCausalLM block by block"):
+        model.refuse_unwalkable(16)
+
+
+def make_gemma4(folder):
+    """Every block of it is given the per-layer embedding of the text's own tokens."""
+    config = transformers.Gemma4TextConfig(
+        vocab_size=64,
+        vocab_size_per_layer_input=64,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=16,
+        layer_types=["sliding_attention", "full_attention"],
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_attention_heads": 0},
+        {"rms_norm_eps": "small"},
+        {"hidden_act": "no such function"},
+        {"rope_parameters": {"rope_type": "no such type"}},
+        {"rope_parameters": {"rope_type": "yarn"}},
+        {"rope_parameters": 7},
+        {"layer_types": ["no such attention"] * 2},
+        {"pad_token_id": -600},
+        {"dtype": "float7"},
+        {"model_type": "no-such-type"},
+        {"attention_bias": "yes", "mlp_bias": {"a": 1}},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_whatever_transformers_raises_over_config_json_becomes_one_sentence(folder, keys):
+    change(folder / "config.json", **keys)
+    said = None
+    try:
+        examined(folder)
+    except (SourceRefused, Unsupported) as error:
+        said = str(error)
+    assert said is None or "\n" not in said
