@@ -1,6 +1,7 @@
-"""GPTQ and bitsandbytes folders in their own runtime: transformers, with GPTQModel's or bitsandbytes' kernels.
+"""Folders of safetensors in their own runtime: transformers, with the kernels of the family's library.
 
-`read` is the load check, `measure_speed` the benchmark. Nothing is fetched: the folder is all there is.
+`read` is the load check, `measure_speed` the benchmark; a family's `Reader` says what is particular to it.
+Nothing is fetched: the folder is all there is.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-import torch._dynamo
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck, Speed
@@ -30,29 +30,55 @@ from hubbot.formats.samples import greedy, plainly
 from hubbot.machine.versions import INSTALL
 from hubbot.model.chat import end_tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
-from hubbot.settings.environment import PROCESS
 
-__all__ = ["TOLERANCE", "load_check", "measure_speed", "read"]
-
-# Mean divergence in nats between the sweep, which computes in float32 with the decoded weights, and the
-# runtime. 4 bits and GPTQ: the same weights, rounded to the type that the kernels compute in. int8: the
-# kernels also round the inputs of each layer to 8 bits (and pass values through float16 on the way).
-# docs/formats.md has what was measured; a wrong tensor, order or scale costs orders of magnitude more.
-TOLERANCE = {"gptq": 0.005, "4bit": 0.005, "int8": 0.03}
+__all__ = ["Reader", "ReaderOf", "from_pretrained", "main", "measure_speed", "read"]
 
 _GENERATED = 16  # tokens
 _PATIENCE = 3600.0  # seconds
-_KEPT_THREADS = "2"  # of GPTQModel's own pool; it asks for more than two cores have unless told
 
 
-def load_check(paths: Sequence[Path], reference: Path | None, *, device: str = "cpu") -> LoadCheck:
-    """Like `read`, without prompts."""
-    return read(paths, reference, device=device).check
+def from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
+    )
+    return model.eval()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """How a folder is read: by transformers, with the kernels of a package where it needs some.
+
+    alone: that package reads it without transformers, in its own type. tolerance: mean divergence in nats between the
+    sweep, which computes in float32 with the decoded weights, and the runtime, where kernels round to the type that they
+    compute in. docs/formats.md has what was measured; a wrong tensor, order or scale costs orders of magnitude more.
+    load: folder, device, dtype -> model.
+    """
+
+    kernels: str | None = None
+    alone: bool = False
+    tolerance: float = 0.005
+    load: Callable[[Path, str, torch.dtype | str], PreTrainedModel] = from_pretrained
+
+    @property
+    def runtime(self) -> str:
+        """Its name with versions."""
+        name = f"transformers {version('transformers')}"
+        if self.kernels is None:
+            return name
+        try:
+            kernels = f"{self.kernels} {version(self.kernels)}"
+        except PackageNotFoundError:
+            return f"{name}, {self.kernels} missing"
+        return kernels if self.alone else f"{name} + {kernels}"
+
+
+ReaderOf: TypeAlias = Callable[[Mapping[str, Any]], Reader]  # by the quantization_config of config.json
 
 
 def read(
     paths: Sequence[Path],
     reference: Path | None,
+    reader_of: ReaderOf,
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
@@ -67,10 +93,10 @@ def read(
     Whatever the runtime raises ends up in the answer's `error`.
     """
     folder = _folder(paths)
-    quantization = _quantization(folder)
-    runtime, tolerance = _runtime_name(quantization), TOLERANCE[_kind(quantization)]
+    reader = reader_of(_quantization(folder))
+    runtime, tolerance = reader.runtime, reader.tolerance
     try:
-        model = _load(folder, device)
+        model = _load(reader, folder, device)
         return _use(
             folder,
             model,
@@ -115,6 +141,7 @@ def _use(
 
 def measure_speed(
     paths: Sequence[Path],
+    module: str,
     *,
     prompt_tokens: int = 512,
     generated_tokens: int = 64,
@@ -123,10 +150,10 @@ def measure_speed(
 ) -> Speed:
     """Tokens per second of reading a prompt and of generating, and peak memory, in a process of its own.
 
-    Raises ToolMissing where the runtime fails.
+    module: the one that calls `main` with the family's reader. Raises ToolMissing where the runtime fails.
     """
     asked = [str(_folder(paths)), str(prompt_tokens), str(generated_tokens), str(repetitions), device]
-    command = [sys.executable, "-m", "hubbot.formats.check", *asked]
+    command = [sys.executable, "-m", module, *asked]
     try:
         return Speed(**json.loads(ask(command, seconds=_PATIENCE).splitlines()[-1]))
     except NoAnswer as error:
@@ -144,72 +171,20 @@ def _quantization(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _kind(quantization: dict[str, Any]) -> str:
-    if quantization.get("quant_method") == "gptq":
-        return "gptq"
-    return "int8" if quantization.get("load_in_8bit") else "4bit"
-
-
-def _kernels(quantization: dict[str, Any]) -> str:
-    return "gptqmodel" if _kind(quantization) == "gptq" else "bitsandbytes"
-
-
-def _runtime_name(quantization: dict[str, Any]) -> str:
-    kernels = _kernels(quantization)
-    try:
-        if quantization.get("lm_head"):
-            return f"gptqmodel {version('gptqmodel')}"
-        return f"transformers {version('transformers')} + {kernels} {version(kernels)}"
-    except PackageNotFoundError:
-        return f"transformers {version('transformers')}, {kernels} missing"
-
-
-def _load(folder: Path, device: str) -> PreTrainedModel:
+def _load(reader: Reader, folder: Path, device: str) -> PreTrainedModel:
     """float32 around the quantized layers on a CPU, the stored type on an accelerator, as its kernels want."""
-    if find_spec(kernels := _kernels(_quantization(folder))) is None:
-        msg = f"{kernels} is not installed, so that nothing could read the files. {INSTALL[kernels]}"
+    if reader.kernels and find_spec(reader.kernels) is None:
+        advice = INSTALL.get(reader.kernels, f"Run `pip install {reader.kernels}`.")
+        msg = f"{reader.kernels} is not installed, so that nothing could read the files. {advice}"
         raise ToolMissing(msg)
-    if device != "cpu" or _quantization(folder).get("lm_head"):
-        return _as_stored(folder, device)
-    model = _from_pretrained(folder, device, torch.float32, plain=True)
+    if device != "cpu" or reader.alone:
+        return reader.load(folder, device, "auto")
+    model = reader.load(folder, device, torch.float32)
     # transformers leaves the weights of norms and embeddings of a bitsandbytes folder in their stored type
     for parameter in model.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
     return model
-
-
-def _as_stored(folder: Path, device: str) -> PreTrainedModel:
-    """As users load it."""
-    if _quantization(folder).get("lm_head"):
-        return _from_gptqmodel(folder, device)
-    return _from_pretrained(folder, device, "auto")
-
-
-def _from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, *, plain: bool = False) -> PreTrainedModel:
-    """plain: whether GPTQModel's torch kernels do, which need no compiler, where others are faster."""
-    PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
-    quantization = _quantization(folder)
-    options = {}
-    # Of its own choice GPTQModel 7.7 compiles kernels first, on a CPU anew in every home and on a GPU with CUDA's
-    # compiler, which a container has not; for groups of 16 it chooses a CPU kernel that then refuses them.
-    if _kind(quantization) == "gptq" and (plain or device != "cpu" or quantization["group_size"] == 16):
-        torch._dynamo.config.disable = True  # it would have torch compile its torch kernels, in further processes
-        options["quantization_config"] = GPTQConfig(bits=quantization["bits"], backend="gptq_torch")
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
-    )
-    return model.eval()
-
-
-def _from_gptqmodel(folder: Path, device: str) -> PreTrainedModel:
-    """GPTQModel by itself, for a quantized head: transformers takes its codes for an unquantized layer that is absent."""
-    PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", _KEPT_THREADS)
-    from gptqmodel import BACKEND, GPTQModel
-
-    loaded = GPTQModel.load(str(folder), device=device, backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
-    model: PreTrainedModel = loaded.model
-    return model.eval()
 
 
 @torch.inference_mode()
@@ -232,9 +207,11 @@ def _one_line(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int, device: str) -> Speed:
+def _bench(
+    reader: Reader, folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int, device: str
+) -> Speed:
     """Best of some repetitions; the stored type everywhere, as users load it."""
-    model = _as_stored(folder, device)
+    model = reader.load(folder, device, "auto")
     prompt = torch.arange(prompt_tokens, device=device)[None] % (model.config.get_text_config().vocab_size - 8) + 8
     reading, generating = [], []
     for _ in range(repetitions + 1):  # the first one warms up
@@ -243,7 +220,7 @@ def _bench(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions:
         generating.append(max(whole - reading[-1], 1e-9))
     peak = _peak_rss() if device == "cpu" else torch.cuda.max_memory_allocated(device)
     return Speed(
-        runtime=_runtime_name(_quantization(folder)),
+        runtime=reader.runtime,
         prompt_tokens_per_second=prompt_tokens / min(reading[1:]),
         generation_tokens_per_second=generated_tokens / min(generating[1:]),
         prompt_tokens=prompt_tokens,
@@ -267,12 +244,9 @@ def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main() -> None:
-    """`python -m hubbot.formats.check FOLDER PROMPT GENERATED REPETITIONS DEVICE`: a Speed as JSON on the last line."""
+def main(reader_of: ReaderOf) -> None:
+    """`python -m MODULE FOLDER PROMPT GENERATED REPETITIONS DEVICE`: a Speed as JSON on the last line."""
     folder, prompt, generated, repetitions, device = sys.argv[1:]
-    speed = _bench(Path(folder), int(prompt), int(generated), int(repetitions), device)
+    reader = reader_of(_quantization(Path(folder)))
+    speed = _bench(reader, Path(folder), int(prompt), int(generated), int(repetitions), device)
     sys.stdout.write("\n" + json.dumps(asdict(speed)) + "\n")
-
-
-if __name__ == "__main__":
-    main()

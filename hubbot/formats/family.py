@@ -46,6 +46,7 @@ class About:
     weights: str  # suffix of the files that hold weights
     folder: bool  # a variant is a whole folder: merged from parts, loaded whole, a branch of its own on the Hub
     library: Literal["gguf", "transformers"]  # the Hub's name for what loads it
+    packages: tuple[str, ...] = ()  # of its own, which encode or read it: the record names their versions
 
 
 class FamilyModule(Protocol[V]):
@@ -104,10 +105,10 @@ class FamilyModule(Protocol[V]):
         reference: Path | None,
         /,
         *,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        ends: Sequence[int],
-        device: str,
+        prompts: Sequence[Sequence[int]] = (),
+        new_tokens: int = 0,
+        ends: Sequence[int] = (),
+        device: str = "cpu",
     ) -> Reading:
         """The load check in its own runtime: see `hubbot.formats.check.read`."""
         ...

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hubbot.child.messages import MakeAnswer
 from hubbot.domain import SCHEMA_VERSION, Peak, Record, Source, Status, VariantRecord
+from hubbot.formats import FAMILIES
 from hubbot.formats.names import parse_variant, parse_variants
 from hubbot.machine import measure_machine
 from hubbot.machine.versions import commit, tools, version
@@ -25,7 +26,7 @@ def recorded(sweeps: Sequence[MakeAnswer], *, source: Source, settings: Settings
     return Record(
         schema=SCHEMA_VERSION,
         hubbot={"version": version(), "commit": commit()},
-        tools=tools(),
+        tools=tools(package for family in FAMILIES.values() for package in family.ABOUT.packages),
         hardware=measure_machine(out, settings.device).hardware,
         command=command,
         config=shaping(settings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -11,9 +12,7 @@ from hubbot import __version__, llamacpp
 
 __all__ = ["INSTALL", "commit", "tools", "version"]
 
-_PACKAGES = (
-    "torch transformers huggingface-hub bitsandbytes gptqmodel datasets accelerate safetensors tokenizers".split()
-)
+_PACKAGES = "torch transformers huggingface-hub datasets accelerate safetensors tokenizers".split()
 
 
 # the package asks for all that it reads but GPTQModel, which declares another torch (docs/dependencies.md)
@@ -36,10 +35,10 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def tools() -> dict[str, str]:
-    """Name -> version of Python, llama.cpp and the packages that are installed."""
+def tools(more: Iterable[str] = ()) -> dict[str, str]:
+    """Name -> version of Python, llama.cpp and the packages that are installed, those of `more` among them."""
     found = {"python": sys.version.split()[0], "llama.cpp": llamacpp.runtime_name().removeprefix("llama.cpp ")}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

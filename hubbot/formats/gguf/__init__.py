@@ -96,10 +96,10 @@ def read(
     paths: Sequence[Path],
     reference: Path | None,
     *,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    ends: Sequence[int],
-    device: str,  # noqa: ARG001 - llama.cpp's reference is its CPU code
+    prompts: Sequence[Sequence[int]] = (),
+    new_tokens: int = 0,
+    ends: Sequence[int] = (),
+    device: str = "cpu",  # noqa: ARG001 - llama.cpp's reference is its CPU code
 ) -> Reading:
     from hubbot.formats.gguf import check
 

@@ -16,7 +16,7 @@ from hubbot.formats.gguf.encode import cores
 from hubbot.formats.protocol import Reading
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 
-__all__ = ["TOLERANCE", "load_check", "read"]
+__all__ = ["TOLERANCE", "read"]
 
 # Mean divergence between the sweep, which computes in float32 with the decoded weights, and llama.cpp's
 # CPU kernels, which round activations to 8 bits before each product. docs/formats.md has what that
@@ -25,11 +25,6 @@ TOLERANCE = 0.02
 
 _GENERATED = 16  # tokens
 _PATIENCE = 3600.0  # seconds: a 70B model on a CPU is slow, a hang is for ever
-
-
-def load_check(paths: Sequence[Path], reference: Path | None, *, tolerance: float = TOLERANCE) -> LoadCheck:
-    """Like `read`, without prompts."""
-    return read(paths, reference, tolerance=tolerance).check
 
 
 def read(

@@ -27,6 +27,7 @@ ABOUT = About(
     weights=".safetensors",
     folder=True,
     library="transformers",
+    packages=("gptqmodel",),
 )
 
 
@@ -90,20 +91,27 @@ def read(
     paths: Sequence[Path],
     reference: Path | None,
     *,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    ends: Sequence[int],
-    device: str,
+    prompts: Sequence[Sequence[int]] = (),
+    new_tokens: int = 0,
+    ends: Sequence[int] = (),
+    device: str = "cpu",
 ) -> Reading:
     from hubbot.formats import check
+    from hubbot.formats.gptq.reader import reader_of
 
-    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, ends=ends, device=device)
+    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, ends=ends, device=device)
 
 
 def measure_speed(paths: Sequence[Path], *, prompt_tokens: int, generated_tokens: int, device: str) -> Speed:
     from hubbot.formats import check
 
-    return check.measure_speed(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, device=device)
+    return check.measure_speed(
+        paths,
+        "hubbot.formats.gptq.reader",
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        device=device,
+    )
 
 
 def artefact(path: Path, base: ModelFacts) -> Mapping[str, Encoded] | None:  # noqa: ARG001

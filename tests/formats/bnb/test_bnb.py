@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hubbot.formats.bnb import format as bnb
-from hubbot.formats.check import load_check
+from hubbot.formats.bnb import read
 from hubbot.model import read_facts
 from hubbot.settings import BnbSettings
 from tests.models import make_model
@@ -72,7 +72,7 @@ def test_the_load_check_agrees_with_the_decoded_weights(made, name, tmp_path):
     reference = tmp_path / "reference.safetensors"
     values = {"tokens": tokens(2, 48), "logits": logits(folder, decoded[name]), "first": torch.tensor([0])}
     save_file(values, reference)
-    check = load_check(files[name].paths, reference)
+    check = read(files[name].paths, reference).check
     assert check.passed, check
     assert check.kld < (1e-2 if name == "bnb-int8" else 1e-3)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hubbot import llamacpp
-from hubbot.formats.gguf.check import load_check
+from hubbot.formats.gguf.check import read
 from tests.formats.gguf.chain import keys_and_tensors, make
 from tests.models import make_model, make_other
 
@@ -98,7 +98,7 @@ def test_keys_and_tensors_are_the_programs_own(name, folders, tmp_path):
 @pytest.mark.parametrize("name", ["granite-four-dense", "ministral-three"])
 def test_llama_cpp_loads_what_a_class_made_of_its_own_parameters(name, folders, tmp_path):
     files, _ = make(folders[name], ["Q8_0"], tmp_path)
-    check = load_check(files["Q8_0"].paths, None)
+    check = read(files["Q8_0"].paths, None).check
     assert check.passed, check
 
 

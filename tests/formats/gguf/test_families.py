@@ -5,7 +5,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from hubbot.formats.gguf.check import load_check
+from hubbot.formats.gguf.check import read
 from tests.formats.gguf.chain import checkpoint, convert, keys_and_tensors, make, quantize
 from tests.models import FAMILIES, make_model
 
@@ -32,7 +32,7 @@ def test_a_familys_files_equal_llama_quantizes_and_decode_to_what_llama_cpp_comp
         reference = tmp_path / f"{name}.safetensors"
         logits = _logits(model, checkpoint(folder) | decoded[name])
         save_file({"tokens": _tokens(), "logits": logits}, reference)
-        check = load_check([files[name].paths[0]], reference, tolerance=tolerance)
+        check = read([files[name].paths[0]], reference, tolerance=tolerance).check
         assert check.passed, check
         assert check.generated is not None
     for name, weight in checkpoint(folder).items():

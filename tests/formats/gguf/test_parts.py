@@ -7,7 +7,7 @@ import torch
 from hubbot import llamacpp
 from hubbot.domain import Gguf, Source
 from hubbot.errors import HubbotError, SourceRefused
-from hubbot.formats.gguf.check import load_check
+from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
 from hubbot.formats.gguf.format import costs
 from hubbot.formats.protocol import Cost
@@ -161,7 +161,7 @@ def test_files_above_the_limit_are_split_as_llama_cpp_reads_them(llama, tmp_path
         if number == 0:
             assert {key: own[key] for key in keys} == keys
     assert found == tensors
-    assert load_check(paths, None).loaded
+    assert read(paths, None).check.loaded
     whole_of_shards = read_gguf_as_checkpoint(paths[1], read_facts(llama))
     assert "lm_head.weight" in whole_of_shards
 

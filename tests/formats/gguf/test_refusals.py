@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from hubbot import llamacpp
 from hubbot.errors import SourceRefused, ToolMissing, Unsupported
-from hubbot.formats.gguf.check import load_check
+from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
 from hubbot.model import read_facts
 from tests.formats.gguf.chain import make, open_format
@@ -69,7 +69,7 @@ def test_a_damaged_file_fails_the_load_check_and_does_not_end_the_run(llama, tmp
     files, _ = make(llama, ["Q4_0"], tmp_path)
     path = files["Q4_0"].paths[0]
     path.write_bytes(path.read_bytes()[:-4096])
-    check = load_check([path], None)
+    check = read([path], None).check
     assert not check.loaded
     assert not check.passed
     assert check.error
@@ -89,7 +89,7 @@ def test_a_file_whose_rows_are_in_another_order_fails_the_load_check(llama, tmp_
                 swap = order == "reversed" and "o_proj" in name
                 own[name].copy_(value.flip(0) if swap else value)
             save_file({"tokens": tokens, "logits": model(tokens).logits.contiguous()}, tmp_path / "ref.safetensors")
-        errors[order] = load_check(files["Q8_0"].paths, tmp_path / "ref.safetensors")
+        errors[order] = read(files["Q8_0"].paths, tmp_path / "ref.safetensors").check
     assert errors["right"].passed
     assert not errors["reversed"].passed
     assert "diverge" in errors["reversed"].error

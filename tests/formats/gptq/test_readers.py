@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hubbot.formats.check import load_check, measure_speed, read
+from hubbot.formats.gptq import measure_speed, read
 from hubbot.formats.linears import find_linears
 from hubbot.model import read_facts
 from tests.models import make_model
@@ -71,7 +71,7 @@ def test_scales_mean_the_same_to_readers_that_compute_in_bfloat16(made):
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_computes_the_logits_of_the_decoded_weights(made, name, tmp_path):
     folder, decoded, files = made
-    check = load_check(files[name].paths, _reference(folder, decoded[name], tmp_path / "reference.safetensors"))
+    check = read(files[name].paths, _reference(folder, decoded[name], tmp_path / "reference.safetensors")).check
     assert check.passed, check
     assert check.kld < 1e-5  # float32 on both sides, sums in another order
     assert check.generated
@@ -85,7 +85,7 @@ def test_biases_fused_projections_and_tied_heads_survive(family, tmp_path):
     made = gptq_format(folder, ["gptq-4bit-64g"], tmp_path / "out")
     decoded = encode_all(made, folder)["gptq-4bit-64g"]
     files = made.finish()["gptq-4bit-64g"]
-    check = load_check(files.paths, _reference(folder, decoded, tmp_path / "reference.safetensors"))
+    check = read(files.paths, _reference(folder, decoded, tmp_path / "reference.safetensors")).check
     assert check.passed, check
     assert check.kld < 1e-4
 
@@ -100,7 +100,7 @@ def test_a_file_with_two_scales_exchanged_fails_the_check(made, tmp_path):
     tensors[key] = tensors[key].flip(1).contiguous()
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     reference = _reference(folder, decoded[name], tmp_path / "reference.safetensors")
-    check = load_check([tmp_path / path.name for path in files[name].paths], reference)
+    check = read([tmp_path / path.name for path in files[name].paths], reference).check
     assert check.loaded
     assert not check.passed
     assert check.kld > check.tolerance
@@ -111,7 +111,7 @@ def test_a_broken_file_is_a_verdict_not_an_exception(made, tmp_path):
     for path in files["gptq-4bit-128g"].paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
-    check = load_check([tmp_path / path.name for path in files["gptq-4bit-128g"].paths], None)
+    check = read([tmp_path / path.name for path in files["gptq-4bit-128g"].paths], None).check
     assert not check.loaded
     assert not check.passed
     assert check.error
@@ -123,7 +123,7 @@ def test_prompts_are_continued_and_speed_is_measured(made):
     reading = read(paths, None, prompts=[[5, 6, 7], [9, 10]], new_tokens=4)
     assert [len(tokens) <= 4 for tokens in reading.continuations] == [True, True]
     assert reading.continuations[0]
-    speed = measure_speed(paths, prompt_tokens=32, generated_tokens=4, repetitions=1)
+    speed = measure_speed(paths, prompt_tokens=32, generated_tokens=4, device="cpu")
     assert speed.prompt_tokens_per_second > 0
     assert speed.generation_tokens_per_second > 0
     assert speed.peak_memory > 10**8
