@@ -18,6 +18,7 @@ from hubbot.model import part_layout, read_facts
 from hubbot.record.fingerprint import shaping
 from hubbot.runtimes.layouts import layouts_of
 from hubbot.settings import PublishSettings, Settings
+from hubbot.settings.sections import Section
 from tests.models import make_model
 from tests.quantized import checkpoint, source_of, statistics
 
@@ -56,6 +57,11 @@ def test_a_familys_settings_shape_its_releases(family) -> None:
         assert section in shaping(Settings())
     assert isinstance(calibration_needs([family], shaping(Settings())), Needs)
     assert isinstance(calibration_needs([family], {"gguf": "no table"}), Needs)  # a stranger's record
+
+
+def test_a_section_of_the_settings_shapes_releases_unless_it_is_known_not_to() -> None:
+    sections = {name for name, value in Settings() if isinstance(value, Section)}
+    assert sections - shaping(Settings()).keys() == {"publish", "licence", "budget", "watch", "serve", "job"}
 
 
 def test_every_kind_of_repo_has_a_name_and_tags_of_its_own() -> None:
