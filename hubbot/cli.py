@@ -62,6 +62,7 @@ _CONSENT = ("allow-unlicensed", "allow-pickle")
     "gate",
     "benchmark",
     "force",
+    "strict",
     *_CONSENT,
 )
 def run(
@@ -97,7 +98,7 @@ def run(
 
 
 @app.command()
-@takes("revision", "variants", "out", *_TEXTS, "imatrix", "device", *_CONSENT)
+@takes("revision", "variants", "strict", "out", *_TEXTS, "imatrix", "device", *_CONSENT)
 def plan(
     flags: Flags,
     caller: typer.Context,

@@ -14,7 +14,7 @@ from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, read_parts, tidy
 from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
-from hubbot.formats.names import parse_variants
+from hubbot.formats.names import names_made
 from hubbot.hub.client import Hub, hub_of_environment
 from hubbot.hub.keyless import keyless_token
 from hubbot.hub.publish.after_merge import finish_merged
@@ -74,7 +74,8 @@ def _published(job: Run, names: Sequence[str]) -> Outcome:
     if not names:
         return _judged(pipeline.release_record(job, read_record(job.out)), job.out / FILE_NAME)
     parts = read_parts(job.out, names)
-    record = joined(parts, [variant.name for variant in parse_variants(job.settings.variants)])
+    held = [variant.name for part in parts for variant in part.record.variants]
+    record = joined(parts, names_made(job.settings.variants, held))
     publish = job.settings.publish
     if (told := kept_receipts(parts, job.out, record, publish)) is not None:
         log.say(f"{job.out} was published before; its weights are gone.")

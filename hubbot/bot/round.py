@@ -16,7 +16,7 @@ from hubbot.bot.watch import YANKED, Policy, judge
 from hubbot.domain import Variant
 from hubbot.errors import HubbotError, HubFailed, SourceNotFound, TokenRefused
 from hubbot.formats import FAMILIES
-from hubbot.formats.names import parse_variants
+from hubbot.formats.names import parse_wanted
 from hubbot.hub.publish.after_merge import finish_merged
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read import listing
@@ -182,7 +182,8 @@ def queue(ledger: Ledger, wanted: Iterator[Verdict], settings: Settings, *, vers
 
 
 def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Policy:
-    variants = parse_variants(settings.variants)
+    wanted = parse_wanted(settings.variants)
+    variants = [one.variant for one in wanted]
     families = [FAMILIES[family] for family in {variant.family for variant in variants}]
     return Policy(
         watch=settings.watch,
@@ -192,7 +193,8 @@ def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Poli
         targets=lambda model: target_repos(model, variants, settings.publish),
         ours=ours,
         transformers=architectures.known_to_transformers,
-        converter=lambda name: all(family.refusal(name) is None for family in families),
+        stand_ins={one.variant.name: frozenset(other.name for other in one.stand_ins) for one in wanted},
+        converter=lambda name: any(family.refusal(name) is None for family in families),
         disk=settings.budget.disk,
         ram=settings.budget.ram,
         vram=settings.budget.vram if settings.device != "cpu" else None,

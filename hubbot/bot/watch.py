@@ -19,7 +19,7 @@ find out is asked for with Action.LOOK and answered in `Known` the next time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
@@ -53,9 +53,12 @@ class Policy:
     version: str  # of hubbot
     bits: Mapping[str, float]  # wanted variant -> bits per weight, about
     targets: Callable[[str], Mapping[str, frozenset[str]]]  # model -> repo to publish -> variants in it
+    stand_ins: Mapping[str, frozenset[str]] = field(
+        default_factory=dict
+    )  # wanted variant -> what may be held in its place
     ours: frozenset[str] = frozenset()  # repos that we published
     transformers: Callable[[str], bool] = lambda _: True  # whether it knows an architecture
-    converter: Callable[[str], bool] = lambda _: True  # whether llama.cpp's does, where GGUF is wanted
+    converter: Callable[[str], bool] = lambda _: True  # whether any wanted family does
     disk: int | None = None  # bytes; the budgets, None: none is set
     ram: int | None = None
     vram: int | None = None
@@ -316,7 +319,8 @@ def _missing(seen: Candidate, releases: tuple[Release, ...], policy: Policy) -> 
     }
     missing: list[str] = []
     for repo, wanted in policy.targets(seen.id).items():
-        missing += [name for name in sorted(wanted - settled) if name not in held.get(repo, {})]
+        there = settled | held.get(repo, {}).keys()
+        missing += [name for name in sorted(wanted) if not there & {name, *policy.stand_ins.get(name, ())}]
     return missing
 
 

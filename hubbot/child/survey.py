@@ -8,10 +8,11 @@ from pathlib import Path
 from hubbot.child.device import settle_device
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.source import describe, examine, facts_of
-from hubbot.formats import costs_of, put_in_place, require_costs
-from hubbot.formats.names import parse_variants
+from hubbot.formats import costs_of, put_in_place
+from hubbot.formats.names import parse_wanted
 from hubbot.machine import Machine, measure_machine
 from hubbot.planning.plan import check_architecture, device_elsewhere, plan
+from hubbot.planning.presets import resolve
 from hubbot.settings.environment import PROCESS
 
 __all__ = ["survey"]
@@ -21,21 +22,24 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     """Describe a model and plan its variants; what speaks against the plan stands in it. Raises what the intake refuses."""
     source, settings, work = question.source, question.settings, question.work
     facts = facts_of(source, settings, work)
-    variants = parse_variants(settings.variants)
-    check_architecture(facts, variants)
+    wanted = parse_wanted(settings.variants)
+    check_architecture(facts, [one.variant for one in wanted])
     facts = examine(facts)
     description = describe(facts)
     PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)
+    described = description.of(source)
+    chosen = resolve(wanted, lambda variants: costs_of(variants, described, facts, work / "plan", settings))
     found = plan(
         source,
         facts,
-        variants,
+        chosen.variants,
         settings,
         machine(work, question.out, device),
-        require_costs(costs_of(variants, description.of(source), facts, work / "plan", settings)),
+        chosen.costs,
         device=device,
         elsewhere=question.elsewhere,
+        notes=chosen.notes,
     )
     return SurveyAnswer(description=description, plan=found)
 

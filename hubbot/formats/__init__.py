@@ -16,7 +16,7 @@ from hubbot.settings import Settings
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
 
-__all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "put_in_place", "require_costs"]
+__all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "put_in_place"]
 
 FAMILIES: dict[Family, FamilyModule[Any]] = {Family.GGUF: gguf, Family.GPTQ: gptq, Family.BNB: bnb}
 
@@ -40,21 +40,14 @@ def costs_of(
     """Variant name -> exact size, or why its family cannot make it of this model; in the order given."""
     found: dict[str, Cost | Unsupported] = {}
     for family, mine in _by_family(variants).items():
+        if refusal := FAMILIES[family].refusal(facts.architecture):
+            found |= {variant.name: Unsupported(refusal) for variant in mine}
+            continue
         try:
             found |= FAMILIES[family].costs(mine, source=source, facts=facts, work=work, settings=settings)
         except Unsupported as error:
             found |= {variant.name: error for variant in mine}
     return {variant.name: found[variant.name] for variant in variants}
-
-
-def require_costs(found: Mapping[str, Cost | Unsupported]) -> dict[str, Cost]:
-    """The sizes of variants that can all be made. Raises the first refusal."""
-    costs = {}
-    for name, cost in found.items():
-        if isinstance(cost, Unsupported):
-            raise cost
-        costs[name] = cost
-    return costs
 
 
 def open_formats(

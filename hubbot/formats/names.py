@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
-from hubbot.domain import Variant
+from hubbot.domain import Gptq, Variant
 from hubbot.errors import UnknownVariant
 from hubbot.formats import FAMILIES, gguf
 
-__all__ = ["PRESETS", "find_variant", "parse_variant", "parse_variants"]
+__all__ = [
+    "PRESETS",
+    "Wanted",
+    "find_variant",
+    "names_made",
+    "parse_variant",
+    "parse_variants",
+    "parse_wanted",
+    "stand_ins",
+]
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "default": ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "gptq-4bit-128g", "bnb-nf4"),
@@ -18,6 +29,28 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "gptq": ("gptq-4bit-128g", "gptq-4bit-32g", "gptq-8bit-128g"),
     "bnb": ("bnb-nf4", "bnb-int8"),
 }
+
+
+_GROUPS = (128, 64, 32, 16)  # that a preset's variant may fall back to, the largest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A variant that is asked for. Of a preset it is an intention: another group size may stand in for it."""
+
+    variant: Variant
+    preset: str | None  # None: it was named in full
+
+    @property
+    def stand_ins(self) -> tuple[Variant, ...]:
+        return stand_ins(self.variant) if self.preset else ()
+
+
+def stand_ins(variant: Variant) -> tuple[Variant, ...]:
+    """The same variant with smaller groups, the largest first."""
+    if not isinstance(variant, Gptq):
+        return ()
+    return tuple(replace(variant, group_size=size) for size in _GROUPS if size < variant.group_size)
 
 
 def find_variant(name: str) -> Variant | None:
@@ -39,17 +72,32 @@ def parse_variant(name: str) -> Variant:
 
 def parse_variants(text: str) -> tuple[Variant, ...]:
     """A comma list of variant and preset names, each variant once, in the order given."""
-    names: dict[str, Variant] = {}
+    return tuple(wanted.variant for wanted in parse_wanted(text))
+
+
+def parse_wanted(text: str) -> tuple[Wanted, ...]:
+    """As `parse_variants`, with the preset that each comes from; who names a variant in full means that one."""
+    found: dict[str, Wanted] = {}
     for word in (part.strip() for part in text.split(",")):
-        if not word:
-            continue
-        for name in PRESETS.get(word.lower(), (word,)):
+        preset = word.lower() if word.lower() in PRESETS else None
+        for name in PRESETS[preset] if preset else (word,) if word else ():
             variant = parse_variant(name)
-            names.setdefault(variant.name, variant)
-    if not names:
+            if preset is None or variant.name not in found:
+                found[variant.name] = Wanted(variant=variant, preset=preset)
+    if not found:
         msg = f"No variant is named in {text!r}. Give a comma list such as Q4_K_M,gptq-4bit-128g or a preset: {', '.join(PRESETS)}."
         raise UnknownVariant(msg)
-    return tuple(names.values())
+    return tuple(found.values())
+
+
+def names_made(text: str, made: Collection[str]) -> list[str]:
+    """The names that a comma list comes to, where a release holds `made`: what stands in for a preset's variant counts for it."""
+    names: list[str] = []
+    for wanted in parse_wanted(text):
+        name = wanted.variant.name
+        other = next((one.name for one in wanted.stand_ins if one.name in made), None)
+        names.append(name if name in made or other is None else other)
+    return list(dict.fromkeys(names))
 
 
 def _unknown(name: str) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from hubbot.child.messages import MakeAnswer
 from hubbot.domain import SCHEMA_VERSION, Peak, Record, Source, Status, VariantRecord
 from hubbot.formats import FAMILIES
-from hubbot.formats.names import parse_variant, parse_variants
+from hubbot.formats.names import names_made, parse_variant
 from hubbot.machine import measure_machine
 from hubbot.machine.versions import commit, tools, version
+from hubbot.planning.plan import FailedVariant
 from hubbot.record.files import hashed
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
@@ -19,10 +20,24 @@ from hubbot.settings import Settings
 __all__ = ["recorded", "spent"]
 
 
-def recorded(sweeps: Sequence[MakeAnswer], *, source: Source, settings: Settings, command: str, out: Path) -> Record:
-    """The record before load check and gate; every file of every variant is hashed for it."""
+def recorded(
+    sweeps: Sequence[MakeAnswer],
+    failed: Sequence[FailedVariant] = (),
+    *,
+    source: Source,
+    settings: Settings,
+    command: str,
+    out: Path,
+) -> Record:
+    """The record before load check and gate; every file of every variant is hashed for it.
+
+    failed: what the plan found that cannot be made.
+    """
     first = sweeps[0]
     variants = [variant for sweep in sweeps for variant in (*_made(sweep, out), *_failed(sweep))]
+    variants += [
+        VariantRecord(name=one.name, family=one.family, status=Status.FAILED, reason=str(one.error)) for one in failed
+    ]
     return Record(
         schema=SCHEMA_VERSION,
         hubbot={"version": version(), "commit": commit()},
@@ -83,5 +98,5 @@ def _failed(sweep: MakeAnswer) -> Iterator[VariantRecord]:
 
 
 def _in_order(settings: Settings, variants: Sequence[VariantRecord]) -> tuple[VariantRecord, ...]:
-    order = [variant.name for variant in parse_variants(settings.variants)]
+    order = names_made(settings.variants, [variant.name for variant in variants])
     return tuple(sorted(variants, key=lambda variant: order.index(variant.name)))

@@ -37,7 +37,7 @@ from hubbot.confine.stage import Stage
 from hubbot.domain import Record, Source, Status, Texts
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.gguf.naming import shards_of
-from hubbot.formats.names import parse_variants
+from hubbot.formats.names import names_made, parse_variants
 from hubbot.hub.client import Hub
 from hubbot.hub.publish.repo_release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
@@ -114,7 +114,9 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
         for work, variants in _sweeps(job, source, texts, survey.plan).items():
             with clock.stage("sweep"):
                 made.append(_sweep(job, call, source, texts, variants, work))
-        record = recorded(made, source=source, settings=job.settings, command=job.command, out=job.out)
+        record = recorded(
+            made, survey.plan.failed, source=source, settings=job.settings, command=job.command, out=job.out
+        )
         with clock.stage("load check"):
             record = _checked(job, call, record, made)
     record = replace(record, peak=meter.peak, timings=spent(clock.seconds, [sweep.seconds for sweep in made]))
@@ -183,8 +185,9 @@ def _texts(job: Run) -> Texts:
 def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
     question = SurveyQuestion(source=source, settings=job.settings, work=job.work, out=job.out, elsewhere=elsewhere)
     found = _ask(job, call, SURVEY, question, readable=[Path(source.folder)])
-    asked = [variant.name for variant in parse_variants(job.settings.variants)]
-    _refuse_others([name for sweep in found.plan.sweeps for name in sweep.variants], asked=asked)
+    made = [name for sweep in found.plan.sweeps for name in sweep.variants]
+    answered = [*made, *(failed.name for failed in found.plan.failed)]
+    _refuse_others(answered, asked=names_made(job.settings.variants, answered))
     return found
 
 
@@ -249,6 +252,9 @@ def release_record(job: Run, record: Record) -> Finished:
     _refuse_contradictions(job.settings)
     _refuse_unjudged(record)
     _refuse_unlicensed(job.settings, record)
+    if job.settings.strict and not all(variant.passed for variant in record.variants):
+        log.say("Nothing is published: --strict wants every variant, and not all of them passed.")
+        return Finished(record=record)
     with Clock(job.out).stage("publish"):
         receipts = release(record, job.settings, job.hub, out=job.out)
     there = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hubbot.domain import Record, Source
-from hubbot.formats.names import parse_variants
+from hubbot.formats.names import names_made
 from hubbot.machine.versions import version
 from hubbot.record.file import FILE_NAME, read_record
 from hubbot.record.fingerprint import fingerprint, fingerprint_of, shaping, texts_of
@@ -31,7 +31,7 @@ def finished(out: Path, source: Source, settings: Settings, texts: Callable[[], 
     record = read_record(out / FILE_NAME)
     if record.calibration and record.calibration.overlap_forced:
         return None
-    names = [variant.name for variant in parse_variants(settings.variants)]
+    names = names_made(settings.variants, [variant.name for variant in record.variants])
     known = texts_of(record)
     wanted = fingerprint(source=source, config=shaping(settings), variants=names, version=version(), texts=known)
     if fingerprint_of(record) != wanted or not _is_whole(record, out):

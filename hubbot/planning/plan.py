@@ -22,12 +22,14 @@ from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts
 from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
+from hubbot.planning.presets import Costs
 from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
 from hubbot.settings import Settings
 from hubbot.settings.sections import format_size
 
 __all__ = [
     "NO_LIMIT",
+    "FailedVariant",
     "Plan",
     "PlannedSweep",
     "PlannedVariant",
@@ -59,6 +61,15 @@ class PlannedVariant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedVariant:
+    """A variant that was asked for and cannot be made; the others are."""
+
+    name: str
+    family: Family
+    error: Refusal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSweep:
     """Variants that one walk over the model makes together, and the peak that it comes to."""
 
@@ -80,19 +91,17 @@ class Plan:
     budget: Need
     licence: LicenceVerdict
     gated: bool
+    failed: tuple[FailedVariant, ...] = ()
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # why it cannot be done; empty: it can
 
 
 def check_architecture(facts: ModelFacts, variants: Sequence[Variant]) -> None:
-    """Raise Unsupported where a family cannot make this model, before its converter is asked for sizes."""
+    """Raise Unsupported where no family can make this model, before a converter is asked for sizes."""
     if facts.experts > 1:
         families = sorted({variant.family for variant in variants})
         msg = f"{facts.architecture} is a mixture of {facts.experts} experts, which {', '.join(families)} of hubbot cannot make yet. Dense models are supported; see docs/formats.md."
         raise Unsupported(msg)
-    for family in dict.fromkeys(variant.family for variant in variants):
-        if refusal := FAMILIES[family].refusal(facts.architecture):
-            raise Unsupported(refusal)
 
 
 def plan(
@@ -101,23 +110,28 @@ def plan(
     variants: Sequence[Variant],
     settings: Settings,
     machine: Machine,
-    costs: Mapping[str, Cost],
+    costs: Costs,
     *,
     device: str,
     elsewhere: bool = False,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """What will be made, in which sweeps, at what peak, and everything that speaks against it.
 
-    costs: variant name -> exact size (hubbot.formats.costs_of). device: cpu, cuda or cuda:N.
+    costs: variant name -> exact size, or why it cannot be made (hubbot.formats.costs_of). notes: on how the variants
+    were chosen. With settings.strict, one that cannot be made speaks against the whole. device: cpu, cuda or cuda:N.
     elsewhere: for another machine than this one, of which the budgets are what it has.
     """
     shapes = shapes_of(facts)
     budget = _budget_elsewhere(settings) if elsewhere else _budget(settings, machine, device)
     fetched = 0 if source.repo is None else facts.weight_bytes
-    estimate = _Estimate(facts, shapes, settings, costs, device, fetched)
-    sweeps = tuple(_cut(variants, estimate, budget))
-    need = sweeps[0].need
-    for sweep in sweeps[1:]:
+    sizes = {name: cost for name, cost in costs.items() if isinstance(cost, Cost)}
+    estimate = _Estimate(facts, shapes, settings, sizes, device, fetched)
+    failed = dict(_failures(variants, costs, estimate, budget))
+    makeable = [variant for variant in variants if variant.name not in failed]
+    sweeps = tuple(_cut(makeable, estimate, budget))
+    need = Need(disk=0, ram=0, vram=0)
+    for sweep in sweeps:
         need = need | sweep.need
     said = source if source.license else facts  # the Hub's own reading of the card first
     licence = judge_licence(said.license, said.license_name, said.license_link)
@@ -128,15 +142,38 @@ def plan(
         parameters=facts.parameters,
         weight_bytes=facts.weight_bytes,
         device=device,
-        variants=tuple(_planned(variant, costs[variant.name]) for variant in variants),
+        variants=tuple(_planned(variant, sizes[variant.name]) for variant in makeable),
         sweeps=sweeps,
         need=need,
         budget=budget,
         licence=licence,
         gated=source.gated,
-        notes=facts.notes,
-        refusals=(*_licence_refusal(licence, settings), *_budget_refusals(sweeps, budget)),
+        failed=tuple(
+            FailedVariant(name=variant.name, family=variant.family, error=failed[variant.name])
+            for variant in variants
+            if variant.name in failed
+        ),
+        notes=(*notes, *facts.notes),
+        refusals=(
+            *_licence_refusal(licence, settings),
+            *_budget_refusals(sweeps, budget),
+            *(failed.values() if settings.strict or not makeable else ()),
+        ),
     )
+
+
+def _failures(
+    variants: Sequence[Variant], costs: Costs, estimate: _Estimate, budget: Need
+) -> Iterator[tuple[str, HubbotError]]:
+    """Variants that cannot be made, even in a sweep of their own, and why."""
+    for variant in variants:
+        cost = costs[variant.name]
+        if isinstance(cost, Unsupported):
+            yield variant.name, cost
+            continue
+        alone = PlannedSweep(variants=(variant.name,), need=estimate.of([variant]))
+        if over := next(_budget_refusals([alone], budget), None):
+            yield variant.name, over
 
 
 def require(found: Plan) -> None:
@@ -148,17 +185,20 @@ def require(found: Plan) -> None:
 def matrix(found: Plan) -> dict[str, list[dict[str, Any]]]:
     """The plan as a job matrix of GitHub: one job for each sweep, with the variants it makes.
 
+    The first one is told of those that cannot be made too, so that their reasons come into the record.
+
     release and part name folder and artifact of what a job makes: the same for the same weights, and
     without a character that GitHub refuses in a name.
     """
     slug = re.sub(r"[^A-Za-z0-9._]+", "--", found.model.strip("/"))
+    told = [variant.name for variant in found.failed]
     release = f"{slug[-80:]}-{found.revision[:8]}" if found.revision else slug[-80:]
     return {
         "include": [
             {
                 "model": found.model,
                 "revision": found.revision or "",
-                "variants": ",".join(sweep.variants),
+                "variants": ",".join((*sweep.variants, *(told if number == 1 else ()))),
                 "release": release,
                 "part": f"{number}-of-{len(found.sweeps)}",
             }
@@ -260,7 +300,9 @@ def _budget_refusals(sweeps: Sequence[PlannedSweep], budget: Need) -> Iterator[H
         "vram": "Use a larger GPU, --device cpu, or fewer GPTQ variants.",
     }
     for resource, next_step in advice.items():
-        worst = max(sweeps, key=lambda sweep: int(getattr(sweep.need, resource)))
+        worst = max(sweeps, key=lambda sweep: int(getattr(sweep.need, resource)), default=None)
+        if worst is None:
+            return
         needed, there = int(getattr(worst.need, resource)), int(getattr(budget, resource))
         if needed > there:
             msg = f"The work needs {format_size(needed)} of {_WORDS[resource]} for {', '.join(worst.variants)}; {format_size(there)} may be used. {next_step}"

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hubbot.errors import HubbotError
 from hubbot.planning.plan import NO_LIMIT, Plan
 from hubbot.settings.sections import format_size
 
@@ -16,10 +17,15 @@ __all__ = ["as_json", "as_table"]
 
 
 def as_json(found: Plan) -> dict[str, Any]:
-    """Every figure in bytes; `fits` says whether the plan can be carried out, `refusals` why not."""
-    values = {name: value for name, value in asdict(found).items() if name != "refusals"}
-    refusals = [{"error": type(error).__name__, "message": str(error)} for error in found.refusals]
-    return {**values, "fits": not refusals, "refusals": refusals}
+    """Every figure in bytes; `failed` are variants that cannot be made, `fits` says whether the rest can, `refusals` why not."""
+    values = {name: value for name, value in asdict(found).items() if name not in ("refusals", "failed")}
+    refusals = [_plain(error) for error in found.refusals]
+    failed = [{"name": one.name, "family": one.family, **_plain(one.error)} for one in found.failed]
+    return {**values, "failed": failed, "fits": not refusals, "refusals": refusals}
+
+
+def _plain(error: HubbotError) -> dict[str, str]:
+    return {"error": type(error).__name__, "message": str(error)}
 
 
 def as_table(found: Plan) -> RenderableType:
@@ -36,6 +42,8 @@ def as_table(found: Plan) -> RenderableType:
             str(sweeps[variant.name]),
         )
         variants.add_row(*map(Text, row))
+    for failed in found.failed:
+        variants.add_row(Text(failed.name), Text("failed", style="bold red"), "", "")
     needs = Table(title="peak against what may be used")
     for heading in ("", "needed", "available"):
         needs.add_column(heading, justify="left" if not heading else "right")
@@ -46,6 +54,7 @@ def as_table(found: Plan) -> RenderableType:
         Text("gated: the author asks for consent before a download; accept it with your account")
     ] * found.gated
     verdicts += [Text(f"note: {note}") for note in found.notes]
+    verdicts += [Text(f"{failed.name} cannot be made: {failed.error}", style="bold red") for failed in found.failed]
     verdicts += [Text(f"refused: {error}", style="bold red") for error in found.refusals]
     return Group(variants, needs, *verdicts)
 

@@ -160,6 +160,9 @@ class Settings(Section):
     allow_pickle: bool = Field(False, description="read pickle-only checkpoints with torch's weights-only loader")
     benchmark: bool = Field(False, description="measure speed and peak memory of each variant in its runtime")
     force: bool = Field(False, description="make again what is done; allow calibrating on evaluation text")
+    strict: bool = Field(
+        False, description="make and publish nothing unless every variant that is asked for can be made and passes"
+    )
     calibration: CalibrationSettings = CalibrationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gguf: GgufSettings = GgufSettings()

@@ -18,7 +18,7 @@ Flags = Mapping[str, Any]  # setting -> value; None: the flag was not given
 _FLAGS = {option.flag: option for option in OPTIONS if option.flag}
 SOURCE = "What to quantize"
 _PANELS = {
-    SOURCE: "revision variants imatrix allow-unlicensed allow-pickle",
+    SOURCE: "revision variants strict imatrix allow-unlicensed allow-pickle",
     "Calibration and evaluation": "calibration samples length seed evaluation context stride",
     "Machine and output": "out device benchmark force",
     "Publishing": "publish namespace gate",

@@ -103,6 +103,7 @@ OPTIONS: tuple[Option, ...] = (
     _same("allow-unlicensed", "licence.allow_unlicensed"),
     _same("allow-pickle"),
     _same("force"),
+    _same("strict"),
 )
 
 

@@ -48,6 +48,7 @@ RIGHT = {
     "allow-unlicensed": "true",
     "allow-pickle": "true",
     "force": "TRUE",
+    "strict": "TRUE",
     "dry-run": "no",
     "fail-on-refused": "off",
 }

@@ -190,6 +190,14 @@ def test_a_refused_variant_is_settled_and_not_missing():
     assert judge(seen(), Known(releases=(held,)), policy()).rule == "published"
 
 
+def test_what_stands_in_for_a_presets_variant_settles_it():
+    held = replace(releases()[1], variants={"gptq-4bit-64g": "published"})
+    known = Known(releases=(releases()[0], held))
+    assert judge(seen(), known, policy()).rule == "incomplete"
+    standing = {"gptq-4bit-128g": frozenset({"gptq-4bit-64g", "gptq-4bit-32g"})}
+    assert judge(seen(), known, policy(stand_ins=standing)).rule == "published"
+
+
 @pytest.mark.parametrize("changes", [{"version": "0.9"}, {"settings": "others"}])
 def test_another_version_or_other_settings_run_again_unless_told_not_to(changes):
     known = Known(releases=releases(**changes))

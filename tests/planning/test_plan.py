@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from hubbot.domain import Source
-from hubbot.errors import BudgetExceeded, LicenceForbids, Unsupported
+from hubbot.errors import BudgetExceeded, LicenceForbids, Unsupported, UnsupportedShape
+from hubbot.formats import costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
@@ -34,9 +35,14 @@ def facts(tmp_path):
 def planned(facts):
     """A plan of the small model with files of 10 MB."""
 
-    def make(names=NAMES, machine=MACHINE, source=None, device="cpu", elsewhere=False, **flags):
+    def make(
+        names=NAMES, machine=MACHINE, source=None, device="cpu", elsewhere=False, cannot=None, large=None, **flags
+    ):
         variants = parse_variants(names)
-        costs = {v.name: Cost(file_bytes=SIZE, weight_bytes=9 * MB, bits_per_weight=4.5) for v in variants}
+        sizes = {v.name: SIZE for v in variants} | (large or {})
+        costs = {
+            name: Cost(file_bytes=size, weight_bytes=9 * MB, bits_per_weight=4.5) for name, size in sizes.items()
+        } | {name: UnsupportedShape(why) for name, why in (cannot or {}).items()}
         settings = load_settings(None, {path.replace("__", "."): value for path, value in flags.items()})
         source = source or Source(folder=str(facts.folder), repo="a/b", revision="0" * 40, files={}, license="mit")
         return plan(source, facts, variants, settings, machine, costs, device=device, elsewhere=elsewhere)
@@ -161,11 +167,54 @@ def test_a_mixture_of_experts_is_refused_naming_the_families(facts):
         check_architecture(replace(facts, experts=8), parse_variants("Q8_0,bnb-nf4"))
 
 
-def test_an_architecture_that_llama_cpp_does_not_know_is_refused_for_gguf_alone(facts):
+def test_an_architecture_that_llama_cpp_does_not_know_fails_for_gguf_alone(facts, tmp_path):
     unknown = replace(facts, architecture="NobodyKnowsThisForCausalLM")
-    with pytest.raises(Unsupported, match="no GGUF can be made"):
-        check_architecture(unknown, parse_variants("Q8_0"))
-    check_architecture(unknown, parse_variants("bnb-nf4"))
+    asked = parse_variants("Q8_0,Q4_K_M")
+    source = Source(folder=str(facts.folder), repo="a/b", revision=None, files={})
+    found = costs_of(asked, source, unknown, tmp_path, load_settings(None, {}))
+    assert all("no GGUF can be made" in str(error) for error in found.values())
+    check_architecture(unknown, parse_variants("Q8_0,bnb-nf4"))
+
+
+# --- variants that cannot be made ---------------------------------------------------------------------
+
+
+def test_a_variant_that_cannot_be_made_is_told_with_its_reason_and_the_others_are_planned(planned):
+    found = planned(cannot={"gptq-4bit-128g": "576 columns"})
+    require(found)
+    assert [variant.name for variant in found.variants] == ["Q4_K_M", "Q8_0", "bnb-nf4"]
+    assert [name for sweep in found.sweeps for name in sweep.variants] == ["Q4_K_M", "Q8_0", "bnb-nf4"]
+    assert [(one.name, str(one.error)) for one in found.failed] == [("gptq-4bit-128g", "576 columns")]
+    told = as_json(found)["failed"]
+    assert told == [{"name": "gptq-4bit-128g", "family": "gptq", "error": "UnsupportedShape", "message": "576 columns"}]
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(as_table(found))
+    assert "gptq-4bit-128g cannot be made: 576 columns" in console.export_text()
+
+
+def test_strict_makes_one_failure_speak_against_the_whole(planned):
+    with pytest.raises(UnsupportedShape, match="576 columns"):
+        require(planned(cannot={"gptq-4bit-128g": "576 columns"}, strict=True))
+
+
+def test_where_nothing_can_be_made_the_reason_is_raised(planned):
+    with pytest.raises(UnsupportedShape, match="576 columns"):
+        require(planned("gptq-4bit-128g", cannot={"gptq-4bit-128g": "576 columns"}))
+
+
+def test_a_variant_that_alone_exceeds_the_budget_fails_alone(planned):
+    found = planned(large={"Q8_0": 100 * GB}, budget__disk="50GB")
+    require(found)
+    assert [one.name for one in found.failed] == ["Q8_0"]
+    assert "50.00 GB may be used" in str(found.failed[0].error)
+    assert "Q8_0" not in [variant.name for variant in found.variants]
+
+
+def test_the_first_job_of_a_matrix_is_told_of_what_cannot_be_made(planned):
+    found = planned(cannot={"bnb-nf4": "no linear layers"}, budget__ram=planned().need.ram - 1)
+    jobs = [job["variants"].split(",") for job in matrix(found)["include"]]
+    assert jobs[0][-1] == "bnb-nf4"
+    assert sorted(name for job in jobs for name in job) == sorted(NAMES.split(","))
 
 
 def test_the_matrix_has_a_job_for_every_sweep(planned):
