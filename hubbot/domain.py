@@ -228,8 +228,10 @@ class LoadCheck:
     tolerance: float | None = None  # the limit on kld
     passed: bool = False
     error: str | None = None
-    tokenizer: str | None = None  # sha256 of what the runtime's tokenizer does (gate.tokenizer_digest)
+    tokenizer: str | None = None  # sha256 of what the runtime's tokenizer does (model.digests.tokenizer_digest)
     chat_template: str | None = None  # sha256 of the chat template that the runtime reads, utf-8
+    ends: tuple[int, ...] | None = None  # the tokens with which the runtime ends a generation
+    differences: tuple[str, ...] = ()  # in what a chat runs on other tokens than the source's, a sentence each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

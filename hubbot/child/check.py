@@ -12,18 +12,23 @@ from pathlib import Path
 
 import psutil
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from hubbot import log
+from hubbot.cards.prompt import prompt_format
 from hubbot.child.device import settle_device
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
-from hubbot.domain import Source, VariantRecord
+from hubbot.domain import LoadCheck, Source, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
+from hubbot.formats.protocol import Reading
 from hubbot.model import read_facts
-from hubbot.model.chat import end_tokens
+from hubbot.model.chat import differences
+from hubbot.model.own_tokenizer import load_tokenizer, read_chat
+from hubbot.model.snapshot import visible_files
+from hubbot.model.tokenizer import read_chat_templates
 from hubbot.settings import Settings
-from hubbot.sweep.windows import load_tokenizer
 
 __all__ = ["check"]
 
@@ -34,17 +39,16 @@ def check(question: CheckQuestion) -> CheckAnswer:
     """Load check, samples and speed of the question's variants."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    settings = question.settings
-    spoken = _Spoken(question.source, settings) if settings.evaluation.samples else None
+    original = _Original(question.source, question.settings)
     checked = {}
     with log.progress("load check", len(question.variants), "variants") as advance:
         for variant in question.variants:
-            checked[variant.name] = _checked(variant, question, spoken)
+            checked[variant.name] = _checked(variant, question, original)
             advance(1)
     return CheckAnswer(checked=checked)
 
 
-def _checked(variant: VariantRecord, question: CheckQuestion, spoken: _Spoken | None) -> Checked:
+def _checked(variant: VariantRecord, question: CheckQuestion, original: _Original) -> Checked:
     settings = question.settings
     paths = [question.out / file.path for file in variant.files]
     _let_go()
@@ -53,14 +57,15 @@ def _checked(variant: VariantRecord, question: CheckQuestion, spoken: _Spoken | 
         reading = FAMILIES[variant.family].read(
             paths,
             question.references.get(variant.name),
-            prompts=spoken.prompts if spoken else [],
+            prompts=original.prompts,
             new_tokens=samples.NEW_TOKENS,
-            ends=spoken.ends if spoken else (),
+            chat=original.chat,
             device=device,
         )
-    variant = replace(variant, load_check=reading.check)
-    if spoken and spoken.base and reading.check.loaded:
-        variant = replace(variant, samples=samples.compare(spoken.tokenizer, spoken.base, reading.continuations))
+    variant = replace(variant, load_check=original.compared(reading))
+    if original.said and reading.check.loaded:
+        found = samples.compare(original.tokenizer, original.said, reading.continuations)
+        variant = replace(variant, samples=found)
     if settings.benchmark and reading.check.loaded:
         _let_go()
         variant = _timed(variant, paths, device, question.source.context_length)
@@ -98,20 +103,40 @@ def _aside(path: Path) -> Iterator[None]:
             os.close(copy)
 
 
-class _Spoken:
-    """The prompts and what the base model makes of them; `base` is empty where it does not fit into memory."""
+class _Original:
+    """What variants are compared with: the source's tokens of a chat, and what it says to the prompts.
+
+    `prompts` is empty where no samples are wanted, `said` also where the model does not fit into memory.
+    """
 
     def __init__(self, source: Source, settings: Settings) -> None:
         folder = Path(source.folder)
         self.tokenizer = load_tokenizer(folder)
-        self.prompts = samples.encode_prompts(self.tokenizer)
+        self.chat = read_chat(folder, self.tokenizer, _conversation(folder, self.tokenizer))
+        self.prompts = samples.encode_prompts(self.tokenizer) if settings.evaluation.samples else []
+        self.said: list[list[int]] = []
+        if not self.prompts:
+            return
         device = settle_device(settings.device)
-        self.ends = end_tokens(folder, self.tokenizer)
-        self.base: list[list[int]] = []
         if _fits(read_facts(folder).weight_bytes, device):
-            self.base = samples.continue_base(folder, self.prompts, self.ends, torch.device(device))
+            self.said = samples.continue_base(folder, self.prompts, self.chat.tokens.ends, torch.device(device))
         else:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
+
+    def compared(self, reading: Reading) -> LoadCheck:
+        """The check with what its runtime makes of a chat otherwise than the source."""
+        if reading.tokens is None:
+            return reading.check
+        names = {number: token for token, number in self.tokenizer.get_vocab().items()}
+        found = differences(self.chat.tokens, reading.tokens, names)
+        return replace(reading.check, ends=reading.tokens.ends, differences=found)
+
+
+def _conversation(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short conversation as the source's chat template writes it; empty without one."""
+    template = read_chat_templates(visible_files(folder)).get("default")
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return (prompt_format(template, special).text or "") if template else ""
 
 
 def _fits(weight_bytes: int, device: str) -> bool:

@@ -13,7 +13,7 @@ from hubbot.errors import BadText
 from hubbot.formats.foreign import artefact_names, read_artefact
 from hubbot.model import check_finite
 from hubbot.model.agreement import agreed
-from hubbot.sweep.windows import load_tokenizer
+from hubbot.model.own_tokenizer import load_tokenizer
 
 __all__ = ["evaluate"]
 

@@ -13,10 +13,10 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
-from hubbot.model.digests import PROBE, tokenizer_digest
+from hubbot.model.digests import tokenizer_digest
+from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepResult
-from hubbot.sweep.windows import load_tokenizer
 
 __all__ = ["make"]
 
@@ -62,7 +62,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         references=references.save(question.work / "references") if references else {},
         chat_template=facts.chat_template,
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        tokenizer=tokenizer_digest(tokenizer(PROBE, add_special_tokens=False)["input_ids"]),
+        tokenizer=tokenizer_digest(read_chat(facts.folder, tokenizer).tokens.text),
     )
 
 

@@ -10,10 +10,10 @@ from hubbot.child.messages import Description
 from hubbot.domain import Source
 from hubbot.model import ModelFacts, part_layout, read_facts, unpickle
 from hubbot.model.agreement import agreed
+from hubbot.model.own_tokenizer import load_tokenizer
 from hubbot.model.tokens import check_vocabulary
 from hubbot.settings import Settings
 from hubbot.sweep.blocks import BlockModel
-from hubbot.sweep.windows import load_tokenizer
 
 __all__ = ["describe", "examine", "facts_of"]
 

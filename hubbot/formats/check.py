@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck, Speed
@@ -28,8 +28,11 @@ from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
 from hubbot.formats.samples import greedy, plainly
 from hubbot.machine.versions import INSTALL
-from hubbot.model.chat import end_tokens
-from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
+from hubbot.model.chat import Chat, Tokens, end_tokens
+from hubbot.model.digests import template_digest, tokenizer_digest
+from hubbot.model.own_tokenizer import read_chat, tokens_of
+from hubbot.model.snapshot import visible_files
+from hubbot.model.tokenizer import read_chat_templates
 
 __all__ = ["Reader", "ReaderOf", "from_pretrained", "main", "measure_speed", "read"]
 
@@ -82,14 +85,15 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    ends: Sequence[int] = (),
+    chat: Chat | None = None,
     device: str = "cpu",
 ) -> Reading:
     """Load a variant's folder with `from_pretrained`, generate, and compare logits with the sweep's.
 
     paths: the variant's files. reference: safetensors with `tokens` int64 [windows, length], `logits` float32
-    [windows, rows, vocab] and `first` int64 [1], the token that the first row follows. prompts: token ids to go on from, greedily, for up to
-    `new_tokens` tokens each. ends: the source's tokens that end a text; without, those that the folder names. device: `cpu` or `cuda:N`.
+    [windows, rows, vocab] and `first` int64 [1], the token that the first row follows. prompts: token ids to go on
+    from, greedily, for up to `new_tokens` tokens each. chat: the source's, for the texts that are cut and the tokens that
+    end one; without, the folder's own. device: `cpu` or `cuda:N`.
     Whatever the runtime raises ends up in the answer's `error`.
     """
     folder = _folder(paths)
@@ -103,7 +107,7 @@ def read(
             reference,
             prompts,
             new_tokens,
-            ends,
+            chat,
             LoadCheck(runtime=runtime, loaded=True, tolerance=tolerance),
         )
     except Exception as error:  # noqa: BLE001 - another library's code: whatever it raises is the check's verdict
@@ -116,16 +120,16 @@ def _use(
     reference: Path | None,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
-    ends: Sequence[int],
+    chat: Chat | None,
     check: LoadCheck,
 ) -> Reading:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     kld, largest = _compare(model, reference) if reference else (None, None)
-    probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    ends = ends or end_tokens(folder, tokenizer)
-    generated = tokenizer.decode(greedy(model, [prompts[0] if prompts else probe[:8]], _GENERATED, ends)[0])
+    tokens = _tokens(folder, tokenizer, chat)
+    ends = chat.tokens.ends if chat else tokens.ends
+    generated = tokenizer.decode(greedy(model, [prompts[0] if prompts else tokens.text[:8]], _GENERATED, ends)[0])
     agrees = kld is None or (math.isfinite(kld) and kld <= (check.tolerance or 0.0))
-    template = tokenizer.chat_template
+    template = _template(folder, tokenizer)
     check = replace(
         check,
         generated=generated,
@@ -133,10 +137,26 @@ def _use(
         kld=kld,
         passed=agrees,
         error=None if agrees else f"the runtime's logits diverge by {kld:.3g} nats from the decoded weights'",
-        tokenizer=tokenizer_digest(probe),
-        chat_template=template_digest(template) if isinstance(template, str) else None,
+        tokenizer=tokenizer_digest(tokens.text),
+        chat_template=template_digest(template) if template else None,
     )
-    return Reading(check=check, continuations=tuple(map(tuple, greedy(model, prompts, new_tokens, ends))))
+    said = tuple(map(tuple, greedy(model, prompts, new_tokens, ends)))
+    return Reading(check=check, continuations=said, tokens=tokens)
+
+
+def _tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, chat: Chat | None) -> Tokens:
+    """What the folder's tokenizer makes of the chat's texts, or of texts of its own."""
+    if chat is None:
+        return read_chat(folder, tokenizer).tokens
+    return tokens_of(tokenizer, chat.probe, chat.prompt, end_tokens(folder, tokenizer))
+
+
+def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What transformers writes a conversation with: the tokenizer's template, or else its processor's."""
+    found = tokenizer.chat_template
+    if found is None:
+        found = read_chat_templates(visible_files(folder))
+    return found if isinstance(found, str) else found.get("default")
 
 
 def measure_speed(

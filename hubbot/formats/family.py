@@ -18,6 +18,7 @@ from hubbot.settings import PublishSettings, Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
+    from hubbot.model.chat import Chat
 
 __all__ = ["About", "FamilyModule", "Kind"]
 
@@ -107,7 +108,7 @@ class FamilyModule(Protocol[V]):
         *,
         prompts: Sequence[Sequence[int]] = (),
         new_tokens: int = 0,
-        ends: Sequence[int] = (),
+        chat: Chat | None = None,
         device: str = "cpu",
     ) -> Reading:
         """The load check in its own runtime: see `hubbot.formats.check.read`."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hubbot.domain import LoadCheck, Named
+from hubbot.model.chat import Tokens
 from hubbot.model.parts import Part
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Reading:
 
     check: LoadCheck
     continuations: tuple[tuple[int, ...], ...] = ()  # greedy tokens after each prompt, if the file loaded
+    tokens: Tokens | None = None  # of the chat that it was given, if the file loaded
 
 
 class Format(Protocol):

@@ -1,17 +1,40 @@
-"""What a conversation with a model runs on besides its weights: the tokens that end a text."""
+"""What a conversation with a model runs on besides its weights: the tokens that a text becomes, and those that end one.
+
+The source's own tokenizer says it for the source, each runtime for its artefact, over the same texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from hubbot.model.config import read_values
 from hubbot.model.strict_json import read_object
 
-__all__ = ["end_tokens"]
+__all__ = ["Chat", "Tokens", "differences", "end_tokens", "surroundings"]
 
 _LARGEST = 2**20  # bytes of generation_config.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What one reader makes of a chat's texts, as token ids."""
+
+    text: tuple[int, ...]  # of the probe text, nothing added
+    sequence: tuple[int, ...]  # of the same, with what goes before and after every text
+    prompt: tuple[int, ...]  # of a conversation as the chat template writes it; empty without one
+    ends: tuple[int, ...]  # that end a generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """The texts that every reader is given, and what the source makes of them."""
+
+    probe: str
+    prompt: str  # empty where no template writes one
+    tokens: Tokens
 
 
 class _Tokenizer(Protocol):
@@ -35,3 +58,36 @@ def end_tokens(folder: Path, tokenizer: _Tokenizer) -> tuple[int, ...]:
 
 def _tokens(value: object) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
+
+
+def surroundings(tokens: Tokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What is put before every text, and what behind it. Neither, where the text itself is cut otherwise then."""
+    text, sequence = tokens.text, tokens.sequence
+    for start in range(len(sequence) - len(text) + 1):
+        if sequence[start : start + len(text)] == text:
+            return sequence[:start], sequence[start + len(text) :]
+    return (), ()
+
+
+def differences(source: Tokens, runtime: Tokens, names: Mapping[int, str]) -> tuple[str, ...]:
+    """A sentence for everything in which a runtime's chat is not the source's. names: token id -> its text."""
+    texts = {
+        "a text": (source.text, runtime.text),
+        "a text with the tokens before and after it": (source.sequence, runtime.sequence),
+        "a conversation of the chat template": (source.prompt, runtime.prompt),
+    }
+    found = [_parting(what, ours, theirs, names) for what, (ours, theirs) in texts.items() if ours != theirs][:1]
+    if missing := sorted(set(source.ends) - set(runtime.ends)):
+        shown = ", ".join(_named(token, names) for token in missing)
+        found.append(f"its runtime does not end a text at {shown}, where the source ends one")
+    return tuple(found)
+
+
+def _parting(what: str, ours: Sequence[int], theirs: Sequence[int], names: Mapping[int, str]) -> str:
+    place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    seen, wanted = (_named(tokens[place], names) if place < len(tokens) else "the end" for tokens in (theirs, ours))
+    return f"its runtime cuts {what} into other tokens than the source: in place {place} it has {seen}, the source {wanted}"
+
+
+def _named(token: int, names: Mapping[int, str]) -> str:
+    return f"{token} {names[token]!a}" if token in names else str(token)

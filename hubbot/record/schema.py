@@ -98,6 +98,8 @@ class LoadCheckJson(Strict):
     error: _Text | None = None
     tokenizer: _Sha256 | None = None
     chat_template: _Sha256 | None = None
+    ends: Annotated[tuple[_Count, ...] | None, Field(description="tokens that end a generation in this runtime")] = None
+    differences: Annotated[tuple[_Text, ...], Field(description="from the source, in what a chat runs on")] = ()
 
 
 class SpeedJson(Strict):

@@ -77,6 +77,9 @@ def _complaints(
     if check and not check.passed:
         yield _disagreement(check.runtime, check.kld, check.tolerance, check.error)
     if check:
+        yield from check.differences
+        if check.passed and check.chat_template is None and identity["chat template"]:
+            yield "it carries no chat template, and the source has one"
         found = {"tokenizer": check.tokenizer, "chat template": check.chat_template}
         for what, wanted in identity.items():
             if found[what] is not None and wanted is not None and found[what] != wanted:

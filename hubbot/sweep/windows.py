@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hubbot.errors import BadText, Unsupported
-from hubbot.model.foreign import foreign
 
-__all__ = ["Windows", "calibration_windows", "evaluation_windows", "load_tokenizer", "overlap"]
+__all__ = ["Windows", "calibration_windows", "evaluation_windows", "overlap"]
 
 _SPAN = 32  # tokens: a shared run of this length is no coincidence
 _SHARED = 0.25  # share of a window's runs that also stand in the evaluation text
@@ -49,20 +48,6 @@ class Windows:
     def sha256(self) -> str:
         """Of the token ids as little-endian int32, window after window."""
         return hashlib.sha256(self.tokens.numpy().astype("<i4").tobytes()).hexdigest()
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder. Raises Unsupported where transformers cannot read it."""
-    then = (
-        "tokenizer.json or tokenizer.model with tokenizer_config.json is needed; check that the files are whole and "
-        "belong to the model."
-    )
-    with foreign("transformers", f"read the tokenizer of {folder.name}", then=then, kind=Unsupported):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    tokenizer.model_max_length = 2**62  # texts are cut into windows here; no warning about their length
-    return tokenizer
 
 
 def evaluation_windows(

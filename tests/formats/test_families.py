@@ -133,7 +133,7 @@ def test_what_a_family_makes_is_what_it_said_and_is_read_back(family, llama, tmp
             for tensor in part.tensors:
                 if tensor in decoded[name]:
                     assert torch.equal(again[tensor].decode(), decoded[name][tensor]), tensor
-        reading = FAMILIES[family].read(files.paths, None, prompts=[[5, 6, 7]], new_tokens=2, ends=(), device="cpu")
+        reading = FAMILIES[family].read(files.paths, None, prompts=[[5, 6, 7]], new_tokens=2, device="cpu")
         assert reading.check.loaded, reading.check.error
         assert reading.check.passed
         assert [len(tokens) for tokens in reading.continuations] == [2]

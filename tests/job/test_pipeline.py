@@ -22,9 +22,9 @@ from hubbot.domain import Record, Status, Text
 from hubbot.errors import HubbotError, LicenceForbids
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
+from hubbot.model.own_tokenizer import load_tokenizer
 from hubbot.record.file import read_record
 from hubbot.settings import load_settings
-from hubbot.sweep.windows import load_tokenizer
 from tests.hub import Hub
 from tests.jobs import flags, make, unconfined
 from tests.models import FAMILIES

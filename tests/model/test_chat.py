@@ -1,11 +1,13 @@
 """Chat templates and end tokens are read as transformers reads them, wherever a publisher has put them."""
 
 import json
+import re
 
 import pytest
 
 from hubbot.demo.tokenizer import train_tokenizer, write_tokenizer
-from hubbot.model.chat import end_tokens
+from hubbot.model.chat import Tokens, differences, end_tokens, surroundings
+from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.model.snapshot import visible_files
 from hubbot.model.tokenizer import read_chat_templates
 
@@ -112,3 +114,48 @@ def test_end_tokens_are_those_of_configuration_generation_configuration_and_toke
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     assert end_tokens(tmp_path, _Tokenizer()) == expected
+
+
+def _of(**changed):
+    known = {"text": (5, 6), "sequence": (1, 5, 6), "prompt": (3, 5, 4), "ends": (2, 4)}
+    return Tokens(**{**known, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"text": (5, 7)}, "cuts a text into other tokens than the source: in place 1 it has 7, the source 6 'six'"),
+        (
+            {"sequence": (5, 6)},
+            "tokens before and after it into other tokens than the source: in place 0 it has 5, the",
+        ),
+        ({"prompt": (3, 5)}, "a conversation of the chat template into other tokens.* in place 2 it has the end, the"),
+        ({"ends": (2,)}, "does not end a text at 4 'four', where the source ends one"),
+    ],
+)
+def test_a_chat_that_runs_on_other_tokens_is_told_by_the_first_that_differs(changed, said):
+    (found,) = differences(_of(), _of(**changed), {4: "four", 6: "six"})
+    assert re.search(said, found)
+
+
+def test_more_end_tokens_than_the_sources_make_no_difference():
+    assert differences(_of(), _of(ends=(2, 4, 9)), {}) == ()
+
+
+def test_what_surrounds_a_text_is_what_its_sequence_has_more():
+    assert surroundings(_of()) == ((1,), ())
+    assert surroundings(_of(sequence=(1, 9, 5, 6, 2))) == ((1, 9), (2,))
+    assert surroundings(_of(sequence=(1, 7, 8))) == ((), ())
+
+
+def test_the_probe_holds_special_tokens_and_the_end_tokens_come_first(folder):
+    path = folder / "tokenizer.json"
+    known = json.loads(path.read_text())
+    marks = [{**known["added_tokens"][0], "id": 300 + n, "content": f"<|{n}|>"} for n in range(30)]
+    path.write_text(json.dumps({**known, "added_tokens": [*known["added_tokens"], *marks]}))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [329]}))
+    chat = read_chat(folder, load_tokenizer(folder))
+    assert "x<|29|>y" in chat.probe
+    assert 329 in chat.tokens.text
+    assert chat.tokens.sequence[0] == 1
+    assert "<|25|>" not in chat.probe, "a vocabulary with thousands of reserved tokens makes no endless text"

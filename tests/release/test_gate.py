@@ -129,6 +129,22 @@ def test_another_tokenizer_or_template_than_the_sources_is_refused() -> None:
     assert gate(replace(record(), variants=(fine,)), LIMITS).variants[0].status is Status.PASSED
 
 
+def test_a_variant_without_the_sources_template_is_refused() -> None:
+    plain = variant("Q4_K_M")
+    assert plain.load_check is not None
+    bare = replace(plain, load_check=replace(plain.load_check, chat_template=None))
+    assert "carries no chat template" in str(gate(replace(record(), variants=(bare,)), LIMITS).variants[0].reason)
+    untold = gate(replace(record(), variants=(bare,), chat_template=None), LIMITS).variants[0]
+    assert untold.status is Status.PASSED
+
+
+def test_a_variant_whose_chat_runs_on_other_tokens_is_refused_with_the_difference() -> None:
+    plain = variant("Q4_K_M")
+    assert plain.load_check is not None
+    other = replace(plain, load_check=replace(plain.load_check, differences=("its runtime stops nowhere",)))
+    assert judged(other).reason == "its runtime stops nowhere"
+
+
 def test_without_the_sources_tokenizer_the_odd_one_out_is_refused() -> None:
     names = ["Q8_0", "Q6_K", "Q5_K_M"]
     made = [variant(name) for name in names]

@@ -14,6 +14,7 @@ from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
+    from hubbot.model.chat import Chat
 
 _VARIANTS = {variant.name: variant for variant in (Bnb(kind="nf4"), Bnb(kind="fp4"), Bnb(kind="int8"))}
 
@@ -86,13 +87,13 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    ends: Sequence[int] = (),
+    chat: Chat | None = None,
     device: str = "cpu",
 ) -> Reading:
     from hubbot.formats import check
     from hubbot.formats.bnb.reader import reader_of
 
-    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, ends=ends, device=device)
+    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, chat=chat, device=device)
 
 
 def measure_speed(paths: Sequence[Path], *, prompt_tokens: int, generated_tokens: int, device: str) -> Speed:

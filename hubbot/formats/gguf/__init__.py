@@ -15,6 +15,7 @@ from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
+    from hubbot.model.chat import Chat
 
 # llama-quantize's own list, less the types without a CPU encoder or made for one architecture only.
 TYPES = (
@@ -98,12 +99,12 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    ends: Sequence[int] = (),
+    chat: Chat | None = None,
     device: str = "cpu",  # noqa: ARG001 - llama.cpp's reference is its CPU code
 ) -> Reading:
     from hubbot.formats.gguf import check
 
-    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, ends=ends)
+    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, chat=chat)
 
 
 def measure_speed(

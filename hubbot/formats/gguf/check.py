@@ -14,9 +14,10 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.protocol import Reading
+from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 
-__all__ = ["TOLERANCE", "read"]
+__all__ = ["TOLERANCE", "ask_llama_cpp", "read"]
 
 # Mean divergence between the sweep, which computes in float32 with the decoded weights, and llama.cpp's
 # CPU kernels, which round activations to 8 bits before each product. docs/formats.md has what that
@@ -33,7 +34,7 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    ends: Sequence[int] = (),
+    chat: Chat | None = None,
     tolerance: float = TOLERANCE,
     threads: int | None = None,
 ) -> Reading:
@@ -41,22 +42,28 @@ def read(
 
     paths: the variant's files; the importance matrix among them is passed over. reference: safetensors
     with `tokens` int64 [windows, length], `logits` float32 [windows, rows, vocab] and `first` int64 [1], the token that
-    the first row follows. prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each. ends: the
-    source's tokens that end a text.
+    the first row follows. prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each. chat: the
+    source's, for the texts that are cut and the tokens that end one.
     """
     model = next(path for path in sorted(paths) if path.suffix == ".gguf")
     request = {
         "model": str(model),
         "reference": str(reference) if reference else None,
-        "probe": PROBE,
+        "probe": chat.probe if chat else PROBE,
+        "prompt": chat.prompt if chat else "",
         "generate": _GENERATED,
         "prompts": [list(map(int, prompt)) for prompt in prompts],
         "new_tokens": new_tokens,
-        "ends": list(ends),
+        "ends": list(chat.tokens.ends) if chat else [],
         "threads": threads or cores(),
     }
-    answer = _ask(request)
-    return Reading(check=_judged(answer, tolerance), continuations=tuple(map(tuple, answer.get("continuations", ()))))
+    answer = ask_llama_cpp(request)
+    if "error" in answer:
+        return Reading(check=_judged(answer, tolerance))
+    tokens = Tokens(**{name: tuple(ids) for name, ids in answer["tokens"].items()})
+    return Reading(
+        check=_judged(answer, tolerance), continuations=tuple(map(tuple, answer["continuations"])), tokens=tokens
+    )
 
 
 def _judged(answer: dict[str, Any], tolerance: float) -> LoadCheck:
@@ -74,12 +81,12 @@ def _judged(answer: dict[str, Any], tolerance: float) -> LoadCheck:
         tolerance=tolerance,
         passed=agrees,
         error=None if agrees else f"llama.cpp's logits diverge by {kld:.3g} nats from the decoded weights'",
-        tokenizer=tokenizer_digest(answer["probe_ids"]),
+        tokenizer=tokenizer_digest(answer["tokens"]["text"]),
         chat_template=template_digest(answer["chat_template"]) if answer["chat_template"] else None,
     )
 
 
-def _ask(request: dict[str, Any]) -> dict[str, Any]:
+def ask_llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
     """The child's answer; a child that dies answers with its last words."""
     command = [sys.executable, "-m", "hubbot.formats.gguf.runtime"]
     try:

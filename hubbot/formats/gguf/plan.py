@@ -16,8 +16,9 @@ from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
-from hubbot.formats.gguf.vocabulary import with_templates
+from hubbot.formats.gguf.vocabulary import taught, with_templates
 from hubbot.formats.protocol import Cost
+from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 
 __all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
 
@@ -82,6 +83,8 @@ def plan_files(
     """
     model = convert(Path(facts.folder), facts.tensors, read, name=source.name)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
+    folder = Path(facts.folder)
+    model = taught(model, read_chat(folder, load_tokenizer(folder)).tokens, work)
     _refuse_experts(model, source)
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)

@@ -8,7 +8,8 @@ Having an importance matrix changes recipes, so a stand-in for one is passed alo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from hubbot.formats.gguf.converter import Converted
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.layout import lay_out
 
-__all__ = ["Recipe", "ask_recipes"]
+__all__ = ["Recipe", "ask_recipes", "hollow_file"]
 
 _LINE = re.compile(
     r"^\[\s*\d+/\s*\d+\]\s+(\S+)\s+- \[[^\]]*\], type =\s*(\S+), size =.*?(?:->.*\((\S+)\))?\s*$", re.MULTILINE
@@ -45,20 +46,33 @@ def ask_recipes(
 
     types: names of llama-quantize; work: folder for the two small stand-in files, removed afterwards.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    hollow, ones = work / "hollow.gguf", work / "hollow.imatrix"
+    ones = work / "hollow.imatrix"
+    with hollow_file(model, work / "hollow.gguf") as hollow:
+        try:
+            write_imatrix(
+                ones,
+                {"none": ImportanceEntry(sums=np.ones(1, np.float32), tokens=1)},
+                dataset="none",
+                chunks=1,
+                length=1,
+            )
+            return {name: _attempt(model, name, hollow, ones if imatrix else None) for name in types}
+        finally:
+            ones.unlink(missing_ok=True)
+
+
+@contextmanager
+def hollow_file(model: Converted, path: Path) -> Iterator[Path]:
+    """The converted file with its real header and a hole for its weights, for as long as the context lasts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     shard = lay_out([(tensor, tensor.kind) for tensor in model.tensors], model.metadata, model.architecture)[0]
     try:
-        with hollow.open("wb") as file:
+        with path.open("wb") as file:
             file.write(shard.header)
             file.truncate(shard.bytes)
-        write_imatrix(
-            ones, {"none": ImportanceEntry(sums=np.ones(1, np.float32), tokens=1)}, dataset="none", chunks=1, length=1
-        )
-        return {name: _attempt(model, name, hollow, ones if imatrix else None) for name in types}
+        yield path
     finally:
-        hollow.unlink(missing_ok=True)
-        ones.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _attempt(model: Converted, name: str, hollow: Path, imatrix: Path | None) -> Recipe | Unsupported:

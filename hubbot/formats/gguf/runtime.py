@@ -34,7 +34,7 @@ _AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
 class Runtime:
     """One GGUF, loaded on the CPU."""
 
-    def __init__(self, path: str, *, threads: int) -> None:
+    def __init__(self, path: str, *, threads: int = 1, vocabulary_only: bool = False) -> None:
         """Load a file (the first shard of several). Raises ValueError where llama.cpp refuses it."""
         self._api = api = llamacpp.bindings()
         self._quiet = api.llama_log_callback(lambda level, text, data: None)  # noqa: ARG005
@@ -42,7 +42,8 @@ class Runtime:
         api.llama_backend_init()
         asked = api.llama_model_default_params()
         asked.n_gpu_layers = 0
-        asked.check_tensors = True
+        asked.check_tensors = not vocabulary_only
+        asked.vocab_only = vocabulary_only
         self._model = api.llama_model_load_from_file(path.encode(), asked)
         if not self._model:
             msg = "llama.cpp cannot load the file"
@@ -113,15 +114,24 @@ class Runtime:
         finally:
             api.llama_batch_free(batch)
 
-    def ends(self, token: int) -> bool:
-        """Whether llama.cpp ends a generation with this token."""
-        return bool(self._api.llama_vocab_is_eog(self._vocab, token))
+    def end_tokens(self) -> list[int]:
+        """The tokens with which llama.cpp ends a generation."""
+        return [token for token in range(self.vocab_size) if self._api.llama_vocab_is_eog(self._vocab, token)]
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without the tokens that a sequence begins or ends with."""
+    def surroundings(self) -> dict[str, int | bool]:
+        """`begin`: the token that it puts before texts, where it does (`begins`); whether it ends them (`closes`)."""
+        api, vocab = self._api, self._vocab
+        return {
+            "begin": int(api.llama_vocab_bos(vocab)),
+            "begins": bool(api.llama_vocab_get_add_bos(vocab)),
+            "closes": bool(api.llama_vocab_get_add_eos(vocab)),
+        }
+
+    def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
+        """Token ids of a text. whole: with the tokens that a sequence begins and ends with."""
         data = text.encode()
         room = (ctypes.c_int32 * (len(data) + 16))()
-        count = self._api.llama_tokenize(self._vocab, data, len(data), room, len(room), False, True)
+        count = self._api.llama_tokenize(self._vocab, data, len(data), room, len(room), whole, True)
         if count < 0:
             msg = "llama.cpp cannot tokenize the probe text"
             raise ValueError(msg)
@@ -167,15 +177,30 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
         pairs = [compare(known, seen) for known, seen in zip(logits, found, strict=True)]
         answer["kld"] = sum(kld for kld, _ in pairs) / len(pairs)
         answer["max_logit_error"] = max(error for _, error in pairs)
-    probe = runtime.tokenize(request["probe"])
-    return answer | {"probe_ids": probe, "chat_template": runtime.chat_template()} | _spoken(runtime, request, probe)
+    cut = _tokens(runtime, request["probe"], request["prompt"])
+    return answer | {"tokens": cut, "chat_template": runtime.chat_template()} | _spoken(runtime, request, cut)
 
 
-def _spoken(runtime: Runtime, request: dict[str, Any], probe: Sequence[int]) -> dict[str, Any]:
+def vocabulary(request: dict[str, Any]) -> dict[str, Any]:
+    """How llama.cpp begins and ends texts: token before a text and whether it is put there, end, tokens that stop it."""
+    runtime = Runtime(request["model"], vocabulary_only=True)
+    return {**runtime.surroundings(), "ends": runtime.end_tokens()}
+
+
+def _tokens(runtime: Runtime, probe: str, prompt: str) -> dict[str, list[int]]:
+    return {
+        "text": runtime.tokenize(probe),
+        "sequence": runtime.tokenize(probe, whole=True),
+        "prompt": runtime.tokenize(prompt) if prompt else [],
+        "ends": runtime.end_tokens(),
+    }
+
+
+def _spoken(runtime: Runtime, request: dict[str, Any], tokens: dict[str, list[int]]) -> dict[str, Any]:
     """What the model says: after the beginning of the probe text, and after every prompt."""
-    prompts, counts = [probe[:8] or [0], *request["prompts"]], (request["generate"], request["new_tokens"])
+    prompts, counts = [tokens["text"][:8] or [0], *request["prompts"]], (request["generate"], request["new_tokens"])
     room = max(len(prompt) for prompt in prompts) + max(counts)
-    ends = request["ends"] or [token for token in range(runtime.vocab_size) if runtime.ends(token)]
+    ends = request["ends"] or tokens["ends"]
     made = [
         runtime.generate(prompt, counts[min(number, 1)], room=room, ends=ends) for number, prompt in enumerate(prompts)
     ]
@@ -197,7 +222,7 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what native code prints is no answer
     try:
-        answer = check(request)
+        answer = vocabulary(request) if request.get("vocabulary") else check(request)
     except ValueError as error:
         answer = {"error": str(error)}
     with os.fdopen(answers, "w") as out:

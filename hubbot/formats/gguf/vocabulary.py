@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hubbot import llamacpp
+from hubbot.errors import Unsupported
+from hubbot.formats.gguf.check import ask_llama_cpp
+from hubbot.formats.gguf.converter import Converted
+from hubbot.formats.gguf.recipe import hollow_file
+from hubbot.model.chat import Tokens, surroundings
 
-__all__ = ["with_templates"]
+__all__ = ["taught", "with_templates"]
 
 _TEMPLATES = "tokenizer.chat_template"
+_TOKENIZER = "tokenizer.ggml."
+_known: dict[str, dict[str, Any]] = {}  # digest of a vocabulary -> what llama.cpp makes of it
 
 
 def with_templates(metadata: Mapping[str, Any], templates: Mapping[str, str]) -> dict[str, Any]:
@@ -34,3 +44,54 @@ def _keys(templates: Mapping[str, str]) -> dict[str, Any]:
     if names := keys.get(gguf.Keys.Tokenizer.CHAT_TEMPLATES):
         names.value = sorted(names.value)
     return keys
+
+
+def taught(model: Converted, source: Tokens, work: Path) -> Converted:
+    """The model with the keys that llama.cpp needs to begin and to end texts as the source does.
+
+    Only what it would do otherwise is written: it knows many end tokens by their names.
+    Raises Unsupported where llama.cpp cannot read the vocabulary, or cannot be told of all the end tokens.
+    """
+    found = _asked(model, work)
+    before, after = surroundings(source)
+    keys: dict[str, bool | int] = {}
+    if found["begins"] != bool(before):
+        keys["add_bos_token"] = bool(before)
+    if found["closes"] != bool(after):
+        keys["add_eos_token"] = bool(after)
+    if len(before) == 1 and before[0] != found["begin"]:
+        keys["bos_token_id"] = before[0]
+    missing = [token for token in source.ends if token not in found["ends"]]
+    free = [name for name in ("eos", "eot", "eom") if f"{_TOKENIZER}{name}_token_id" not in model.metadata]
+    if len(missing) > len(free):
+        msg = (
+            f"The source ends a text at {len(source.ends)} tokens; llama.cpp knows {len(free)} places for the {len(missing)} "
+            f"of them ({', '.join(map(str, missing))}) that it does not know by name. Leave the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
+    keys |= {f"{name}_token_id": token for name, token in zip(free, missing, strict=False)}
+    return replace(model, metadata={**model.metadata, **_values(keys)})
+
+
+def _values(keys: Mapping[str, bool | int]) -> dict[str, Any]:
+    llamacpp.gguf()
+    from gguf.gguf_writer import GGUFValue, GGUFValueType
+
+    return {
+        _TOKENIZER + name: GGUFValue(value, GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32)
+        for name, value in keys.items()
+    }
+
+
+def _asked(model: Converted, work: Path) -> dict[str, Any]:
+    """What llama.cpp makes of the vocabulary: see `runtime.vocabulary`."""
+    told = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
+    digest = hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()
+    if digest not in _known:
+        with hollow_file(model, work / "vocabulary.gguf") as path:
+            answer = ask_llama_cpp({"model": str(path), "vocabulary": True})
+        if "error" in answer:
+            msg = f"llama.cpp cannot read the vocabulary that its converter wrote: {answer['error']}. Leave the GGUF types out of --variants."
+            raise Unsupported(msg)
+        _known[digest] = answer
+    return _known[digest]

@@ -15,6 +15,7 @@ from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
+    from hubbot.model.chat import Chat
 
 _NAME = re.compile(r"gptq-(2|3|4|8)bit-(16|32|64|128|256|-1)g(-actorder)?(-asym)?")
 
@@ -93,13 +94,13 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    ends: Sequence[int] = (),
+    chat: Chat | None = None,
     device: str = "cpu",
 ) -> Reading:
     from hubbot.formats import check
     from hubbot.formats.gptq.reader import reader_of
 
-    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, ends=ends, device=device)
+    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, chat=chat, device=device)
 
 
 def measure_speed(paths: Sequence[Path], *, prompt_tokens: int, generated_tokens: int, device: str) -> Speed:

@@ -13,7 +13,8 @@ from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
-    from hubbot.model import ModelFacts
+    from hubbot.model.chat import Chat
+from hubbot.model import ModelFacts
 
 ABOUT = About(
     title="raw",
@@ -76,14 +77,14 @@ def read(
     *,
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
-    ends: Sequence[int] = (),
+    chat: Chat | None = None,
     device: str = "cpu",
 ) -> Reading:
     from hubbot.formats import check
 
     from .format import reader_of
 
-    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, ends=ends, device=device)
+    return check.read(paths, reference, reader_of, prompts=prompts, new_tokens=new_tokens, chat=chat, device=device)
 
 
 def measure_speed(paths: Sequence[Path], *, prompt_tokens: int, generated_tokens: int, device: str) -> Speed:

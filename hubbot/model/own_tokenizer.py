@@ -1,0 +1,61 @@
+"""The source's own tokenizer as transformers loads it, and what it makes of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hubbot.errors import Unsupported
+from hubbot.model.chat import Chat, Tokens, end_tokens
+from hubbot.model.digests import PROBE
+from hubbot.model.foreign import foreign
+
+__all__ = ["load_tokenizer", "read_chat", "tokens_of"]
+
+_MARKS = 16  # special tokens in the probe text
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder. Raises Unsupported where transformers cannot read it."""
+    then = (
+        "tokenizer.json or tokenizer.model with tokenizer_config.json is needed; check that the files are whole and "
+        "belong to the model."
+    )
+    with foreign("transformers", f"read the tokenizer of {folder.name}", then=then, kind=Unsupported):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    tokenizer.model_max_length = 2**62  # texts are cut into windows here; no warning about their length
+    return tokenizer
+
+
+def read_chat(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> Chat:
+    """The source's chat. prompt: a conversation as its chat template writes it."""
+    ends = end_tokens(folder, tokenizer)
+    probe = _probe(tokenizer, ends)
+    return Chat(probe=probe, prompt=prompt, tokens=tokens_of(tokenizer, probe, prompt, ends))
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, probe: str, prompt: str, ends: Sequence[int]) -> Tokens:
+    """What a tokenizer of transformers makes of a chat's texts."""
+
+    def cut(text: str, *, whole: bool = False) -> tuple[int, ...]:
+        return tuple(int(token) for token in tokenizer(text, add_special_tokens=whole)["input_ids"])
+
+    return Tokens(
+        text=cut(probe), sequence=cut(probe, whole=True), prompt=cut(prompt) if prompt else (), ends=tuple(ends)
+    )
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:
+    """The probe text with special tokens behind it, those that end a text first.
+
+    Letters stand on both sides: what becomes of blanks beside a special token differs, and no template depends on it.
+    """
+    added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = {number: str(token) for number, token in added.items() if not token.single_word}
+    marks.pop(tokenizer.unk_token_id, None)
+    order = sorted(marks, key=lambda number: (number not in ends, number))
+    return PROBE + "".join(f"\nx{marks[number]}y" for number in order[:_MARKS])
