@@ -108,13 +108,63 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
+_EXPERTS: dict[str, Any] = _GROUPED | {"head_dim": 64, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+
+# Mixtures of experts: 4 experts of which 2 see a token.
+MIXTURES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(name="qwen3_moe", config="Qwen3MoeConfig", values=_EXPERTS | {"num_experts": 4}, bytes_vocabulary=True),
+        Family(name="mixtral", config="MixtralConfig", values=_EXPERTS | {"num_local_experts": 4}),
+        Family(name="olmoe", config="OlmoeConfig", values=_EXPERTS | {"num_experts": 4}, bytes_vocabulary=True),
+        Family(
+            name="qwen2_moe",
+            config="Qwen2MoeConfig",
+            values=_EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 256},
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="granitemoe",
+            config="GraniteMoeConfig",
+            values=_GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.125},
+        ),
+        Family(
+            name="gpt_oss",
+            config="GptOssConfig",
+            values=_EXPERTS | {"num_local_experts": 4, "sliding_window": 64, "intermediate_size": 256},
+            tied=(False,),
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="deepseek_v3",
+            config="DeepseekV3Config",
+            values=_EXPERTS
+            | {
+                "head_dim": 32,
+                "num_key_value_heads": 4,
+                "n_routed_experts": 4,
+                "n_shared_experts": 1,
+                "n_group": 1,
+                "topk_group": 1,
+                "first_k_dense_replace": 1,
+                "kv_lora_rank": 256,
+                "q_lora_rank": 256,
+                "qk_nope_head_dim": 64,
+                "qk_rope_head_dim": 32,
+                "v_head_dim": 64,
+            },
+            bytes_vocabulary=True,
+        ),
+    )
+}
+
 
 def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int = 0, dtype: str = "bfloat16") -> Path:
     """Write a tiny random model of a family as a Hub folder, and return the folder.
 
     tied: whether embedding and head share their weights; default: untied where the family allows it.
     """
-    plan = FAMILIES[family]
+    plan = (FAMILIES | MIXTURES)[family]
     tied = plan.tied[0] if tied is None else tied
     assert tied in plan.tied, f"{family} has no models with tied={tied}"
     into.mkdir(parents=True, exist_ok=True)
@@ -178,7 +228,7 @@ def _spread(model: Any, generator: torch.Generator) -> None:
         for weight in model.parameters():
             if weight.ndim == 1:
                 weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-            elif weight.ndim == 2:
+            else:
                 columns = torch.exp(0.5 * torch.randn(weight.shape[-1], generator=generator))
                 weight.copy_(torch.randn(weight.shape, generator=generator) * columns * 0.5 * weight.shape[-1] ** -0.5)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hubbot.cards import figures
 from hubbot.cards.card_facts import facts, link, notes, samples, speed_table
-from hubbot.cards.commands import commands, quantized_head
+from hubbot.cards.commands import commands, layouts_of_run
 from hubbot.cards.escape import code, inline, line
 from hubbot.cards.frontmatter import dump, front_matter, licence_link
 from hubbot.cards.layout import markdown_environment
@@ -196,7 +196,7 @@ def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> 
 
 def _runs_in(record: Record, variant: VariantRecord) -> str:
     """The runtimes that read a variant, by the table of runtimes; Humming only where vLLM needs it."""
-    rows = {row.runtime: row for row in readers(variant.name, head=quantized_head(record))}
+    rows = {row.runtime: row for row in readers(variant.name, also=layouts_of_run(record))}
     if Runtime.VLLM in rows:
         rows.pop(Runtime.HUMMING, None)
     if sum(file.path.endswith(".gguf") for file in variant.files) > 1:

@@ -14,9 +14,10 @@ from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.domain import Record, VariantRecord
 from hubbot.release.repos import Repo
+from hubbot.runtimes.layouts import Layout
 from hubbot.runtimes.table import Row, Runtime, answer
 
-__all__ = ["commands", "quantized_head"]
+__all__ = ["commands", "layouts_of_run"]
 
 _SHOWN = 8  # revisions that a comment names
 
@@ -31,10 +32,14 @@ def commands(record: Record, repo: Repo, *, chat: bool = False) -> list[tuple[st
     return list(form(record, repo, where, chat=chat))
 
 
-def quantized_head(record: Record) -> bool:
-    """Whether the GPTQ variants of a run have a quantized output head."""
+def layouts_of_run(record: Record) -> tuple[Layout, ...]:
+    """What the model and the settings of a run make of its GPTQ variants."""
     settings = record.config.get("gptq")
-    return bool(settings.get("lm_head")) if isinstance(settings, dict) else False
+    head = bool(settings.get("lm_head")) if isinstance(settings, dict) else False
+    return (
+        *((Layout.GPTQ_HEAD,) if head else ()),
+        *((Layout.GPTQ_EXPERTS,) if record.source.experts > 1 else ()),
+    )
 
 
 def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
@@ -57,14 +62,14 @@ def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[
         if served:
             yield runtime, fence("\n".join(_server(record, repo, where, served, chat=chat)), "sh")
     others = [repo.revision(variant) for variant in repo.variants if repo.revision(variant) != "main"]
-    head = quantized_head(record)
-    python = python_lines(where, repo.recommended.name, head=head, chat=chat, revisions=others)
-    alone = head and not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
+    also = layouts_of_run(record)
+    python = python_lines(where, repo.recommended.name, also=also, chat=chat, revisions=others)
+    alone = also and not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
     yield "GPTQModel" if alone else "transformers", fence("\n".join(python), "python")
 
 
 def _row(record: Record, variant: VariantRecord, runtime: Runtime) -> Row:
-    return answer(variant.name, runtime, head=quantized_head(record))
+    return answer(variant.name, runtime, also=layouts_of_run(record))
 
 
 def _server(

@@ -16,14 +16,14 @@ START = "Once upon a time"
 
 
 def python_lines(
-    name: str, variant: str, *, head: bool = False, chat: bool = False, revisions: Sequence[str] = ()
+    name: str, variant: str, *, also: Sequence[Layout] = (), chat: bool = False, revisions: Sequence[str] = ()
 ) -> list[str]:
     """Lines that load a variant and print what it says.
 
-    name: Hub id or folder. head: whether the output head is quantized too. chat: whether the model has a chat
+    name: Hub id or folder. also: as for `layouts_of`. chat: whether the model has a chat
     template. revisions: other branches of the repo, of which the reader may name one.
     """
-    alone = head and not answer(variant, Runtime.TRANSFORMERS, head=True).reads  # GPTQModel without transformers
+    alone = bool(also) and not answer(variant, Runtime.TRANSFORMERS, also).reads  # GPTQModel without transformers
     others = ", ".join(json.dumps(line(each, limit=96)) for each in revisions[:8])
     branch = ", revision=revision" if revisions else ""
     return [

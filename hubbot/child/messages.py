@@ -73,6 +73,7 @@ class Description:
     tags: tuple[Line, ...]
     context_length: Count | None
     kv_bytes_per_token: Count | None
+    experts: Count = 0
 
     def of(self, source: Source) -> Source:
         """The source with its description; the Hub's word goes first."""
@@ -89,6 +90,7 @@ class Description:
             tags=source.tags or self.tags,
             context_length=self.context_length,
             kv_bytes_per_token=self.kv_bytes_per_token,
+            experts=self.experts,
         )
 
 

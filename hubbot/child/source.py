@@ -54,4 +54,5 @@ def describe(facts: ModelFacts) -> Description:
         tags=facts.tags,
         context_length=facts.context_length,
         kv_bytes_per_token=facts.kv_bytes_per_token,
+        experts=facts.experts,
     )

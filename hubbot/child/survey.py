@@ -11,7 +11,7 @@ from hubbot.child.source import describe, examine, facts_of
 from hubbot.formats import costs_of, put_in_place
 from hubbot.formats.names import parse_wanted
 from hubbot.machine import Machine, measure_machine
-from hubbot.planning.plan import check_architecture, device_elsewhere, plan
+from hubbot.planning.plan import device_elsewhere, plan
 from hubbot.planning.presets import resolve
 from hubbot.settings.environment import PROCESS
 
@@ -23,7 +23,6 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     source, settings, work = question.source, question.settings, question.work
     facts = facts_of(source, settings, work)
     wanted = parse_wanted(settings.variants)
-    check_architecture(facts, [one.variant for one in wanted])
     facts = examine(facts)
     description = describe(facts)
     PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA

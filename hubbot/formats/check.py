@@ -11,7 +11,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -75,7 +75,7 @@ class Reader:
         return kernels if self.alone else f"{name} + {kernels}"
 
 
-ReaderOf: TypeAlias = Callable[[Mapping[str, Any]], Reader]  # by the quantization_config of config.json
+ReaderOf: TypeAlias = Callable[[Path], Reader]  # by the folder, whose config.json says how it is quantized
 
 
 def read(
@@ -97,7 +97,7 @@ def read(
     Whatever the runtime raises ends up in the answer's `error`.
     """
     folder = _folder(paths)
-    reader = reader_of(_quantization(folder))
+    reader = reader_of(folder)
     runtime, tolerance = reader.runtime, reader.tolerance
     try:
         model = _load(reader, folder, device)
@@ -185,12 +185,6 @@ def _folder(paths: Sequence[Path]) -> Path:
     return next(path.parent for path in paths if path.name == "config.json")
 
 
-def _quantization(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = config.get("quantization_config") or {}
-    return found
-
-
 def _load(reader: Reader, folder: Path, device: str) -> PreTrainedModel:
     """float32 around the quantized layers on a CPU, the stored type on an accelerator, as its kernels want."""
     if reader.kernels and find_spec(reader.kernels) is None:
@@ -267,6 +261,6 @@ def _peak_rss() -> int:
 def main(reader_of: ReaderOf) -> None:
     """`python -m MODULE FOLDER PROMPT GENERATED REPETITIONS DEVICE`: a Speed as JSON on the last line."""
     folder, prompt, generated, repetitions, device = sys.argv[1:]
-    reader = reader_of(_quantization(Path(folder)))
+    reader = reader_of(Path(folder))
     speed = _bench(reader, Path(folder), int(prompt), int(generated), int(repetitions), device)
     sys.stdout.write("\n" + json.dumps(asdict(speed)) + "\n")

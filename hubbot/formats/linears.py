@@ -1,19 +1,20 @@
-"""Which tensors of a checkpoint are weights of linear layers inside the decoder blocks.
+"""Which tensors of a checkpoint are weights of linear layers inside the decoder blocks, those of experts among them.
 
-transformers builds the model without weights; its own renaming rules say which checkpoint tensor
-fills which module. So the answer needs config.json and the checkpoint's tensor names, no data.
+transformers builds the model without weights; its own rules say which checkpoint tensor fills which module.
+So the answer needs config.json, the checkpoint's tensor names and shapes, no data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from hubbot.errors import Unsupported
 from hubbot.model import ModelFacts, part_layout
-from hubbot.model.empty import build_model, decoder_blocks, parameter_names
+from hubbot.model.empty import build_model, decoder_blocks
+from hubbot.model.mapping import CheckpointMap, Group, map_checkpoint, places_of_experts
 from hubbot.model.parts import PartKind
 
 __all__ = ["Linear", "Linears", "find_linears"]
@@ -27,6 +28,7 @@ class Linear:
     module: str
     out_features: int
     in_features: int
+    expert: bool = False  # one of several, of which the router picks some for a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,14 @@ class Linears:
 
     head_module: path of the output head's module, tied or not. outside: module paths of linear layers that are
     neither; every family leaves them alone.
+    stacked: tensors of the checkpoint that each hold the matrices of all experts of a block.
     """
 
     blocks: tuple[Linear, ...]
     head: Linear | None
     head_module: str | None
     outside: tuple[str, ...]
+    stacked: tuple[str, ...] = ()
 
     @property
     def by_name(self) -> dict[str, Linear]:
@@ -51,14 +55,13 @@ def find_linears(facts: ModelFacts) -> Linears:
     """The linear layers of a snapshot; a header-only one will do.
 
     Raises Unsupported for an architecture that transformers does not know, and where the blocks keep
-    weights in other forms than nn.Linear (fused experts, transposed Conv1D).
+    weights in other forms than nn.Linear and experts (transposed Conv1D).
     """
     model = build_model(facts.folder)
-    places = parameter_names(model, facts.tensors)
-    sources = {target: name for name, target in places.items()}
-    stack = decoder_blocks(model, _in_blocks(facts, places), facts.layers)
-    _refuse_other_forms(stack, facts)
+    checkpoint = map_checkpoint(model, facts.tensors)
+    stack = decoder_blocks(model, _in_blocks(facts, checkpoint), facts.layers)
     in_blocks = {id(module) for module in stack.modules()}
+    sources = {target: name for name, target in checkpoint.alone.items()}
     head_module = model.get_output_embeddings()
     blocks, outside = [], []
     head = head_path = None
@@ -76,27 +79,59 @@ def find_linears(facts: ModelFacts) -> Linears:
             raise Unsupported(msg)
         else:
             blocks.append(Linear(name, path, *module.weight.shape))
-    return Linears(tuple(blocks), head, head_path, tuple(outside))
-
-
-def _in_blocks(facts: ModelFacts, places: Mapping[str, str]) -> list[str]:
-    """Parameters that the tensors of the decoder blocks fill."""
-    blocks = [part for part in part_layout(facts) if part.kind is PartKind.BLOCK]
-    return [places[name] for part in blocks for name in part.tensors if name in places]
-
-
-def _refuse_other_forms(stack: nn.ModuleList, facts: ModelFacts) -> None:
-    for path, module in stack.named_modules():
-        fused = [name for name, value in module.named_parameters(recurse=False) if value.ndim == 3]
-        if fused and not isinstance(module, nn.Conv1d):
-            msg = (
-                f"{facts.architecture} keeps its experts as one tensor ({path}.{fused[0]}), not as linear layers. GPTQ and "
-                "bitsandbytes variants cannot hold mixture-of-experts models yet; leave them out for this model."
-            )
-            raise Unsupported(msg)
-    if not any(isinstance(module, nn.Linear) for module in stack.modules()):
+    experts, stacked = _experts(model, stack, checkpoint, facts)
+    if not blocks and not experts:
         msg = (
             f"The decoder blocks of {facts.architecture} hold no linear layers, so there is nothing that GPTQ or "
             "bitsandbytes could quantize; leave these variants out for this model."
         )
         raise Unsupported(msg)
+    return Linears((*blocks, *experts), head, head_path, tuple(outside), tuple(stacked))
+
+
+def _in_blocks(facts: ModelFacts, checkpoint: CheckpointMap) -> list[str]:
+    """Parameters that the tensors of the decoder blocks fill."""
+    blocks = [part for part in part_layout(facts) if part.kind is PartKind.BLOCK]
+    groups = [checkpoint.group_of[name] for part in blocks for name in part.tensors if name in checkpoint.group_of]
+    return [group.target for group in groups]
+
+
+def _experts(
+    model: PreTrainedModel, stack: nn.ModuleList, checkpoint: CheckpointMap, facts: ModelFacts
+) -> tuple[list[Linear], list[str]]:
+    """The matrices of experts that are tensors of their own, and the tensors that hold all experts of a block."""
+    fused = _fused_parameters(model, stack)
+    alone: list[Linear] = []
+    stacked: list[str] = []
+    for group in checkpoint.groups:
+        if not fused.intersection(group.targets):
+            continue
+        if len(facts.tensors[group.members[0]].shape) == 2:
+            alone += _matrices(group, model, facts)
+        else:
+            stacked += [name for name in group.members if len(facts.tensors[name].shape) == 3]
+    return alone, stacked
+
+
+def _fused_parameters(model: PreTrainedModel, stack: nn.ModuleList) -> frozenset[str]:
+    """Names of the parameters in blocks that hold a matrix for every expert; a convolution's kernel is none."""
+    inside = {id(module) for module in stack.modules() if not isinstance(module, nn.Conv1d)}
+    return frozenset(
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if id(module) in inside
+        for name, value in module.named_parameters(recurse=False)
+        if value.ndim == 3
+    )
+
+
+def _matrices(group: Group, model: PreTrainedModel, facts: ModelFacts) -> list[Linear]:
+    """The members that are one expert's matrix each. One column stands for all of them: none is moved."""
+    columns = {name: facts.tensors[name].shape[-1] for name in group.members}
+    shapes = {name: (*facts.tensors[name].shape[:-1], 1) for name in group.members}
+    places = places_of_experts(group, shapes, model)
+    return [
+        Linear(name, name.removesuffix(".weight"), facts.tensors[name].shape[0], columns[name], expert=True)
+        for name, place in places.items()
+        if place.expert is not None
+    ]

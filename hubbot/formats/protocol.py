@@ -48,6 +48,11 @@ class InputStatistics:
     tokens: int
 
 
+def expert_name(name: str, expert: int) -> str:
+    """The name under which statistics of one expert go, where a checkpoint tensor holds all experts of a block."""
+    return f"{name}[{expert}]"
+
+
 class Encoded(Protocol):
     """One tensor in its published form."""
 

@@ -46,7 +46,6 @@ class ModelFacts:
     context_length: int | None  # tokens
     kv_bytes_per_token: int | None  # of a 16-bit key/value cache
     tied: bool  # the head computes with the embedding's weights
-    experts: int  # of a mixture-of-experts layer; 0 for a dense model
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -146,7 +145,6 @@ def _facts(
         context_length=config.context_length,
         kv_bytes_per_token=_kv_bytes(config),
         tied=bool(config.ties_embeddings) or not any(map(snapshot.is_head, tensors)),
-        experts=config.experts,
         license=front.license,
         license_name=front.license_name,
         license_link=front.license_link,

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hubbot.errors import SourceRefused
-from hubbot.model.empty import build_model, is_tied, parameter_names
+from hubbot.model.empty import build_model, is_tied
+from hubbot.model.mapping import CheckpointMap, Group, map_checkpoint
 from hubbot.model.parts import PartKind, part_layout_of
 
 if TYPE_CHECKING:
@@ -32,11 +35,12 @@ def agreed(facts: ModelFacts) -> ModelFacts:
     transformers cannot build the model.
     """
     model = build_model(facts.folder)
-    places = parameter_names(model, facts.tensors)
+    checkpoint = map_checkpoint(model, facts.tensors)
+    places = checkpoint.alone
     _refuse_twice(places)
-    _refuse_shapes(model, places, facts)
-    refuse_gaps(model, places)
-    left = _left_out(model, places, facts)
+    _refuse_shapes(model, checkpoint, facts)
+    refuse_gaps(model, checkpoint)
+    left = _left_out(model, checkpoint.group_of, facts)
     return replace(facts, tied=is_tied(model), twins=_twins(model, places), notes=(*facts.notes, *left))
 
 
@@ -59,10 +63,14 @@ def _refuse_twice(places: Mapping[str, str]) -> None:
             raise SourceRefused(msg)
 
 
-def _refuse_shapes(model: PreTrainedModel, places: Mapping[str, str], facts: ModelFacts) -> None:
+def _refuse_shapes(model: PreTrainedModel, checkpoint: CheckpointMap, facts: ModelFacts) -> None:
     wanted = model.state_dict()
-    for name, place in places.items():
-        info, needed = facts.tensors[name], wanted[place]
+    for group in checkpoint.groups:
+        if group.converter is not None:
+            _refuse_shape_together(model, group, facts)
+            continue
+        name, needed = group.members[0], wanted[group.target]
+        info = facts.tensors[name]
         if info.shape != tuple(needed.shape):
             keys = _keys(facts.config, set(needed.shape) - set(info.shape))
             msg = (
@@ -76,6 +84,20 @@ def _refuse_shapes(model: PreTrainedModel, places: Mapping[str, str], facts: Mod
             raise SourceRefused(msg)
 
 
+def _refuse_shape_together(model: PreTrainedModel, group: Group, facts: ModelFacts) -> None:
+    """The same of tensors that fill a parameter together, as experts do: put together without their data."""
+    hollow = {name: torch.empty(facts.tensors[name].shape, device="meta") for name in group.members}
+    wanted = model.state_dict()
+    for target, value in group.convert(hollow, model).items():
+        if target in wanted and value.shape != wanted[target].shape:
+            msg = (
+                f"{group.members[0]} and {len(group.members) - 1} more tensors come to the shape {list(value.shape)}; config.json "
+                f"describes {list(wanted[target].shape)} for {target}. The weights are of another model than config.json, or "
+                "one of them was changed alone: correct config.json in a copy of the model, or ask the author."
+            )
+            raise SourceRefused(msg)
+
+
 def _keys(config: Mapping[str, Any], sizes: Set[int]) -> str:
     """The key of config.json that gives such a size, rows of a vocabulary first: ` (vocab_size 512)`."""
     text = {"vocab_size": None, **config.get("text_config", config)}
@@ -83,13 +105,11 @@ def _keys(config: Mapping[str, Any], sizes: Set[int]) -> str:
     return f" ({found} {text[found]})" if found else ""
 
 
-def refuse_gaps(model: PreTrainedModel, places: Mapping[str, str]) -> None:
-    """Raise SourceRefused for parameters that no stored tensor fills; transformers would take random numbers.
-
-    places: checkpoint name -> name of the parameter that it fills.
-    """
+def refuse_gaps(model: PreTrainedModel, checkpoint: CheckpointMap) -> None:
+    """Raise SourceRefused for parameters that no stored tensor fills; transformers would take random numbers."""
+    places = checkpoint.alone
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    filled = {id(parameters[place]) for place in places.values() if place in parameters}
+    filled = {id(parameters[place]) for place in checkpoint.filled if place in parameters}
     spared = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     missing = [
         name
@@ -137,7 +157,7 @@ def _ties(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
-def _left_out(model: PreTrainedModel, places: Mapping[str, str], facts: ModelFacts) -> tuple[str, ...]:
+def _left_out(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelFacts) -> tuple[str, ...]:
     """A note on stored weights that no parameter takes; raises SourceRefused for one inside of a decoder block."""
     known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     strays = [

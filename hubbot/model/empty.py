@@ -1,4 +1,4 @@
-"""A causal language model without its weights: built from config.json, matched with the checkpoint's names."""
+"""A causal language model without its weights: built from config.json."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from hubbot.errors import Unsupported
 from hubbot.model.foreign import foreign
 
-__all__ = ["build_model", "decoder_blocks", "is_tied", "parameter_names"]
+__all__ = ["build_model", "decoder_blocks", "is_tied"]
 
 
 def build_model(folder: Path) -> PreTrainedModel:
@@ -33,7 +31,11 @@ def build_model(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=_attention(config), trust_remote_code=False
+                config,
+                dtype=torch.float32,
+                attn_implementation=_attention(config),
+                experts_implementation="eager",  # expert by expert, so that each one's inputs can be told
+                trust_remote_code=False,
             )
         model.eval()
         model.tie_weights()
@@ -69,27 +71,3 @@ def is_tied(model: PreTrainedModel) -> bool:
     """Whether the output head computes with the embedding's own weights."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return head is not None and head.weight is embedding.weight
-
-
-def parameter_names(model: PreTrainedModel, checkpoint: Iterable[str]) -> dict[str, str]:
-    """Checkpoint name -> name of the parameter that it fills, by transformers' own renaming rules.
-
-    Tensors that fill none (rotary tables of old checkpoints) are left out. Raises Unsupported where a
-    tensor is stored in a form that is converted when it is loaded (fused experts).
-    """
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    wanted = model.state_dict()
-    found = {}
-    for name in checkpoint:
-        target, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
-        if converter is not None:
-            msg = (
-                f"{name} is stored apart from the form that transformers computes with (fused experts or "
-                "projections), which hubbot cannot measure yet. Mixture-of-experts models are not supported."
-            )
-            raise Unsupported(msg)
-        if target in wanted:
-            found[name] = target
-    return found

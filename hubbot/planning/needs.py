@@ -6,8 +6,10 @@ ones. The terms are upper bounds; a run's own peak stands in hubbot.json.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from hubbot.domain import Variant
 from hubbot.formats import FAMILIES, calibration_needs
@@ -25,6 +27,7 @@ _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
 _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
 _FLOAT = 4
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,8 @@ class Shapes:
     block_bytes: int  # the same as stored
     embedding_weights: int  # of the larger of embedding and head
     widest: int  # columns of the widest matrix of a block
-    hessians: int  # sum of squares of the columns of a block's matrices, one of each width counted twice
+    hessians: int  # sum of squares of the columns of a block's matrices, one of each width counted twice, experts each
+    expert_bytes: int  # of a block's experts as stored: they are kept beside the tensor that they are stacked into
     hidden: int
     vocabulary: int
 
@@ -58,12 +62,16 @@ def shapes_of(facts: ModelFacts) -> Shapes:
     blocks = [part for part in parts if part.kind is PartKind.BLOCK]
     largest = max(blocks, key=lambda part: _weights(facts, part))
     widths = [shape[-1] for name in largest.tensors if len(shape := facts.tensors[name].shape) == 2]
+    experts = _experts(facts, largest)
+    of_experts = set(chain(*experts.values()))
+    shared = {facts.tensors[name].shape[-1] for name in largest.tensors if name not in of_experts}
     return Shapes(
         block_weights=_weights(facts, largest),
         block_bytes=sum(facts.tensors[name].size for name in largest.tensors),
         embedding_weights=max(_weights(facts, part) for part in parts if part not in blocks),
         widest=max(widths, default=0),
-        hessians=2 * sum(width * width for width in set(widths)),
+        hessians=2 * sum(width * width for width in shared.intersection(widths)) + _hessians_of_experts(facts, experts),
+        expert_bytes=sum(facts.tensors[name].size for name in of_experts),
         hidden=facts.hidden_size,
         vocabulary=facts.vocab_size,
     )
@@ -129,7 +137,7 @@ def _working_memory(
     # A block as stored, its encodings, and one matrix at a time as floats for the encoders.
     host = shapes.block_bytes + encodings + 2 * _FLOAT * shapes.widest * shapes.hidden
     # The block's weights and a variant's decoded ones, or the embedding's; then activations.
-    weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights)
+    weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights) + shapes.expert_bytes
     activations = _FLOAT * BATCH_TOKENS * (4 * shapes.widest + 8 * shapes.hidden)
     hessians = 0
     if _statistics(variants, settings) is Needs.HESSIAN:
@@ -137,6 +145,22 @@ def _working_memory(
     window = min(LOGIT_BYTES, _FLOAT * settings.evaluation.context * shapes.vocabulary)  # a batch ends with its window
     logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
     return host, weights + max(activations + hessians, logits)
+
+
+def _experts(facts: ModelFacts, part: Part) -> dict[str, list[str]]:
+    """Expert (`model.layers.3.mlp.experts.7`) -> its matrices, of a block that stores each expert's by themselves."""
+    found: dict[str, list[str]] = {}
+    for name in part.tensors:
+        numbers = [match.end() for match in _NUMBER.finditer(name)]
+        if len(numbers) > 1 and len(facts.tensors[name].shape) == 2:
+            found.setdefault(name[: numbers[1]], []).append(name)
+    return found
+
+
+def _hessians_of_experts(facts: ModelFacts, experts: Mapping[str, Sequence[str]]) -> int:
+    """One for the inputs that an expert is given, and one for each other width inside it."""
+    widths = [{facts.tensors[name].shape[-1] for name in names} for names in experts.values()]
+    return sum(width * width for found in widths for width in found)
 
 
 def _weights(facts: ModelFacts, part: Part) -> int:

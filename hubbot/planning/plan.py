@@ -33,7 +33,6 @@ __all__ = [
     "Plan",
     "PlannedSweep",
     "PlannedVariant",
-    "check_architecture",
     "device_elsewhere",
     "matrix",
     "plan",
@@ -94,14 +93,6 @@ class Plan:
     failed: tuple[FailedVariant, ...] = ()
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # why it cannot be done; empty: it can
-
-
-def check_architecture(facts: ModelFacts, variants: Sequence[Variant]) -> None:
-    """Raise Unsupported where no family can make this model, before a converter is asked for sizes."""
-    if facts.experts > 1:
-        families = sorted({variant.family for variant in variants})
-        msg = f"{facts.architecture} is a mixture of {facts.experts} experts, which {', '.join(families)} of hubbot cannot make yet. Dense models are supported; see docs/formats.md."
-        raise Unsupported(msg)
 
 
 def plan(

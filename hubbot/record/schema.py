@@ -53,6 +53,7 @@ class SourceJson(Strict):
     tags: tuple[_Line, ...] = ()
     context_length: _Count | None = None
     kv_bytes_per_token: _Count | None = None
+    experts: _Count = 0
 
 
 class TextRecordJson(Strict):

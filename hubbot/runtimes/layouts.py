@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 
 from hubbot.domain import Family
@@ -23,6 +24,7 @@ class Layout(StrEnum):
     GPTQ_ORDER = "GPTQ, groups of `-actorder`"
     GPTQ_ASYM = "GPTQ, `-asym`"
     GPTQ_HEAD = "GPTQ, a quantized head (`gptq.lm_head`)"
+    GPTQ_EXPERTS = "GPTQ, of a mixture of experts"
     BNB_4 = "bitsandbytes, nf4 and fp4"
     BNB_8 = "bitsandbytes, int8"
 
@@ -37,6 +39,7 @@ EXAMPLES = {
     Layout.GPTQ_ORDER: "gptq-4bit-32g-actorder",
     Layout.GPTQ_ASYM: "gptq-4bit-128g-asym",
     Layout.GPTQ_HEAD: "gptq-4bit-128g",
+    Layout.GPTQ_EXPERTS: "gptq-4bit-128g",
     Layout.BNB_4: "bnb-nf4",
     Layout.BNB_8: "bnb-int8",
 }
@@ -55,10 +58,13 @@ _NAMES = {
 }
 
 
-def layouts_of(name: str, *, head: bool = False) -> tuple[Layout, ...]:
-    """All that a variant's files are, by its name; nothing where no row is about them. head: whether the run quantizes the output head too."""
+def layouts_of(name: str, also: Sequence[Layout] = ()) -> tuple[Layout, ...]:
+    """All that a variant's files are, by its name; nothing where no row is about them.
+
+    also: what the model or the run's settings make of GPTQ files: with a quantized head, of a mixture of experts.
+    """
     found = tuple(layout for layout, pattern in _NAMES.items() if re.fullmatch(pattern, name))
-    if head and name.startswith("gptq-"):
-        return (*found, Layout.GPTQ_HEAD)
+    if also and name.startswith("gptq-"):
+        return (*found, *also)
     known = find_variant(name)
     return found or ((Layout.GGUF,) if known is None or known.family is Family.GGUF else ())

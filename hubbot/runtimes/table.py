@@ -117,7 +117,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _no(Runtime.HUMMING, (Layout.GGUF, *_BNB), "no such schema", "read: humming-kernels 0.1.19"),
     _yes(
-        Runtime.HUMMING, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD),
+        Runtime.HUMMING, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
         "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
         "read: vLLM 0.32.0, humming-kernels 0.1.19", only="GPU", packages="humming-kernels",
         options="--quantization humming",
@@ -145,7 +145,7 @@ ROWS: tuple[Row, ...] = (
         "read: transformers 5.23.0", packages="gguf",
     ),
     _yes(
-        Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_HEAD),
+        Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
         "with `gptqmodel` and `optimum`, and a C++ compiler for its CPU kernels",
         "run: transformers 5.23.0 + gptqmodel 7.7.0", packages=_GPTQMODEL,
     ),
@@ -158,6 +158,15 @@ ROWS: tuple[Row, ...] = (
         Runtime.TRANSFORMERS, (Layout.GPTQ_HEAD,),
         "takes the head for absent and fills it with random weights; `GPTQModel.load` of gptqmodel reads it",
         "run: transformers 5.23.0 + gptqmodel 7.7.0",
+    ),
+    _no(
+        Runtime.TRANSFORMERS, (Layout.GPTQ_EXPERTS,),
+        "does not put experts of codes together and fills them with random weights; `GPTQModel.load` of gptqmodel reads it",
+        "run: transformers 5.23.0 + gptqmodel 7.7.0",
+    ),
+    *(
+        _no(runtime, (Layout.GPTQ_EXPERTS,), "nobody has tried: its kernels for experts need a GPU", "not tried")
+        for runtime in (Runtime.VLLM, Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)
     ),
     _yes(
         Runtime.TRANSFORMERS, _BNB, "with `bitsandbytes`", "run: transformers 5.23.0 + bitsandbytes 0.50.2",
@@ -182,12 +191,12 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 
 
-def answer(name: str, runtime: Runtime, *, head: bool = False) -> Row:
-    """What a runtime makes of a variant: it must read all that the files are. head: as for `layouts_of`.
+def answer(name: str, runtime: Runtime, also: Sequence[Layout] = ()) -> Row:
+    """What a runtime makes of a variant: it must read all that the files are. also: as for `layouts_of`.
 
     Of several rows the first refusal counts, or else the last one, with what all of them ask for.
     """
-    rows = [_row(layout, runtime) for layout in layouts_of(name, head=head)]
+    rows = [_row(layout, runtime) for layout in layouts_of(name, also)]
     if not rows:
         return _no(runtime, (), "nobody has tried", "")
     if refusals := [row for row in rows if not row.reads]:
@@ -196,9 +205,9 @@ def answer(name: str, runtime: Runtime, *, head: bool = False) -> Row:
     return replace(rows[-1], only=max(row.only for row in rows), options=" ".join(options))
 
 
-def readers(name: str, *, head: bool = False) -> tuple[Row, ...]:
+def readers(name: str, also: Sequence[Layout] = ()) -> tuple[Row, ...]:
     """The rows of the runtimes that read a variant, in the table's order of runtimes."""
-    rows = (answer(name, runtime, head=head) for runtime in Runtime)
+    rows = (answer(name, runtime, also) for runtime in Runtime)
     return tuple(row for row in rows if row.reads)
 
 

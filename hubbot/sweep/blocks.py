@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from hubbot.errors import Unsupported
 from hubbot.model.agreement import refuse_gaps
-from hubbot.model.empty import build_model, decoder_blocks, is_tied, parameter_names
+from hubbot.model.empty import build_model, decoder_blocks, is_tied
 from hubbot.model.foreign import foreign
+from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
 from hubbot.model.parts import Part, PartKind
 
 __all__ = ["BlockArguments", "BlockModel"]
@@ -39,24 +40,35 @@ class _Stop(Exception):
     pass
 
 
+Output: TypeAlias = Callable[[torch.Tensor], Any]
+
+# What decoder blocks are seen to return: hidden states alone, or with attention weights and a cache that are not there.
+_OUTPUTS: tuple[Output, ...] = (
+    lambda hidden: hidden,
+    lambda hidden: (hidden,),
+    lambda hidden: (hidden, None),
+    lambda hidden: (hidden, None, None),
+)
+
+
 class BlockModel:
     """The model of a folder, built without weights.
 
     parts: the layout of the checkpoint (see `hubbot.model.part_layout`).
     device: where parts are computed, in float32.
-    Raises Unsupported where transformers does not know the architecture or stores a block in a form
-    that cannot be addressed tensor by tensor (fused experts), SourceRefused where tensors are missing.
+    Raises Unsupported where transformers does not know the architecture, SourceRefused where tensors are missing.
     """
 
     def __init__(self, folder: Path, parts: tuple[Part, ...], device: torch.device) -> None:
         self.device = device
         self.model = build_model(folder)
-        targets = parameter_names(self.model, [name for part in parts for name in part.tensors])
-        refuse_gaps(self.model, targets)
-        self.blocks = _blocks(self.model, parts, targets)
-        self._modules_of = _owners(self.model, targets)
+        self._map = map_checkpoint(self.model, [name for part in parts for name in part.tensors])
+        refuse_gaps(self.model, self._map)
+        self.blocks = _blocks(self.model, parts, self._map)
+        self._places = _places(self.model)
+        self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
         self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
-        self._returns_tuple = False  # found out by `arguments`
+        self._output: Output = _OUTPUTS[0]  # found out by `arguments`
         _to_device(self.model, device)
 
     @property
@@ -71,32 +83,84 @@ class BlockModel:
         """Checkpoint name -> module, of every linear layer whose weight belongs to the part."""
         found = {}
         for name in part.tensors:
-            for module, attribute in self._modules_of.get(name, ()):
+            for module, attribute in self._places.get(self._map.alone.get(name, ""), ()):
                 if isinstance(module, nn.Linear) and attribute == "weight":
                     found[name] = module
         return found
 
+    def expert_weights(self, part: Part) -> list[tuple[str, Place]]:
+        """Checkpoint names of the matrices of the part's experts, with what they fill; the part must be installed."""
+        found: list[tuple[str, Place]] = []
+        for group in self._groups(part.tensors):
+            if group.converter is not None:
+                shapes = {name: tuple(self._stacked[name].shape) for name in group.members}
+                found += places_of_experts(group, shapes, self.model).items()
+            elif self._is_of_experts(group.target):
+                found.append((group.members[0], Place(parameter=group.target, expert=None)))
+        return found
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """A parameter as it stands in the model now."""
+        value: torch.Tensor = getattr(*self._places[name][0])
+        return value.detach()
+
     def install(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put tensors (checkpoint name -> any float dtype) into their modules, as float32 on the device.
 
-        Names that the model has no place for (rotary tables that old checkpoints store) are passed over.
+        Tensors that fill a parameter together (experts) are put in once all of them are there. Names that the model
+        has no place for (rotary tables that old checkpoints store) are passed over.
         """
+        together: dict[str, Group] = {}
         for name, tensor in tensors.items():
-            value = nn.Parameter(tensor.to(self.device, torch.float32), requires_grad=False)
-            for module, attribute in self._modules_of.get(name, ()):
-                _set(module, attribute, value)
+            group = self._map.group_of.get(name)
+            if group is None:
+                continue
+            if group.converter is None:
+                self._put(group.target, tensor)
+            else:
+                self._stacked[name] = tensor.to(self.device)
+                together[group.target] = group
+        for group in together.values():
+            if all(name in self._stacked for name in group.members):
+                for target, value in group.convert(self._stacked, self.model).items():
+                    self._put(target, value)
 
     def installed(self, name: str) -> torch.Tensor | None:
         """The tensor that stands in the model now under a checkpoint name."""
-        places = self._modules_of.get(name)
-        return getattr(*places[0]).detach() if places else None
+        target = self._map.alone.get(name)
+        return self.parameter(target) if target else self._stacked.get(name)
+
+    def together(self, names: Iterable[str]) -> list[list[str]]:
+        """The names in the groups that have to be exchanged at once."""
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            group = self._map.group_of.get(name)
+            if group is not None:
+                groups.setdefault(group.target, []).append(name)
+        return list(groups.values())
 
     def remove(self, part: Part) -> None:
-        """Take a part's tensors out again and free their memory."""
-        for name in part.tensors:
-            for module, attribute in self._modules_of.get(name, ()):
-                current = getattr(module, attribute)
-                _set(module, attribute, nn.Parameter(torch.empty_like(current, device="meta"), requires_grad=False))
+        """Take a part's tensors out again and free their memory; buffers stay."""
+        for group in self._groups(part.tensors):
+            for name in group.members:
+                self._stacked.pop(name, None)
+            for module, attribute in [place for target in group.targets for place in self._places.get(target, ())]:
+                if attribute in module._parameters:
+                    _set(module, attribute, torch.empty_like(getattr(module, attribute), device="meta"))
+
+    def _groups(self, names: Iterable[str]) -> list[Group]:
+        found = {group.target: group for name in names if (group := self._map.group_of.get(name)) is not None}
+        return list(found.values())
+
+    def _put(self, target: str, value: torch.Tensor) -> None:
+        for module, attribute in self._places.get(target, ()):
+            _set(module, attribute, value.to(self.device, torch.float32))
+
+    def _is_of_experts(self, target: str) -> bool:
+        """Whether a parameter holds one matrix for each of several experts."""
+        module, attribute = self._places[target][0]
+        value = getattr(module, attribute)
+        return value.ndim == 3 and attribute in module._parameters and not isinstance(module, nn.Conv1d)
 
     @torch.inference_mode()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -112,14 +176,14 @@ class BlockModel:
         return seen[0]
 
     @torch.inference_mode()
-    def arguments(self, length: int) -> list[BlockArguments]:
-        """The arguments of every block for windows of `length` tokens; needs no weights."""
+    def arguments(self, length: int, count: int = 1) -> list[BlockArguments]:
+        """The arguments of every block for `count` windows of `length` tokens at once; needs no weights."""
         told: list[str] = []
-        for returns_tuple in (False, True):
-            self._returns_tuple = returns_tuple
+        for output in _OUTPUTS:
+            self._output = output
             try:
                 with foreign("transformers", "run the model without weights", then="", kind=Unsupported):
-                    return self._note_arguments(length, 0.0)
+                    return self._note_arguments((count, length, self.hidden_size), 0.0)
             except Unsupported as error:
                 told.append(str(error).strip())
         raise self._unwalkable(told[0])
@@ -127,7 +191,7 @@ class BlockModel:
     def refuse_unwalkable(self, length: int) -> None:
         """Raise Unsupported where the model cannot be walked, or where its blocks are given what depends on the text."""
         noted = self.arguments(length)
-        if not all(map(_same, noted, self._note_arguments(length, 1.0))):
+        if not all(map(_same, noted, self._note_arguments((1, length, self.hidden_size), 1.0))):
             raise self._unwalkable("What they are given changes with the text.")
 
     def _unwalkable(self, why: str) -> Unsupported:
@@ -138,10 +202,9 @@ class BlockModel:
         return Unsupported(msg)
 
     @torch.inference_mode()
-    def _note_arguments(self, length: int, filling: float) -> list[BlockArguments]:
+    def _note_arguments(self, shape: tuple[int, int, int], filling: float) -> list[BlockArguments]:
         """One forward with stand-ins; raises ValueError where the blocks' output was taken for something else."""
         seen: dict[int, BlockArguments] = {}
-        shape = (1, length, self.hidden_size)
 
         def note(index: int) -> Callable[..., Any]:
             def stand_in(hidden: torch.Tensor, *positional: Any, **named: Any) -> Any:
@@ -149,12 +212,12 @@ class BlockModel:
                     msg = f"a block is given {list(hidden.shape)} in place of {list(shape)}"
                     raise ValueError(msg)
                 seen[index] = BlockArguments(positional, named)
-                return self._as_block_output(hidden)
+                return self._output(hidden)
 
             return stand_in
 
         embedded = torch.full(shape, filling, device=self.device)
-        with _stand_ins(self.blocks, note), _without_head(self.model):
+        with _stand_ins(self.blocks, note), _without_weights(self.model):
             logits = self.model(inputs_embeds=embedded, use_cache=False).logits
         if logits.shape[:2] != shape[:2]:
             msg = f"the model returns {list(logits.shape)}"
@@ -177,7 +240,7 @@ class BlockModel:
         rows = hidden.unsqueeze(0)
 
         def inject(_: int) -> Callable[..., Any]:
-            return lambda *__, **___: self._as_block_output(rows)
+            return lambda *__, **___: self._output(rows)
 
         with _stand_ins(self.blocks, inject):
             logits: torch.Tensor = self.model(inputs_embeds=rows, use_cache=False).logits[0]
@@ -193,9 +256,6 @@ class BlockModel:
         finally:
             for linear in linears:
                 del linear.forward
-
-    def _as_block_output(self, hidden: torch.Tensor) -> Any:
-        return (hidden,) if self._returns_tuple else hidden
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -213,20 +273,21 @@ def _same(one: Any, other: Any) -> bool:
             return True
 
 
-def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], targets: Mapping[str, str]) -> nn.ModuleList:
+def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], checkpoint: CheckpointMap) -> nn.ModuleList:
     blocks = [part for part in parts if part.kind is PartKind.BLOCK]
-    places = [targets[name] for part in blocks for name in part.tensors if name in targets]
-    return decoder_blocks(model, places, len(blocks))
+    groups = [checkpoint.group_of[name] for part in blocks for name in part.tensors if name in checkpoint.group_of]
+    return decoder_blocks(model, [group.target for group in groups], len(blocks))
 
 
-def _owners(model: PreTrainedModel, targets: Mapping[str, str]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Checkpoint name -> the modules and attributes that it fills; a tied weight has several."""
+def _places(model: PreTrainedModel) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Parameter or buffer of the model's state -> the modules and attributes that hold it; a tied weight has several."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append((module, attribute))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: owners[id(parameters[target])] for name, target in targets.items() if target in parameters}
+        for attribute, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                owners.setdefault(id(value), []).append((module, attribute))
+    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+    return {name: owners[id(value)] for name, value in parameters.items()}
 
 
 @contextlib.contextmanager
@@ -241,11 +302,14 @@ def _stand_ins(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]])
 
 
 @contextlib.contextmanager
-def _without_head(model: PreTrainedModel) -> Iterator[None]:
-    """Skip what follows the blocks: while arguments are noted, the head's weights are not there."""
+def _without_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Skip what surrounds the blocks: while arguments are noted, its weights are not there.
+
+    Embeddings of positions or token types give zeros, every other module hands on what it is given.
+    """
     skipped = [module for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))]
     for module in skipped:
-        module.forward = lambda hidden, *_, **__: hidden
+        module.forward = _zeros(module) if isinstance(module, nn.Embedding) else lambda hidden, *_, **__: hidden
     try:
         yield
     finally:
@@ -253,8 +317,18 @@ def _without_head(model: PreTrainedModel) -> Iterator[None]:
             del module.forward
 
 
-def _set(module: nn.Module, attribute: str, value: nn.Parameter) -> None:
-    module._parameters[attribute] = value
+def _zeros(embedding: nn.Embedding) -> Callable[..., torch.Tensor]:
+    def forward(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros((*ids.shape, embedding.embedding_dim), device=ids.device)
+
+    return forward
+
+
+def _set(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
+    if attribute in module._parameters:
+        module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[attribute] = value
 
 
 def _to_device(model: PreTrainedModel, device: torch.device) -> None:

@@ -9,9 +9,11 @@ import torch
 
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs
 from hubbot.model.parts import Part
+from hubbot.sweep.arguments import Arguments
 from hubbot.sweep.batches import BATCH_TOKENS
-from hubbot.sweep.blocks import BlockArguments, BlockModel
+from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
+from hubbot.sweep.experts import ExpertStatistics
 from hubbot.sweep.streams import Progress, Streams, timed
 from hubbot.sweep.windows import Windows
 
@@ -45,7 +47,7 @@ class Passage:
         self._calibration = calibration
         self._evaluation = evaluation
         self._embedding: Decoders = {}
-        self._arguments: dict[int, list[BlockArguments]] = {}
+        self._arguments = Arguments(model)
 
     def leave(self, variants: Iterable[str]) -> None:
         """Carry these variants no further."""
@@ -84,9 +86,10 @@ class Passage:
         if not self._calibration:
             return {}
         collector = StatisticsCollector(self.model.linear_weights(part), needs)
-        with timed(self.progress.seconds, "calibration"), collector.listening():
+        experts = ExpertStatistics(self.model.expert_weights(part), self.model.parameter, needs)
+        with timed(self.progress.seconds, "calibration"), collector.listening(), experts.listening():
             self._carry("calibration", part, after_batch=collector.next_batch)
-        return collector.statistics()
+        return {**collector.statistics(), **experts.statistics()}
 
     def calibrate_head(self, part: Part, needs: Needs) -> Mapping[str, InputStatistics]:
         """What the head's own linear layers see of the calibration windows; nothing where the embedding is the head."""
@@ -115,27 +118,25 @@ class Passage:
     @contextmanager
     def decoded(self, variant: str, decoders: Decoders) -> Iterator[None]:
         """Inside, the part that is entered computes with the variant's decoded weights."""
+        encoded = decoders.get(variant, {})
         originals: dict[str, torch.Tensor] = {}
-        for name, encoded in decoders.get(variant, {}).items():
-            original = self.model.installed(name)
-            if original is None:
-                continue
-            originals[name] = original
-            weight = encoded.decode().to(self.model.device)
-            self.progress.layer_errors.setdefault(variant, {})[name] = _relative_error(original, weight)
-            self.model.install({name: weight})
+        errors = self.progress.layer_errors.setdefault(variant, {})
+        for names in self.model.together(encoded):
+            weights = {name: encoded[name].decode().to(self.model.device) for name in names}
+            for name, weight in weights.items():
+                originals[name] = self.model.installed(name)
+                errors[name] = _relative_error(originals[name], weight)
+            self.model.install(weights)
         yield
         self.model.install(originals)
 
     def _carry(self, stream: str, part: Part, after_batch: Callable[[], None] = lambda: None) -> None:
         hidden = self.streams.hidden[stream]
         length = hidden.shape[1]
-        if length not in self._arguments:
-            self._arguments[length] = self.model.arguments(length)
-        arguments = self._arguments[length][part.index]
         batch = max(1, BATCH_TOKENS // length)
         for first in range(0, hidden.shape[0], batch):
             rows = hidden[first : first + batch].to(self.model.device)
+            arguments = self._arguments.of(length, rows.shape[0])[part.index]
             hidden[first : first + batch] = self.model.run_block(part.index, rows, arguments)
             after_batch()
 
@@ -150,6 +151,6 @@ class Passage:
 def _relative_error(original: torch.Tensor, decoded: torch.Tensor) -> float:
     """|W - W'|^2 / |W|^2; the squared error itself where the original is zero. Some rows at a time: no third matrix."""
     pairs = list(zip(original.split(_ROWS), decoded.split(_ROWS), strict=True))  # type: ignore[no-untyped-call]
-    energy = float(sum(wanted.square().sum() for wanted, _ in pairs))
-    error = float(sum((found - wanted).square().sum() for wanted, found in pairs))
+    energy = float(sum(wanted.float().square().sum() for wanted, _ in pairs))
+    error = float(sum((found - wanted.float()).square().sum() for wanted, found in pairs))
     return error / energy if energy else error

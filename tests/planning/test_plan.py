@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 
 from hubbot.domain import Source
-from hubbot.errors import BudgetExceeded, LicenceForbids, Unsupported, UnsupportedShape
+from hubbot.errors import BudgetExceeded, LicenceForbids, UnsupportedShape
 from hubbot.formats import costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import read_facts
-from hubbot.planning.plan import check_architecture, device_elsewhere, matrix, plan, require
+from hubbot.planning.plan import device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.release.licence import judge_licence
 from hubbot.settings import load_settings
@@ -162,18 +162,12 @@ def test_the_licence_of_the_folders_own_card_counts_where_the_hub_says_nothing(p
     require(planned(source=source))
 
 
-def test_a_mixture_of_experts_is_refused_naming_the_families(facts):
-    with pytest.raises(Unsupported, match=r"mixture of 8 experts, which bnb, gguf of hubbot cannot make"):
-        check_architecture(replace(facts, experts=8), parse_variants("Q8_0,bnb-nf4"))
-
-
 def test_an_architecture_that_llama_cpp_does_not_know_fails_for_gguf_alone(facts, tmp_path):
     unknown = replace(facts, architecture="NobodyKnowsThisForCausalLM")
     asked = parse_variants("Q8_0,Q4_K_M")
     source = Source(folder=str(facts.folder), repo="a/b", revision=None, files={})
     found = costs_of(asked, source, unknown, tmp_path, load_settings(None, {}))
     assert all("no GGUF can be made" in str(error) for error in found.values())
-    check_architecture(unknown, parse_variants("Q8_0,bnb-nf4"))
 
 
 # --- variants that cannot be made ---------------------------------------------------------------------

@@ -31,7 +31,9 @@ def test_every_row_says_how_or_why_and_where_that_was_seen() -> None:
 
 def test_every_example_is_a_variant_of_its_layout() -> None:
     for layout, name in EXAMPLES.items():
-        assert layout in layouts_of(parse_variant(name).name, head=layout is Layout.GPTQ_HEAD)
+        assert layout in layouts_of(
+            parse_variant(name).name, [layout] if layout in (Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS) else ()
+        )
 
 
 def test_every_name_has_layouts_of_its_family() -> None:
@@ -59,16 +61,16 @@ def test_a_runtime_must_read_all_that_a_variant_is(name: str, runtime: Runtime) 
 
 
 def test_what_any_of_its_layouts_asks_for_a_variant_asks_for() -> None:
-    row = answer("gptq-8bit-16g", Runtime.SGLANG, head=True)
+    row = answer("gptq-8bit-16g", Runtime.SGLANG, [Layout.GPTQ_HEAD])
     assert (row.only, row.options) == ("GPU", "--dtype float16")
-    assert answer("gptq-8bit-128g", Runtime.VLLM, head=True).only == "GPU"
+    assert answer("gptq-8bit-128g", Runtime.VLLM, [Layout.GPTQ_HEAD]).only == "GPU"
 
 
 def test_a_quantized_head_is_read_where_both_the_head_and_the_layers_are() -> None:
-    assert not answer("gptq-4bit-128g", Runtime.TRANSFORMERS, head=True).reads
-    assert answer("gptq-4bit-128g", Runtime.VLLM, head=True).reads
-    assert not answer("gptq-4bit-128g-asym", Runtime.VLLM, head=True).reads
-    assert answer("bnb-nf4", Runtime.TRANSFORMERS, head=True).reads
+    assert not answer("gptq-4bit-128g", Runtime.TRANSFORMERS, [Layout.GPTQ_HEAD]).reads
+    assert answer("gptq-4bit-128g", Runtime.VLLM, [Layout.GPTQ_HEAD]).reads
+    assert not answer("gptq-4bit-128g-asym", Runtime.VLLM, [Layout.GPTQ_HEAD]).reads
+    assert answer("bnb-nf4", Runtime.TRANSFORMERS, [Layout.GPTQ_HEAD]).reads
 
 
 def test_presets_hold_what_vllm_sglang_and_transformers_read() -> None:
@@ -76,3 +78,8 @@ def test_presets_hold_what_vllm_sglang_and_transformers_read() -> None:
     for names in PRESETS.values():
         for name in names:
             assert wanted <= {row.runtime for row in readers(name)}, name
+
+
+def test_gptq_files_of_experts_are_promised_to_no_runtime_that_was_not_seen_to_read_them() -> None:
+    assert readers("gptq-4bit-128g", [Layout.GPTQ_EXPERTS]) == ()
+    assert "GPTQModel.load" in answer("gptq-4bit-128g", Runtime.TRANSFORMERS, [Layout.GPTQ_EXPERTS]).how

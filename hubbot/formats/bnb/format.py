@@ -28,6 +28,7 @@ import bitsandbytes.functional as bnb
 import torch
 
 from hubbot.domain import Bnb, Family, Source
+from hubbot.errors import Unsupported
 from hubbot.formats.folder import VariantFolder, folder_cost, to_json
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
@@ -111,13 +112,28 @@ def costs(variants: Sequence[Bnb], facts: ModelFacts, source: Source, settings: 
 
     Raises Unsupported for other blocks than those of linear layers.
     """
-    linears = find_linears(facts)
+    linears = _linears(facts)
     found = {}
     for variant in variants:
         specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.by_name, variant, settings)]
         texts = _texts(variant, facts, linears, settings)
         found[variant.name] = folder_cost(specs, facts, source, texts, settings.shard_size)
     return found
+
+
+def _linears(facts: ModelFacts) -> Linears:
+    """Raises Unsupported for a mixture of experts: bitsandbytes and transformers quantize plain linear layers alone."""
+    found = find_linears(facts)
+    experts = [linear.name for linear in found.blocks if linear.expert] or list(found.stacked)
+    if not experts:
+        return found
+    held = sum(facts.tensors[name].count for name in experts)
+    msg = (
+        f"{held / facts.parameters:.0%} of {facts.architecture}'s weights are experts such as {experts[0]}. transformers keeps "
+        "those as one tensor a block, which bitsandbytes leaves at 16 bits, so that its files would hardly be smaller. "
+        "Leave bitsandbytes variants out for this model."
+    )
+    raise Unsupported(msg)
 
 
 def _specs(
@@ -197,7 +213,7 @@ class BnbFormat:
     ) -> None:
         self.variants = tuple(variants)
         self._settings = settings
-        linears = find_linears(facts)
+        linears = _linears(facts)
         self._linears = linears.by_name
         self._folders = {
             variant.name: VariantFolder(

@@ -60,7 +60,27 @@ class Job:
     columns: int
     kind: int  # its type in a converted file: values are rounded to it first, as the usual chain does
     targets: Mapping[int, Sequence[GgufFile]]  # type -> the files that hold the tensor in it
-    importance: Floats | None
+    importance: Floats | None  # [columns], or [experts, columns] where the rows are those of one expert after another
+
+    def weight_of(self, start: int) -> Floats | None:
+        """The importance of the features of a row."""
+        if self.importance is None or self.importance.ndim == 1:
+            return self.importance
+        vector: Floats = self.importance[start // self.rows_of_expert]
+        return vector
+
+    def chunks(self, most: int) -> list[tuple[int, int]]:
+        """Ranges of at most so many rows; none crosses from one expert to the next."""
+        whole = self.rows_of_expert
+        return [
+            (start, min(start + most, first + whole))
+            for first in range(0, self.count, whole)
+            for start in range(first, first + whole, most)
+        ]
+
+    @property
+    def rows_of_expert(self) -> int:
+        return self.count // (len(self.importance) if self.importance is not None and self.importance.ndim > 1 else 1)
 
     @property
     def count(self) -> int:
@@ -83,14 +103,13 @@ class EncodingQueue:
             job = make()
             for kind in job.targets:
                 codec.prepare(kind)
-            step = max(1, _CHUNK // job.columns)
-            starts = range(0, job.count, step)
-            left = _Countdown(len(starts), self._room.release)
+            chunks = job.chunks(max(1, _CHUNK // job.columns))
+            left = _Countdown(len(chunks), self._room.release)
         except BaseException:
             self._room.release()
             raise
-        for start in starts:
-            self._running.append(self._pool.submit(self._chunk, job, start, min(start + step, job.count), left))
+        for start, stop in chunks:
+            self._running.append(self._pool.submit(self._chunk, job, start, stop, left))
 
     def wait(self) -> None:
         """Wait until everything submitted is written. Raises the first error of a chunk."""
@@ -108,7 +127,7 @@ class EncodingQueue:
             codec.require_finite(job.rows.kind, raw)
             values = self._as_floats(job, raw)
             for kind, files in job.targets.items():
-                data = self._encoded(job, raw, values, kind)
+                data = self._encoded(job, raw, values, kind, start)
                 for file in files:
                     file.write_rows(job.name, start, data)
         except ValueError as error:
@@ -132,11 +151,11 @@ class EncodingQueue:
         codec.decode_rows(job.kind, rounded.reshape(-1), values)
         return values
 
-    def _encoded(self, job: Job, raw: Bytes, values: Floats, kind: int) -> Bytes:
+    def _encoded(self, job: Job, raw: Bytes, values: Floats, kind: int, start: int) -> Bytes:
         if kind == job.kind == job.rows.kind:
             return raw.reshape(-1)
         data = self._buffer("encoded", (raw.shape[0] * codec.row_bytes(kind, job.columns),), np.uint8)
-        codec.encode_rows(kind, values, data, job.importance)
+        codec.encode_rows(kind, values, data, job.weight_of(start))
         return data
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -24,7 +24,7 @@ from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles, expert_name
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GgufSettings
 
@@ -62,6 +62,9 @@ def costs(
 def _unread_text(name: str) -> TextRecord:
     """Stands for a calibration text that is not fetched yet: only its name takes room, only its presence shapes a recipe."""
     return TextRecord(dataset=name, revision=None, sha256="", windows=0, length=0)
+
+
+_OF_EXPERTS = "_exps."  # in the name of a GGUF tensor [experts, rows, columns]
 
 
 class GgufFormat:
@@ -277,15 +280,36 @@ class GgufFormat:
         """GGUF tensor -> importance, from the statistics of the linear layers it is made of."""
         if not self._plan.imatrix_file:
             return {}
-        entries = {}
-        for tensor in tensors:
-            origin = next((name for name in tensor.leaves if name in statistics), None)
-            if origin is None:
-                continue
-            sums = self._moved(tensor, origin, statistics[origin].squares.detach().float().cpu().numpy())
-            if sums.size == tensor.columns:
-                entries[tensor.name] = ImportanceEntry(sums=sums, tokens=statistics[origin].tokens)
-        return entries
+        entries = {tensor.name: self._entry(tensor, statistics) for tensor in tensors}
+        return {name: entry for name, entry in entries.items() if entry is not None}
+
+    def _entry(self, tensor: Captured, statistics: Mapping[str, InputStatistics]) -> ImportanceEntry | None:
+        """The importance of one GGUF tensor; None where nothing was seen of its inputs."""
+        if len(tensor.shape) == 3:  # other stacks (heads of a split projection) have inputs that no layer is given
+            return self._experts_entry(tensor, statistics) if _OF_EXPERTS in tensor.name else None
+        origin = next((name for name in tensor.leaves if name in statistics), None)
+        if origin is None:
+            return None
+        sums = self._moved(tensor, origin, statistics[origin].squares.detach().float().cpu().numpy())
+        return ImportanceEntry(sums=sums, tokens=statistics[origin].tokens) if sums.size == tensor.columns else None
+
+    def _experts_entry(self, tensor: Captured, statistics: Mapping[str, InputStatistics]) -> ImportanceEntry | None:
+        """Expert by expert: those of one matrix each in the checkpoint, or those of a tensor that holds all of them."""
+        count = tensor.shape[0]
+        sums, tokens = np.zeros((count, tensor.columns), np.float32), np.zeros(count, np.int64)
+        for name, expert in self._experts(tensor).items():
+            seen = statistics.get(name)
+            if seen is not None and seen.squares.numel() == tensor.columns:
+                sums[expert], tokens[expert] = seen.squares.detach().float().cpu().numpy(), seen.tokens
+        return ImportanceEntry(sums=sums, tokens=tokens) if tokens.any() else None
+
+    def _experts(self, tensor: Captured) -> dict[str, int]:
+        """Name of the statistics -> the expert of a GGUF tensor [experts, rows, columns] whose inputs they are."""
+        count = tensor.shape[0]
+        if len(tensor.leaves) == 1:
+            return {expert_name(tensor.leaves[0], expert): expert for expert in range(count)}
+        traced = self._origins.trace(tensor) or {}
+        return {name: int(rows.ours[0]) // (tensor.rows // count) for name, rows in traced.items()}
 
     def _moved(self, tensor: Captured, origin: str, sums: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Input features in the order of the GGUF's columns."""

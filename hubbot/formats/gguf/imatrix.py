@@ -1,7 +1,7 @@
 """The importance matrix as llama.cpp's llama-imatrix writes it: a GGUF of sums and counts.
 
-For each matrix `NAME`: `NAME.in_sum2`, float32 [1, columns], the sum over tokens of the squared input
-features, and `NAME.counts`, float32 [1, 1], how many tokens. Published under a name that does not end
+For each matrix `NAME`: `NAME.in_sum2`, float32 [experts, columns], the sum over tokens of the squared input
+features, and `NAME.counts`, float32 [experts, 1], how many tokens; one expert for a plain matrix. Published under a name that does not end
 in .gguf, which the Hub would list as a model.
 """
 
@@ -21,14 +21,16 @@ __all__ = ["ImportanceEntry", "write_imatrix"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportanceEntry:
-    """What the calibration saw at the input of one matrix."""
+    """What the calibration saw at the input of one matrix, or of each expert's."""
 
-    sums: npt.NDArray[np.float32]  # [columns], sum of x_j^2
-    tokens: int
+    sums: npt.NDArray[np.float32]  # [columns] or [experts, columns], sum of x_j^2
+    tokens: int | npt.NDArray[np.int64]  # or [experts]
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """float32 [columns]: mean of x_j^2, divided in float32 as llama-quantize does it."""
-        return np.ascontiguousarray(self.sums / np.float32(self.tokens))
+        """float32 like sums: mean of x_j^2, divided in float32 as llama-quantize does it; 1 for an expert without tokens."""
+        counts = np.asarray(self.tokens, dtype=np.float32)[..., None]
+        means = self.sums / np.maximum(counts, np.float32(1))
+        return np.ascontiguousarray(np.where(counts > 0, means, np.float32(1)), dtype=np.float32)
 
 
 def write_imatrix(
@@ -48,8 +50,9 @@ def write_imatrix(
     writer.add_uint32("imatrix.chunk_size", length)
     for name in sorted(entries):
         entry = entries[name]
-        writer.add_tensor(f"{name}.in_sum2", entry.sums.reshape(1, -1))
-        writer.add_tensor(f"{name}.counts", np.full((1, 1), entry.tokens, dtype=np.float32))
+        sums = entry.sums if entry.sums.ndim > 1 else entry.sums.reshape(1, -1)
+        writer.add_tensor(f"{name}.in_sum2", sums)
+        writer.add_tensor(f"{name}.counts", np.asarray(entry.tokens, dtype=np.float32).reshape(-1, 1))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -70,7 +70,8 @@ class Journal:
                 for key in note.files:
                     kind, _, name = key.partition(" ")
                     if kind == "sums":
-                        entries[name] = ImportanceEntry(sums=note[key], tokens=int(note[f"tokens {name}"]))
+                        tokens = note[f"tokens {name}"]
+                        entries[name] = ImportanceEntry(sums=note[key], tokens=tokens if tokens.ndim else int(tokens))
         return entries
 
     def forget(self) -> None:

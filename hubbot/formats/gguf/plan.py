@@ -85,7 +85,6 @@ def plan_files(
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
     model = taught(model, read_chat(folder, load_tokenizer(folder)).tokens, work)
-    _refuse_experts(model, source)
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
     planned: dict[str, VariantPlan] = {}
@@ -135,16 +134,6 @@ def costs_of(plan: GgufPlan) -> dict[str, Cost]:
 def _matrices_in_blocks(model: Converted) -> int:
     """How many matrices an importance matrix usually covers: those of the blocks."""
     return sum(tensor.name.startswith("blk.") and tensor.rows > 1 for tensor in model.tensors)
-
-
-def _refuse_experts(model: Converted, source: Source) -> None:
-    experts = [tensor.name for tensor in model.tensors if "_exps." in tensor.name]
-    if experts:
-        msg = (
-            f"{source.name} is a mixture of experts ({len(experts)} expert tensors such as {experts[0]}). "
-            "hubbot makes no GGUF of those yet; take the GGUF types out of --variants."
-        )
-        raise Unsupported(msg)
 
 
 def is_lossless(kind: int, converted: int) -> bool:

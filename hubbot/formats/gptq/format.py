@@ -12,6 +12,7 @@ from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.folder import VariantFolder, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
+from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
 from hubbot.formats.gptq.solver import Curvature, prepare, solve
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
@@ -52,6 +53,12 @@ def _specs(name: str, facts: ModelFacts, linears: Mapping[str, Linear], variant:
 
 def _chosen(linears: Linears, settings: GptqSettings) -> dict[str, Linear]:
     """The layers to quantize, by the checkpoint name of their weight."""
+    if linears.stacked:
+        msg = (
+            f"The checkpoint stores all experts of a block as one tensor ({linears.stacked[0]}), and GPTQ's readers want a "
+            "matrix for each. Leave GPTQ variants out for this model."
+        )
+        raise Unsupported(msg)
     chosen = linears.by_name
     if settings.lm_head:
         if linears.head is None:
@@ -123,8 +130,11 @@ class GptqFormat:
             if name not in self._linears:
                 for tensors in stored.values():
                     tensors[name] = weights[name]
-        for names in _sharing_inputs([name for name in part.tensors if name in self._linears], statistics):
-            curvatures = _Curvatures(_hessian(names[0], statistics), self._damping)
+        here = [self._linears[name] for name in part.tensors if name in self._linears]
+        seldom = seldom_seen(here, statistics)
+        known = {**statistics, **even_statistics(seldom, like=statistics)}
+        for names in _sharing_inputs(here, known):
+            curvatures = _Curvatures(_hessian(names[0], known), self._damping)
             for name in names:
                 weight = weights[name]
                 for variant in self.variants:
@@ -136,7 +146,8 @@ class GptqFormat:
                     if solution.damping != self._damping:
                         notes[variant.name].append(f"damping rose to {solution.damping:g} in {name}")
         for key, folder in self._folders.items():
-            folder.store(part, stored[key], covers=part.tensors, notes=notes[key], errors=errors[key])
+            told = [*notes[key], *note_of(part, here, seldom)]
+            folder.store(part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
         return encoded
 
     def finish(self) -> Mapping[str, VariantFiles]:
@@ -154,18 +165,22 @@ def _hessian(name: str, statistics: Mapping[str, InputStatistics]) -> torch.Tens
     return found.hessian
 
 
-def _sharing_inputs(names: Sequence[str], statistics: Mapping[str, InputStatistics]) -> list[list[str]]:
-    """Layers with the same inputs, as query, key and value have, together: a Hessian is factored once for them."""
+def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputStatistics]) -> list[list[str]]:
+    """Layers with the same inputs, as query, key and value have, together: a Hessian is factored once for them.
+
+    Experts share a Hessian only where the calibration gave them one object: comparing hundreds would take longer.
+    """
     together: list[list[str]] = []
-    for name in names:
-        hessian = _hessian(name, statistics)
-        for group in together:
-            known = _hessian(group[0], statistics)
-            if known is hessian or torch.equal(known, hessian):
-                group.append(name)
-                break
-        else:
-            together.append([name])
+    by_object: dict[int, list[str]] = {}
+    for linear in linears:
+        hessian = _hessian(linear.name, statistics)
+        group = by_object.get(id(hessian))
+        if group is None and not linear.expert:
+            group = next((known for known in together if torch.equal(_hessian(known[0], statistics), hessian)), None)
+        if group is None:
+            group = by_object[id(hessian)] = []
+            together.append(group)
+        group.append(linear.name)
     return together
 
 

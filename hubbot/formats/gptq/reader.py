@@ -1,4 +1,4 @@
-"""GPTQ folders read by transformers with GPTQModel's kernels, or by GPTQModel alone where the head is quantized too."""
+"""GPTQ folders read by transformers with GPTQModel's kernels, or by GPTQModel alone: a quantized head, and experts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch._dynamo
 from transformers import GPTQConfig, PreTrainedModel
 
 from hubbot.formats.check import Reader, from_pretrained, main
+from hubbot.formats.stored import Checkpoint, quantization_of
 from hubbot.settings.environment import PROCESS
 
 __all__ = ["reader_of"]
@@ -19,10 +20,16 @@ __all__ = ["reader_of"]
 PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for more than two cores have unless told
 
 
-def reader_of(quantization: Mapping[str, Any]) -> Reader:
-    if quantization.get("lm_head"):
+def reader_of(folder: Path) -> Reader:
+    quantization = quantization_of(folder)
+    if quantization.get("lm_head") or _holds_experts(folder):
         return Reader(kernels="gptqmodel", alone=True, load=_by_gptqmodel)
     return Reader(kernels="gptqmodel", load=partial(_by_transformers, quantization))
+
+
+def _holds_experts(folder: Path) -> bool:
+    """Whether codes of experts are there, which transformers takes for absent and fills with random weights."""
+    return any(".experts." in name and name.endswith(".qweight") for name in Checkpoint.of(folder).files)
 
 
 def _by_transformers(

@@ -68,7 +68,7 @@ class RawFormat:
         return {name: folder.finish() for name, folder in self._folders.items()}
 
 
-def reader_of(quantization: Mapping[str, Any]) -> Reader:
+def reader_of(folder: Path) -> Reader:
     return Reader()
 
 

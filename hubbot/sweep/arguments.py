@@ -1,0 +1,57 @@
+"""What a model's forward hands to its decoder blocks, noted once for every shape of batch that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hubbot.sweep.blocks import BlockArguments, BlockModel
+
+__all__ = ["Arguments"]
+
+
+class Arguments:
+    """The arguments of all blocks, by the shape of the batch.
+
+    Masks and rotary tables of one window are broadcast over any number of them. Where a model folds the windows into
+    another dimension (BLOOM's ALiBi biases: windows times heads), arguments are noted for each number of windows.
+    """
+
+    def __init__(self, model: BlockModel) -> None:
+        self._model = model
+        self._noted: dict[tuple[int, int], list[BlockArguments]] = {}
+        self._folded: dict[int, bool] = {}  # length -> whether arguments depend on the number of windows
+
+    def of(self, length: int, count: int) -> list[BlockArguments]:
+        """Block by block, for `count` windows of `length` tokens."""
+        if length not in self._folded:
+            one, two = self._note(length, 1), self._note(length, 2)
+            self._folded[length] = any(_folds(a, b) for a, b in zip(one, two, strict=True))
+        return self._note(length, count if self._folded[length] else 1)
+
+    def _note(self, length: int, count: int) -> list[BlockArguments]:
+        key = (length, count)
+        if key not in self._noted:
+            self._noted[key] = self._model.arguments(length, count)
+        return self._noted[key]
+
+
+def _folds(one: BlockArguments, two: BlockArguments) -> bool:
+    """Whether arguments for one window cannot be broadcast to those for two."""
+    pairs = zip(_tensors([one.positional, one.named]), _tensors([two.positional, two.named]), strict=True)
+    return any(
+        a.ndim != b.ndim or any(x not in (y, 1) for x, y in zip(a.shape, b.shape, strict=True)) for a, b in pairs
+    )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)

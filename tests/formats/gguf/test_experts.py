@@ -1,0 +1,65 @@
+"""GGUF files of mixtures of experts: llama-quantize's own bytes, an importance vector an expert."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hubbot.formats.gguf.imatrix import ImportanceEntry
+from hubbot.formats.protocol import InputStatistics, expert_name
+from hubbot.model import part_layout, read_facts
+from hubbot.model.parts import PartKind
+from tests.formats.gguf.chain import checkpoint, convert, keys_and_tensors, open_format, quantize
+from tests.models import make_model
+
+UNSEEN = 2  # the expert that the made-up calibration never reached
+
+
+def statistics_of(part, weights) -> dict[str, InputStatistics]:
+    """Made up, another for every matrix and expert; one expert saw nothing."""
+    found = {}
+    generator = torch.Generator().manual_seed(part.index)
+
+    def seen(columns: int, tokens: int) -> InputStatistics:
+        return InputStatistics(
+            squares=tokens * torch.rand(columns, generator=generator) ** 2, hessian=None, tokens=tokens
+        )
+
+    for name in part.tensors if part.kind is PartKind.BLOCK else ():
+        shape = weights[name].shape
+        if len(shape) == 3:
+            found |= {expert_name(name, e): seen(shape[2], 5 + e) for e in range(shape[0]) if e != UNSEEN}
+        elif len(shape) == 2 and f".experts.{UNSEEN}." not in name:
+            found[name] = seen(shape[1], 100)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "granitemoe"])
+@pytest.mark.parametrize("imatrix", [False, True], ids=["static", "imatrix"])
+def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
+    folder = make_model(family, tmp_path / "tiny")
+    # the inputs of DeepSeek's split projections are no layer's of the checkpoint, so types that need them are out
+    names = ["Q4_K_M", "IQ2_XS" if imatrix and family != "deepseek_v3" else "Q2_K"]
+    form = open_format(folder, names, tmp_path / "out", imatrix=imatrix)
+    weights = checkpoint(folder)
+    for part in part_layout(read_facts(folder)):
+        found = form.encode(
+            part, {name: weights[name] for name in part.tensors}, statistics_of(part, weights) if imatrix else {}
+        )
+        experts = [name for name in part.tensors if "experts" in name and weights[name].ndim > 1]
+        assert found["Q4_K_M"].keys() >= {name for name in experts if "shared" not in name}
+    files = form.finish()
+    base = convert(folder, tmp_path / "base.gguf")
+    for name in names:
+        matrix = next((path for path in files[name].paths if path.suffix == ".imatrix"), None)
+        theirs = keys_and_tensors(quantize(base, tmp_path / f"{name}.gguf", name, matrix))
+        keys, tensors = keys_and_tensors(files[name].paths[0])
+        assert tensors == theirs[1]
+        assert {key for key in keys if keys[key] != theirs[0].get(key)} <= {"quantize.imatrix.file"}
+
+
+def test_an_expert_without_tokens_counts_every_input_alike():
+    entry = ImportanceEntry(sums=np.array([[2, 4], [0, 0]], np.float32), tokens=np.array([2, 0]))
+    np.testing.assert_array_equal(entry.vector(), [[1, 2], [1, 1]])
