@@ -46,6 +46,7 @@ class ModelFacts:
     context_length: int | None  # tokens
     kv_bytes_per_token: int | None  # of a 16-bit key/value cache
     tied: bool  # the head computes with the embedding's weights
+    experts: int  # of a mixture-of-experts layer; 0 for a dense model
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -145,6 +146,7 @@ def _facts(
         context_length=config.context_length,
         kv_bytes_per_token=_kv_bytes(config),
         tied=bool(config.ties_embeddings) or not any(map(snapshot.is_head, tensors)),
+        experts=config.experts,
         license=front.license,
         license_name=front.license_name,
         license_link=front.license_link,

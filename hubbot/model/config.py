@@ -30,6 +30,7 @@ _HEAD_SIZE = (("head_dim", "kv_channels"), 2**16)
 _VOCABULARY = (("vocab_size", "padded_vocab_size"), 2**24)
 _CONTEXT = (("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"), 2**27)
 _INNER = (("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"), 2**24)
+_EXPERTS = (("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts"), 2**16)
 _WINDOW = (("sliding_window",), 2**27)
 
 
@@ -47,6 +48,7 @@ class ModelConfig:
     heads: int | None
     kv_heads: int | None
     head_size: int | None
+    experts: int  # of a mixture-of-experts layer, 0: dense
     ties_embeddings: bool | None  # None: not said
     notes: tuple[str, ...]
 
@@ -76,6 +78,7 @@ def read_config(path: Path) -> ModelConfig:
         heads=heads,
         kv_heads=numbers["key/value heads"] or heads,
         head_size=numbers["head size"] or (hidden // heads if heads else None),
+        experts=numbers["experts"] or 0,
         ties_embeddings=_truth(values.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
         notes=notes,
     )
@@ -95,6 +98,7 @@ _FIELDS = {
     "vocabulary": _VOCABULARY,
     "context": _CONTEXT,
     "inner size": _INNER,
+    "experts": _EXPERTS,
     "window": _WINDOW,
 }
 

@@ -54,9 +54,9 @@ def costs(
     work: Path,  # noqa: ARG001
     settings: Settings,
 ) -> dict[str, Cost | Unsupported]:
-    from hubbot.formats.bnb import format as bnb
+    from hubbot.formats.bnb import layout
 
-    return dict(bnb.costs(variants, facts, source, settings.bnb))
+    return dict(layout.costs(variants, facts, source, settings.bnb))
 
 
 def open_format(

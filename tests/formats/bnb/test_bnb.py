@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from hubbot.formats.bnb import format as bnb
-from hubbot.formats.bnb import read
+from hubbot.formats.bnb import layout, read
 from hubbot.model import read_facts
 from hubbot.settings import BnbSettings
 from tests.models import make_model
@@ -82,7 +81,7 @@ def test_weight_bytes_are_known_exactly_and_files_to_a_few_bytes(double_quant, t
     folder = make_model("qwen2", tmp_path / "tiny", tied=True)
     settings = BnbSettings(double_quant=double_quant)
     variants = bnbs(KINDS)
-    expected = bnb.costs(variants, read_facts(folder), source_of(folder), settings)
+    expected = layout.costs(variants, read_facts(folder), source_of(folder), settings)
     family = bnb_format(folder, KINDS, tmp_path / "out", double_quant=double_quant)
     encode_all(family, folder)
     for name, files in family.finish().items():

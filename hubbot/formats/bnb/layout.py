@@ -1,0 +1,109 @@
+"""What a bitsandbytes folder will hold, told from the headers of the source: no bitsandbytes, which takes seconds to import."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hubbot.domain import Bnb, Source
+from hubbot.errors import Unsupported
+from hubbot.formats.folder import folder_cost, to_json
+from hubbot.formats.linears import Linear, Linears, find_linears
+from hubbot.formats.protocol import Cost
+from hubbot.formats.shards import TensorSpec
+from hubbot.model import ModelFacts
+from hubbot.settings import BnbSettings
+
+__all__ = ["BLOCK", "costs", "quantized_linears", "texts_of"]
+
+BLOCK = 64  # weights that share a scale
+SCALES_PER_BLOCK = 256  # scales that share a scale of their own under double quantization
+_STATE = ".quant_state.bitsandbytes__"
+_COMPUTE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TYPICAL_OFFSET = 0.05205090716481209  # mean scale of a layer; only its number of digits matters here
+
+
+def costs(variants: Sequence[Bnb], facts: ModelFacts, source: Source, settings: BnbSettings) -> dict[str, Cost]:
+    """Sizes before any weight is read: weight bytes are exact; files may differ by a few bytes a layer,
+    because the text of a quantization state holds a number with as many digits as it has.
+
+    Raises Unsupported for other blocks than those of linear layers.
+    """
+    linears = quantized_linears(facts)
+    found = {}
+    for variant in variants:
+        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.by_name, variant, settings)]
+        texts = texts_of(variant, facts, linears, settings)
+        found[variant.name] = folder_cost(specs, facts, source, texts, settings.shard_size)
+    return found
+
+
+def quantized_linears(facts: ModelFacts) -> Linears:
+    """Raises Unsupported for a mixture of experts: bitsandbytes and transformers quantize plain linear layers alone."""
+    found = find_linears(facts)
+    experts = [linear.name for linear in found.blocks if linear.expert] or list(found.stacked)
+    if not experts:
+        return found
+    held = sum(facts.tensors[name].count for name in experts)
+    msg = (
+        f"{held / facts.parameters:.0%} of {facts.architecture}'s weights are experts such as {experts[0]}. transformers keeps "
+        "those as one tensor a block, which bitsandbytes leaves at 16 bits, so that its files would hardly be smaller. "
+        "Leave bitsandbytes variants out for this model."
+    )
+    raise Unsupported(msg)
+
+
+def _specs(
+    name: str, facts: ModelFacts, linears: Mapping[str, Linear], variant: Bnb, settings: BnbSettings
+) -> list[TensorSpec]:
+    info = facts.tensors[name]
+    if name not in linears:
+        return [TensorSpec(name, info.dtype, info.shape)]
+    rows, columns = info.shape
+    module = name.removesuffix(".weight")
+    if variant.kind == "int8":
+        return [
+            TensorSpec(name, "I8", info.shape),
+            TensorSpec(f"{module}.SCB", "F32", (rows,)),
+            TensorSpec(f"{module}.weight_format", "U8", ()),
+        ]
+    blocks = -(-rows * columns // BLOCK)
+    state: dict[str, Any] = {
+        "quant_type": variant.kind, "blocksize": BLOCK, "dtype": _COMPUTE[info.dtype], "shape": (rows, columns)
+    }  # fmt: skip
+    specs = [
+        TensorSpec(name, "U8", (-(-rows * columns // 2), 1)),
+        TensorSpec(f"{name}.quant_map", "F32", (16,)),
+        TensorSpec(f"{name}.absmax", "U8" if settings.double_quant else "F32", (blocks,)),
+    ]
+    if settings.double_quant:
+        state |= {
+            "nested_blocksize": SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": _TYPICAL_OFFSET
+        }  # fmt: skip
+        specs.append(TensorSpec(f"{name}.nested_absmax", "F32", (-(-blocks // SCALES_PER_BLOCK),)))
+        specs.append(TensorSpec(f"{name}.nested_quant_map", "F32", (256,)))
+    return [*specs, TensorSpec(f"{name}{_STATE}{variant.kind}", "U8", (len(json.dumps(state)),))]
+
+
+def texts_of(variant: Bnb, facts: ModelFacts, linears: Linears, settings: BnbSettings) -> dict[str, str]:
+    four = variant.kind != "int8"
+    dtypes = {facts.tensors[linear.name].dtype for linear in linears.blocks}
+    head = (linears.head_module,) if linears.head_module else ()
+    config = {
+        "_load_in_4bit": four,
+        "_load_in_8bit": not four,
+        "bnb_4bit_compute_dtype": _COMPUTE[min(dtypes)] if four else "float32",
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": variant.kind if four else "fp4",
+        "bnb_4bit_use_double_quant": four and settings.double_quant,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        # null stands for transformers' own choice: the output head and what is tied to it
+        "llm_int8_skip_modules": [*head, *linears.outside] if linears.outside else None,
+        "llm_int8_threshold": 6.0,
+        "load_in_4bit": four,
+        "load_in_8bit": not four,
+        "quant_method": "bitsandbytes",
+    }
+    return {"config.json": to_json({**facts.config, "quantization_config": config})}
