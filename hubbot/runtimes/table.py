@@ -164,9 +164,10 @@ ROWS: tuple[Row, ...] = (
         "does not put experts of codes together and fills them with random weights; `GPTQModel.load` of gptqmodel reads it",
         "run: transformers 5.23.0 + gptqmodel 7.7.0",
     ),
+    _yes(Runtime.VLLM, (Layout.GPTQ_EXPERTS,), "kernels for experts", _VLLM_READ, only="GPU"),
     *(
-        _no(runtime, (Layout.GPTQ_EXPERTS,), "nobody has tried: its kernels for experts need a GPU", "not tried")
-        for runtime in (Runtime.VLLM, Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)
+        _no(runtime, (Layout.GPTQ_EXPERTS,), "nobody has tried", "read: nothing that says so")
+        for runtime in (Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)
     ),
     _yes(
         Runtime.TRANSFORMERS, _BNB, "with `bitsandbytes`", "run: transformers 5.23.0 + bitsandbytes 0.50.2",

@@ -80,6 +80,8 @@ def test_presets_hold_what_vllm_sglang_and_transformers_read() -> None:
             assert wanted <= {row.runtime for row in readers(name)}, name
 
 
-def test_gptq_files_of_experts_are_promised_to_no_runtime_that_was_not_seen_to_read_them() -> None:
-    assert readers("gptq-4bit-128g", [Layout.GPTQ_EXPERTS]) == ()
+def test_gptq_files_of_experts_are_promised_to_vllm_on_a_gpu_alone() -> None:
+    assert [(row.runtime, row.only) for row in readers("gptq-4bit-128g", [Layout.GPTQ_EXPERTS])] == [
+        (Runtime.VLLM, "GPU")
+    ]
     assert "GPTQModel.load" in answer("gptq-4bit-128g", Runtime.TRANSFORMERS, [Layout.GPTQ_EXPERTS]).how
