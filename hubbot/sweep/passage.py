@@ -124,8 +124,9 @@ class Passage:
         for names in self.model.together(encoded):
             weights = {name: encoded[name].decode().to(self.model.device) for name in names}
             for name, weight in weights.items():
-                originals[name] = self.model.installed(name)
-                errors[name] = _relative_error(originals[name], weight)
+                if (original := self.model.installed(name)) is not None:
+                    originals[name] = original
+                    errors[name] = _relative_error(original, weight)
             self.model.install(weights)
         yield
         self.model.install(originals)

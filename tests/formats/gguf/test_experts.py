@@ -54,7 +54,9 @@ def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
     base = convert(folder, tmp_path / "base.gguf")
     for name in names:
         matrix = next((path for path in files[name].paths if path.suffix == ".imatrix"), None)
-        theirs = keys_and_tensors(quantize(base, tmp_path / f"{name}.gguf", name, matrix))
+        theirs = keys_and_tensors(
+            quantize(base, tmp_path / f"{name}.gguf", name, imatrix=str(matrix) if matrix else None)
+        )
         keys, tensors = keys_and_tensors(files[name].paths[0])
         assert tensors == theirs[1]
         assert {key for key in keys if keys[key] != theirs[0].get(key)} <= {"quantize.imatrix.file"}
