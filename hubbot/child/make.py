@@ -8,12 +8,13 @@ from hubbot.child.messages import Made, MakeAnswer, MakeQuestion
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
 from hubbot.child.windows import calibration_record, cut_calibration, cut_evaluation, evaluation_record
-from hubbot.formats import open_formats
+from hubbot.formats import open_formats, overflows_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
 from hubbot.model.digests import tokenizer_digest
+from hubbot.model.finite import Large
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepResult
@@ -25,13 +26,15 @@ def make(question: MakeQuestion) -> MakeAnswer:
     """Make and measure the question's variants in one walk over the model."""
     settings, texts = question.settings, question.texts
     facts = agreed(facts_of(question.source, settings, question.work))
-    checking = _check_weights(facts)
+    checking, large = _check_weights(facts)
+    variants = parse_variants(",".join(question.variants))
+    overflows = overflows_of(variants, question.source, facts, question.work / "large", settings, large)
     tokenizer = load_tokenizer(facts.folder)
     calibration = cut_calibration(texts.calibration, tokenizer, facts, settings) if texts.calibration else None
     evaluation = cut_evaluation(texts.evaluation, tokenizer, facts, settings) if texts.evaluation else None
     text = calibration_record(texts, calibration, evaluation, settings)
     formats = open_formats(
-        variants=parse_variants(",".join(question.variants)),
+        variants=[variant for variant in variants if variant.name not in overflows],
         source=question.source,
         facts=facts,
         work=question.work / "files",
@@ -57,7 +60,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         else None,
         base=result.base,
         made={name: _made(name, files, result, facts) for name, files in result.files.items()},
-        failed=result.failed,
+        failed={**overflows, **result.failed},
         seconds={"check weights": checking} | result.seconds,
         references=references.save(question.work / "references") if references else {},
         chat_template=facts.chat_template,
@@ -66,11 +69,11 @@ def make(question: MakeQuestion) -> MakeAnswer:
     )
 
 
-def _check_weights(facts: ModelFacts) -> float:
-    """Seconds that it took to see that every weight is a number. Raises SourceRefused for one that is not."""
+def _check_weights(facts: ModelFacts) -> tuple[float, dict[str, Large]]:
+    """Seconds that it took to see that every weight is a number, and the tensors beyond float16. Raises SourceRefused."""
     start = time.monotonic()
-    check_finite(facts.folder, facts)
-    return time.monotonic() - start
+    large = check_finite(facts.folder, facts)
+    return time.monotonic() - start, large
 
 
 def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts) -> Made:

@@ -15,8 +15,9 @@ from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
+    from hubbot.model.finite import Large
 
-__all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "put_in_place"]
+__all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "overflows_of", "put_in_place"]
 
 FAMILIES: dict[Family, FamilyModule[Any]] = {Family.GGUF: gguf, Family.GPTQ: gptq, Family.BNB: bnb}
 
@@ -48,6 +49,21 @@ def costs_of(
         except Unsupported as error:
             found |= {variant.name: error for variant in mine}
     return {variant.name: found[variant.name] for variant in variants}
+
+
+def overflows_of(
+    variants: Sequence[Variant],
+    source: Source,
+    facts: ModelFacts,
+    work: Path,
+    settings: Settings,
+    large: Mapping[str, Large],
+) -> dict[str, str]:
+    """Variant name -> why it cannot hold the weights that are beyond float16, seen before anything is encoded."""
+    found: dict[str, str] = {}
+    for family, mine in (_by_family(variants) if large else {}).items():
+        found |= FAMILIES[family].overflows(mine, source=source, facts=facts, work=work, settings=settings, large=large)
+    return found
 
 
 def open_formats(

@@ -19,6 +19,7 @@ from hubbot.settings import PublishSettings, Settings
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
     from hubbot.model.chat import Chat
+    from hubbot.model.finite import Large
 
 __all__ = ["About", "FamilyModule", "Kind"]
 
@@ -74,6 +75,23 @@ class FamilyModule(Protocol[V]):
         """Variant name -> its exact size before any weight is read, or why it cannot be made of this model.
 
         Raises Unsupported where none can.
+        """
+        ...
+
+    def overflows(
+        self,
+        variants: Sequence[V],
+        /,
+        *,
+        source: Source,
+        facts: ModelFacts,
+        work: Path,
+        settings: Settings,
+        large: Mapping[str, Large],
+    ) -> dict[str, str]:
+        """Variant name -> why its numbers cannot hold the weights, for those that cannot.
+
+        large: checkpoint tensor -> its largest magnitude, of the tensors with values beyond float16.
         """
         ...
 

@@ -6,6 +6,7 @@ So the answer needs config.json, the checkpoint's tensor names and shapes, no da
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,10 +15,11 @@ from transformers import PreTrainedModel
 from hubbot.errors import Unsupported
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.empty import build_model, decoder_blocks
+from hubbot.model.finite import Large
 from hubbot.model.mapping import CheckpointMap, Group, map_checkpoint, places_of_experts
 from hubbot.model.parts import PartKind
 
-__all__ = ["Linear", "Linears", "find_linears"]
+__all__ = ["Linear", "Linears", "find_linears", "first_large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +137,9 @@ def _matrices(group: Group, model: PreTrainedModel, facts: ModelFacts) -> list[L
         for name, place in places.items()
         if place.expert is not None
     ]
+
+
+def first_large(facts: ModelFacts, large: Mapping[str, Large]) -> tuple[str, Large] | None:
+    """The first linear layer of the blocks that holds a value beyond float16."""
+    linears = find_linears(facts).by_name
+    return next(((name, found) for name, found in large.items() if name in linears), None)

@@ -25,6 +25,8 @@ from hubbot.model.parts import Part
 if TYPE_CHECKING:
     import torch  # takes seconds to import, which planning does without
 
+    from hubbot.model.finite import Large
+
 
 class Needs(Enum):
     """Which statistics of a linear layer's inputs a family wants."""
@@ -127,3 +129,11 @@ class Format(Protocol):
     def finish(self) -> Mapping[str, VariantFiles]:
         """Complete, flush and rename the files. Returns variant name -> its files."""
         ...
+
+
+def beyond_float16(variant: str, tensor: str, large: Large) -> str:
+    """Why a variant whose numbers pass through float16 cannot be made."""
+    return (
+        f"{tensor} holds {large.value:,.0f} at {list(large.index)}, and {variant} passes through float16, whose largest number is "
+        "65,504: the weight would become infinite. Take a variant that holds it, such as BF16, or mend the layer."
+    )

@@ -44,8 +44,10 @@ NO_LIMIT = 2**62  # bytes: the budget of a machine elsewhere, where none is set
 
 Refusal: TypeAlias = Annotated[
     HubbotError,
+    PlainValidator(
+        lambda told: HubbotError.named(str(told["error"]), str(told["message"]))
+    ),  # first: it drops what stands before
     PlainSerializer(lambda error: {"error": type(error).__name__, "message": str(error)}),
-    PlainValidator(lambda told: HubbotError.named(str(told["error"]), str(told["message"]))),
 ]
 """An error that also travels as JSON."""
 

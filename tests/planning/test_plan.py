@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from hubbot.confine.stage import decode, encode
 from hubbot.domain import Source
 from hubbot.errors import BudgetExceeded, LicenceForbids, UnsupportedShape
 from hubbot.formats import costs_of
@@ -14,7 +15,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import read_facts
-from hubbot.planning.plan import device_elsewhere, matrix, plan, require
+from hubbot.planning.plan import Plan, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.release.licence import judge_licence
 from hubbot.settings import load_settings
@@ -184,6 +185,14 @@ def test_a_variant_that_cannot_be_made_is_told_with_its_reason_and_the_others_ar
     console = Console(record=True, width=120, file=io.StringIO())
     console.print(as_table(found))
     assert "gptq-4bit-128g cannot be made: 576 columns" in console.export_text()
+
+
+def test_what_fails_and_what_speaks_against_a_plan_crosses_the_wall_to_the_parent(planned):
+    found = planned(cannot={"gptq-4bit-128g": "576 columns"}, strict=True)
+    back = decode(Plan, encode(Plan, found))
+    for told in (back.failed[0].error, back.refusals[0]):
+        assert type(told) is UnsupportedShape
+        assert str(told) == "576 columns"
 
 
 def test_strict_makes_one_failure_speak_against_the_whole(planned):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from hubbot.domain import Bnb, Source, Speed, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
-from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
+from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading, beyond_float16
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
     from hubbot.model.chat import Chat
+    from hubbot.model.finite import Large
 
 _VARIANTS = {variant.name: variant for variant in (Bnb(kind="nf4"), Bnb(kind="fp4"), Bnb(kind="int8"))}
 
@@ -57,6 +58,22 @@ def costs(
     from hubbot.formats.bnb import layout
 
     return dict(layout.costs(variants, facts, source, settings.bnb))
+
+
+def overflows(
+    variants: Sequence[Bnb],
+    *,
+    source: Source,  # noqa: ARG001
+    facts: ModelFacts,
+    work: Path,  # noqa: ARG001
+    settings: Settings,  # noqa: ARG001
+    large: Mapping[str, Large],
+) -> dict[str, str]:
+    from hubbot.formats.linears import first_large
+
+    found = first_large(facts, large)
+    names = [variant.name for variant in variants if variant.kind == "int8"]  # 4 bits keep their scales in float32
+    return {name: beyond_float16(name, *found) for name in names} if found else {}
 
 
 def open_format(

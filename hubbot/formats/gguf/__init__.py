@@ -16,6 +16,7 @@ from hubbot.settings import Settings
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
     from hubbot.model.chat import Chat
+    from hubbot.model.finite import Large
 
 # llama-quantize's own list, less the types without a CPU encoder or made for one architecture only.
 TYPES = (
@@ -59,6 +60,21 @@ def costs(
 
     text, maker = settings.calibration.name, settings.publish.maker
     return gguf.costs(variants, source, facts, work, settings.gguf, text=text, quantized_by=maker)
+
+
+def overflows(
+    variants: Sequence[Gguf],
+    *,
+    source: Source,
+    facts: ModelFacts,
+    work: Path,
+    settings: Settings,
+    large: Mapping[str, Large],
+) -> dict[str, str]:
+    from hubbot.formats.gguf import overflow
+
+    text, maker = settings.calibration.name, settings.publish.maker
+    return overflow.overflows(variants, source, facts, work, settings.gguf, large, text=text, quantized_by=maker)
 
 
 def open_format(

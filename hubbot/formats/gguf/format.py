@@ -28,7 +28,7 @@ from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, Varia
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GgufSettings
 
-__all__ = ["GgufFormat", "costs"]
+__all__ = ["GgufFormat", "costs", "plan_unread"]
 
 
 def costs(
@@ -46,7 +46,22 @@ def costs(
     text: the calibration text's name, and quantized_by: who makes the files; both stand in their headers.
     Raises Unsupported where llama.cpp's converter cannot take the model.
     """
-    plan = plan_files(
+    plan = plan_unread(variants, source, facts, work, settings, text=text, quantized_by=quantized_by)
+    return {**costs_of(plan), **plan.refused}
+
+
+def plan_unread(
+    variants: Sequence[Gguf],
+    source: Source,
+    facts: Facts,
+    work: Path,
+    settings: GgufSettings,
+    *,
+    text: str,
+    quantized_by: str | None,
+) -> GgufPlan:
+    """The files as they are planned while no text is read; see `costs`."""
+    return plan_files(
         variants,
         source,
         facts,
@@ -56,7 +71,6 @@ def costs(
         quantized_by=quantized_by,
         read=Snapshot(facts).read,
     )
-    return {**costs_of(plan), **plan.refused}
 
 
 def _unread_text(name: str) -> TextRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,9 @@ class Facts(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorFact]: ...
+
+    @property
+    def prediction(self) -> Collection[str]: ...  # tensors of prediction blocks
 
     @property
     def chat_templates(self) -> Mapping[str, str]: ...  # name -> template
@@ -81,7 +84,7 @@ def plan_files(
     entries: how many matrices the importance matrix covers, where it is known already.
     Raises Unsupported where llama.cpp's converter cannot take the model.
     """
-    model = convert(Path(facts.folder), facts.tensors, read, name=source.name)
+    model = _converted(facts, read, source.name)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
     model = taught(model, read_chat(folder, load_tokenizer(folder)).tokens, work)
@@ -101,6 +104,18 @@ def plan_files(
             planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
     ordered = {variant.name: planned[variant.type] for variant in variants if variant.type in planned}
     return GgufPlan(model=model, variants=ordered, refused=refused, imatrix_file=file)
+
+
+def _converted(facts: Facts, read: Callable[[str], torch.Tensor], name: str) -> Converted:
+    """The converted model; without its prediction blocks where the converter has no place for them."""
+    folder = Path(facts.folder)
+    try:
+        return convert(folder, facts.tensors, read, name=name)
+    except Unsupported:
+        if not facts.prediction:
+            raise
+    kept = {key: fact for key, fact in facts.tensors.items() if key not in facts.prediction}
+    return convert(folder, kept, read, name=name)
 
 
 def _lay_out(

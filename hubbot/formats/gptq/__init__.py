@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from hubbot.domain import Gptq, Source, Speed, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
-from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
+from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading, beyond_float16
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
     from hubbot.model.chat import Chat
+    from hubbot.model.finite import Large
 
 _NAME = re.compile(r"gptq-(2|3|4|8)bit-(16|32|64|128|256|-1)g(-actorder)?(-asym)?")
 
@@ -64,6 +65,21 @@ def costs(
     from hubbot.formats.gptq import format as gptq
 
     return gptq.costs(variants, facts, source, settings.gptq)
+
+
+def overflows(
+    variants: Sequence[Gptq],
+    *,
+    source: Source,  # noqa: ARG001
+    facts: ModelFacts,
+    work: Path,  # noqa: ARG001
+    settings: Settings,  # noqa: ARG001
+    large: Mapping[str, Large],
+) -> dict[str, str]:
+    from hubbot.formats.linears import first_large
+
+    found = first_large(facts, large)
+    return {variant.name: beyond_float16(variant.name, *found) for variant in variants} if found else {}
 
 
 def open_format(
