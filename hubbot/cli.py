@@ -17,6 +17,7 @@ from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
 from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
+from hubbot.confine.walls import hide_memory
 from hubbot.domain import Record
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
 from hubbot.hub.client import hub_of_environment
@@ -312,7 +313,11 @@ def _job(model: str, settings: Settings) -> Any:
 
 
 def main(argv: list[str] | None = None, program: Callable[..., Any] = app, call: Call = isolate.call) -> None:
-    """Entry point: errors become one paragraph and their exit code. call: who asks the confined child."""
+    """Entry point: errors become one paragraph and their exit code. call: who asks the confined child.
+
+    From the first moment on no process of the same user reads the environment, where tokens and secrets are.
+    """
+    hide_memory()
     try:
         with translated_shortages():
             program(argv, standalone_mode=True, obj=call)

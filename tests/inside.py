@@ -86,6 +86,7 @@ _ATTEMPTS = {
     "parent-memory": lambda _: Path(f"/proc/{os.getppid()}/mem").open("rb").close(),
     "signal-parent": lambda _: os.kill(os.getppid(), 0),
     "grandchild": _as_a_grandchild,
+    "import-hubbot": lambda _: subprocess.run([sys.executable, "-P", "-c", "import hubbot.llamacpp"], check=True),
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from hubbot import log
 from hubbot.action.inputs import BadInput, Inputs, read_inputs
 from hubbot.action.outcome import Outcome, SomeRefused
+from hubbot.confine.walls import hide_memory
 from hubbot.errors import HubbotError
 from hubbot.log import github
 from hubbot.log.redact import redact
@@ -40,6 +41,7 @@ def main() -> None:
     """Entry point of the container and of `hubbot-action`."""
     from hubbot.action.work import work
 
+    hide_memory()
     sys.exit(act(PROCESS, work))
 
 

@@ -22,6 +22,7 @@ from hubbot.bot.ledger.jobs import Claim
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop, Stopped
 from hubbot.bot.worker import Between, Tally, Terms, Yanked, dropped, failed, finished, job_of, requeued
+from hubbot.confine.walls import hide_memory
 from hubbot.domain import Job, Record
 from hubbot.errors import HubbotError, LedgerFailed, TokenRefused, ToolMissing
 from hubbot.hub.client import Hub, hub_of_environment
@@ -253,6 +254,7 @@ def _pipeline(job: Job, commits: RateLimit, *, settings: Settings, endpoint: str
 
 def _attempt(task: Task, token_works: Callable[[], bool], job: Job) -> Done | Failure:
     """On the node: errors come back as values, so that only lost and unfit nodes raise at the head."""
+    hide_memory()
     commits = RateLimit(per_hour=sys.maxsize)  # the head keeps to the limit: it starts no job once that is spent
     try:
         task(job, commits)

@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hubbot.cards.prompt import MAX_RENDERED, MEMORY, SECONDS
+from hubbot.confine.places import HUBBOT, python_places
 from hubbot.confine.walls import Walls, raise_walls
 
 __all__ = ["main", "shut_in"]
@@ -35,7 +36,7 @@ def main() -> None:
 
 def shut_in() -> Walls:
     """Give up the network, every file but what Python imports, and all but a little time and memory."""
-    built = raise_walls(home=Path("/nonexistent"), writable=(), readable=[Path(place) for place in sys.path])
+    built = raise_walls(home=Path("/nonexistent"), writable=(), readable=python_places(), listed=[HUBBOT.parent])
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hubbot import llamacpp
+from hubbot.confine.places import hubbot_roots
 from hubbot.settings.environment import PROCESS
 
 __all__ = ["NETWORK", "allowed", "confined"]
@@ -29,8 +30,6 @@ NETWORK = tuple(
     "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE HF_HUB_ HF_XET_".split()
 )
 
-_CHECKOUT = Path(__file__).resolve().parents[2]  # or site-packages
-
 
 def allowed(environ: Mapping[str, str] = PROCESS, *, more: tuple[str, ...] = ()) -> dict[str, str]:
     """What of an environment a child may see, and where it finds hubbot.
@@ -43,15 +42,14 @@ def allowed(environ: Mapping[str, str] = PROCESS, *, more: tuple[str, ...] = ())
         if (name in _NAMES or name.startswith(_BEGINNINGS) or name.upper().startswith(more))
         and not any(word in name.upper() for word in _SECRET_WORDS)
     }
-    roots = [str(_CHECKOUT)]
-    roots += [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
-    return kept | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(roots))}
+    return kept | {"PYTHONPATH": os.pathsep.join(hubbot_roots(environ.get("PYTHONPATH", "")))}
 
 
 def confined(environ: Mapping[str, str], home: Path) -> dict[str, str]:
     """The environment of a child with a home of its own and no network."""
     own = {
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONNOUSERSITE": "1",  # its home outlives it: what it leaves there is not run before the next one has its walls
         "HOME": str(home),
         "TMPDIR": str(home / "tmp"),
         "XDG_CACHE_HOME": str(home / "cache"),

@@ -31,6 +31,7 @@ from pydantic import ValidationError
 from hubbot import log
 from hubbot.confine import walls
 from hubbot.confine.environment import confined
+from hubbot.confine.places import HUBBOT, system_places
 from hubbot.confine.stage import Stage, decode, encode, perform
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError
@@ -45,7 +46,6 @@ A = TypeVar("A")
 _LARGEST_ANSWER = 256 * 2**20  # bytes; the child is not trusted to be brief
 _GRACE = 10.0  # seconds between a forwarded signal and SIGKILL
 
-_READABLE = "/usr /bin /sbin /lib /lib32 /lib64 /etc /opt /nix /sys /proc".split()
 _DEVICES = "null zero full random urandom tty shm nvidiactl nvidia-uvm nvidia-uvm-tools nvidia-modeset dri kfd".split()
 
 
@@ -96,7 +96,7 @@ def call(
 
     work: exists or is made; the child's home, caches and temporary files live under it.
     writable: further files and folders that the child may write (the output folder); they must exist.
-    readable: further folders that it may read (the model); the system, Python and hubbot always are.
+    readable: further folders that it may read (the model), besides `hubbot.confine.places`.
     environ: the environment to pick from, by default this process's.
     Raises the HubbotError that the function raised; HubbotError also where the child crashes or its answer is none.
     SIGINT and SIGTERM are handed to the child and take effect here once it has ended.
@@ -108,7 +108,7 @@ def call(
     start = _Start(
         target=stage.target,
         parent=os.getpid(),
-        readable=(*_system_folders(environment), *(path.resolve() for path in readable)),
+        readable=(*system_places(environment), *(path.resolve() for path in readable)),
         home=work / "home",
         writable=tuple(path.resolve() for path in (work, *writable)),
     )
@@ -126,16 +126,6 @@ def _warn(built: Walls) -> None:
         f"The kernel builds less than the whole wall around strangers' files (files: {built.files}, network: "
         f"{built.network}). `hubbot doctor` and docs/security.md say what that means."
     )
-
-
-def _system_folders(environment: Mapping[str, str]) -> list[Path]:
-    """What any program may read: the system, Python, hubbot, llama.cpp; not home, /tmp, /run or /var."""
-    paths = [*_READABLE, sys.prefix, sys.base_prefix, sys.exec_prefix, *(path for path in sys.path if path)]
-    paths += environment["PYTHONPATH"].split(os.pathsep)
-    paths += environment.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    if llama := environment.get("HUBBOT_LLAMA_CPP"):
-        paths += [llama, f"{llama}/source", f"{llama}/build"]  # each may be a link to somewhere else
-    return list(dict.fromkeys(Path(path).resolve() for path in paths if path and Path(path).is_absolute()))
 
 
 # --- the parent's side ---------------------------------------------------------------------------------
@@ -248,7 +238,10 @@ def _main(ask: int, reply: int) -> int:
     os.set_inheritable(reply, False)
     walls.die_with_parent(start.parent, signal.SIGKILL)
     built = walls.raise_walls(
-        home=start.home, writable=[*start.writable, *_devices(), _own_proc()], readable=start.readable
+        home=start.home,
+        writable=[*start.writable, *_devices(), _own_proc()],
+        readable=start.readable,
+        listed=[HUBBOT.parent],
     )
     end, answer = _answer(start, question, built)
     with os.fdopen(reply, "wb") as pipe:

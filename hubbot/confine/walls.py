@@ -45,19 +45,26 @@ class Walls:
         return "none" not in (self.files, self.network)
 
 
-def raise_walls(*, home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> Walls:
+def raise_walls(
+    *, home: Path, writable: Iterable[Path], readable: Iterable[Path], listed: Iterable[Path] = ()
+) -> Walls:
     """Confine this thread and all that it starts. Call it before any other thread exists.
 
     home: a folder to do anything in; writable: files and folders to read and write, though without
-    making symbolic links, which another process might follow; readable: to read only. Missing ones are
-    left out.
+    making symbolic links, which another process might follow; readable: to read only; listed: whose
+    names may be listed, as Python does where it looks for a package. Missing ones are left out.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if _prctl(_PR_SET_NO_NEW_PRIVS, 1) != 0:
         return Walls(files="none", network="none", rights="none")
     rights = _drop_capabilities()
     files, tcp = _landlock(
-        [(home, _ANYTHING), *((path, _WRITE) for path in writable), *((path, _READ) for path in readable)]
+        [
+            (home, _ANYTHING),
+            *((path, _WRITE) for path in writable),
+            *((path, _READ) for path in readable),
+            *((path, _READ_DIR) for path in listed),
+        ]
     )
     sockets = _refuse_sockets()
     network = " + ".join(name for name in (sockets, tcp) if name) or "none"

@@ -15,6 +15,7 @@ import pytest
 from hubbot import llamacpp
 from hubbot.confine.environment import confined
 from hubbot.confine.isolate import call
+from hubbot.confine.places import HUBBOT
 from hubbot.confine.stage import Stage
 from hubbot.errors import BudgetExceeded, HubbotError, ToolMissing, UnsafeSource
 from tests.disk import small_disk
@@ -82,8 +83,9 @@ def test_the_childs_home_and_caches_lie_in_the_work_folder(inside, tmp_path):
 
 
 def test_a_relative_python_path_cannot_bring_in_the_models_folder():
-    kept = confined({"PYTHONPATH": f".{os.pathsep}{os.pathsep}/abs"}, home=Path("/w"))
-    assert kept["PYTHONPATH"].split(os.pathsep)[1:] == ["/abs"]
+    listed = os.pathsep.join([".", "", "/abs", str(Path.cwd()), str(Path.cwd().parent)])
+    kept = confined({"PYTHONPATH": listed}, home=Path("/w"))
+    assert kept["PYTHONPATH"].split(os.pathsep) == [str(HUBBOT.parent), "/abs"]
 
 
 @pytest.mark.usefixtures("walled")
@@ -154,6 +156,35 @@ def test_readable_folders_can_be_read_and_not_written(inside, tmp_path):
     argument = {"path": str(model / "config.json")}
     assert inside("attempt", argument | {"do": "read"}, readable=[model]).value == "done"
     assert inside("attempt", argument | {"do": "write"}, readable=[model]).value == "PermissionError"
+
+
+@pytest.mark.usefixtures("walled")
+def test_of_a_checkout_hubbots_modules_alone_are_readable_and_of_etc_what_is_listed(inside, tmp_path, monkeypatch):
+    """A token that lies beside hubbot.toml, where the bot is started, or in /etc."""
+    folder = tmp_path / "srv"
+    folder.mkdir()
+    (folder / "token").write_text("hf_x")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    etc = next(
+        path for path in map(Path, ("/etc/shadow", "/etc/fstab", "/etc/profile", "/etc/hostname")) if path.exists()
+    )
+    secrets = [folder / "token", HUBBOT.parent / "pyproject.toml", etc]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(folder)])}
+    ways = [{"do": "read", "path": str(path)} for path in secrets] + [{"do": "import-hubbot"}]
+    stopped = call(stage("attempts"), ways, work=tmp_path / "work", environ=environ).value
+    assert stopped == ["PermissionError"] * len(secrets) + ["done"]
+
+
+def test_what_a_child_leaves_in_its_home_is_not_run_before_the_next_one_has_its_walls(inside, tmp_path):
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for place in (f"home/.local/lib/{version}/site-packages", "home"):
+        folder = tmp_path / "work" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("usercustomize.py", "sitecustomize.py", "evil.pth"):
+            (folder / name).write_text(f"import os; open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert "PYTHONNOUSERSITE=1" in inside("environment").value
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.usefixtures("walled")

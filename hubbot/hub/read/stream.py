@@ -13,12 +13,14 @@ import os
 import sys
 from typing import Any
 
+from hubbot.confine.walls import hide_memory
 from hubbot.hub.retry import is_transient, status_of
 
 LARGEST = 2**28  # characters; 60 million tokens, more than any calibration or evaluation reads
 
 
 def main() -> None:
+    hide_memory()
     request = json.loads(sys.stdin.buffer.read())
     try:
         answer = _write(request)
