@@ -15,6 +15,7 @@ from hubbot.bot.ledger import mirror
 from hubbot.bot.ledger.mirror import SourceState
 from hubbot.bot.ledger.store import Ledger
 from hubbot.errors import HubFailed, SourceNotFound, TokenRefused
+from hubbot.hub.failures import RequestRefused
 from hubbot.hub.read import listing
 from hubbot.hub.read.reader import Params, Reader
 from hubbot.hub.seen import Candidate
@@ -98,7 +99,7 @@ def _read_news(reader: Reader, ledger: Ledger, source: Listed, state: SourceStat
         if page.body is None:
             mirror.store_page(ledger, done, ())
             return
-        found = _candidates(page.body)
+        found = listing.candidates(page)
         if number == 0:
             newest, etag = max([m.modified for m in found] + [state.cursor or ""]), page.etag
         mirror.store_page(ledger, state, filter(source.wanted, found))
@@ -112,7 +113,7 @@ def _read_whole(reader: Reader, ledger: Ledger, source: Listed, state: SourceSta
         state = replace(state, sweep=state.sweep + 1, newest=None)
     try:
         _walk(reader, ledger, source, state)
-    except SourceNotFound:
+    except (SourceNotFound, RequestRefused):  # the cursor where it stopped is worth nothing any more
         if not state.resume:
             raise
         _walk(reader, ledger, source, replace(state, resume=None, sweep=state.sweep + 1, newest=None))
@@ -121,7 +122,7 @@ def _read_whole(reader: Reader, ledger: Ledger, source: Listed, state: SourceSta
 def _walk(reader: Reader, ledger: Ledger, source: Listed, state: SourceState) -> None:
     left, found = source.limit, list[Candidate]()
     for page in listing.pages(reader, source.query, resume=state.resume):
-        found = _candidates(page.body)
+        found = listing.candidates(page)
         if left is not None:
             found = list(islice(found, left))
             left -= len(found)
@@ -189,8 +190,3 @@ def _search(search: SearchSettings) -> Listed:
         limit=search.limit,
         wanted=lambda found: listing.created_on_or_after(found, search.created_since),
     )
-
-
-def _candidates(body: object) -> list[Candidate]:
-    entries = body if isinstance(body, list) else ()
-    return [found for entry in entries if (found := listing.candidate(entry))]

@@ -26,7 +26,7 @@ from hubbot.log import say
 from hubbot.log.redact import redact
 from hubbot.model import architectures
 from hubbot.record.fingerprint import shaping
-from hubbot.release.repos import target_repos
+from hubbot.release.repos import target_repos, with_owner
 from hubbot.settings import Settings
 
 _AT_ONCE = 500  # verdicts a transaction
@@ -191,6 +191,7 @@ def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Poli
         version=version,
         bits={variant.name: _bits(variant) for variant in variants},
         targets=lambda model: target_repos(model, variants, settings.publish),
+        apart=lambda model: target_repos(model, variants, with_owner(settings.publish)),
         ours=ours,
         transformers=architectures.known_to_transformers,
         stand_ins={one.variant.name: frozenset(other.name for other in one.stand_ins) for one in wanted},

@@ -56,6 +56,7 @@ class Policy:
     stand_ins: Mapping[str, frozenset[str]] = field(
         default_factory=dict
     )  # wanted variant -> what may be held in its place
+    apart: Callable[[str], Mapping[str, frozenset[str]]] = lambda _: {}  # the same, with the owner in the repos' names
     ours: frozenset[str] = frozenset()  # repos that we published
     transformers: Callable[[str], bool] = lambda _: True  # whether it knows an architecture
     converter: Callable[[str], bool] = lambda _: True  # whether any wanted family does
@@ -318,8 +319,9 @@ def _missing(seen: Candidate, releases: tuple[Release, ...], policy: Policy) -> 
         name for variants in held.values() for name, status in variants.items() if status in ("refused", "failed")
     }
     missing: list[str] = []
+    apart = iter(policy.apart(seen.id))
     for repo, wanted in policy.targets(seen.id).items():
-        there = settled | held.get(repo, {}).keys()
+        there = settled | held.get(repo, {}).keys() | held.get(next(apart, repo), {}).keys()
         missing += [name for name in sorted(wanted) if not there & {name, *policy.stand_ins.get(name, ())}]
     return missing
 

@@ -17,7 +17,7 @@ from hubbot.hub.client import Hub
 from hubbot.hub.publish.yank_release import close_pull_requests, yank_release
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.reader import Reader
-from hubbot.release.repos import target_repos
+from hubbot.release.repos import target_repos, with_owner
 from hubbot.settings import Settings
 
 _BANNER = re.compile(r"<!-- hubbot:yanked -->.*?<!-- /hubbot:yanked -->\n*", re.DOTALL)
@@ -38,7 +38,9 @@ def yank(
         raise BadSettings("A reader of the card wants to know why. Give a --reason.")
     poll_releases(reader, ledger, namespace, refresh_hours=settings.watch.refresh_hours, finish=lambda _: False)
     published = {release.repo for release in mirror.releases(ledger, model)}
-    wanted = {*published, *target_repos(model, parse_variants(settings.variants), settings.publish)}
+    variants = parse_variants(settings.variants)
+    names = (settings.publish, with_owner(settings.publish))
+    wanted = published.union(*(target_repos(model, variants, publish) for publish in names))
     if not published and jobs.last_job(ledger, model) is None:
         msg = (
             f"{namespace} has published nothing from {model}. Name the source model as its releases' hubbot.json does."
@@ -83,4 +85,4 @@ def yanked_card(card: str, reason: str, new_version: str) -> str:
         f"> **Taken back:** {inline(reason)}{pointer}\n"
         "<!-- /hubbot:yanked -->\n\n"
     )
-    return dump(head) + banner + _BANNER.sub("", body)
+    return dump(head) + banner + _BANNER.sub("", body).lstrip("\r\n")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import default_client_factory, set_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hubbot import __version__
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.retry import Retry
+from hubbot.hub.session import belongs_to
 from hubbot.settings.environment import hub_endpoint, hub_token
 
 __all__ = ["ENDPOINT", "Hub", "hub_of_environment"]
@@ -22,14 +21,6 @@ ENDPOINT = "https://huggingface.co"
 _OURS: dict[str, Any] = {"library_name": "hubbot", "library_version": __version__}
 
 
-def _client() -> httpx2.Client:
-    """The library's client, which by itself would wait for ever for an answer."""
-    client = default_client_factory()
-    client.timeout = httpx2.Timeout(120.0, connect=15.0, read=300.0)  # seconds; storage joins large uploads in minutes
-    return client
-
-
-set_client_factory(_client)
 disable_progress_bars()  # ours are shown
 
 
@@ -45,11 +36,13 @@ class Hub:
     @property
     def api(self) -> HfApi:
         """A client that knows this token alone: never one from the environment or from a login on this machine."""
+        belongs_to(self.token, self.endpoint)
         return HfApi(endpoint=self.endpoint, token=self.token or False, **_OURS)
 
     @property
     def headers(self) -> dict[str, str]:
         """The same for a request of our own."""
+        belongs_to(self.token, self.endpoint)
         return dict(build_hf_headers(token=self.token or False, **_OURS))
 
 

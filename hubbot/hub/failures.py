@@ -10,12 +10,16 @@ from huggingface_hub.errors import DisabledRepoError, GatedRepoError, HfHubHTTPE
 
 from hubbot.errors import HubbotError, HubFailed, PublishConflict, SourceNotFound, SourceRefused, TokenRefused
 from hubbot.hub.client import Hub
-from hubbot.hub.retry import TRANSIENT, retry_after, root_cause
+from hubbot.hub.retry import TRANSIENT, is_odd_answer, retry_after, root_cause, storage_refused
 from hubbot.log.redact import redact
 
-__all__ = ["translate_hub_error", "translated_hub_errors"]
+__all__ = ["RequestRefused", "translate_hub_error", "translated_hub_errors"]
 
 _MISSING = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})  # X-Error-Code
+
+
+class RequestRefused(HubFailed):
+    """The Hub cannot do anything with what was asked: an address or a cursor that is none of its own any more."""
 
 
 @contextmanager
@@ -26,6 +30,10 @@ def translated_hub_errors(what: str, hub: Hub) -> Iterator[None]:
     except HubbotError:
         raise
     except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, RuntimeError, ValueError) as error:
+        raise translate_hub_error(error, what, hub) from None
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        if not is_odd_answer(error):
+            raise  # a defect of ours
         raise translate_hub_error(error, what, hub) from None
 
 
@@ -38,6 +46,10 @@ def translate_hub_error(error: BaseException, what: str, hub: Hub) -> HubbotErro
     why = text or type(cause).__name__
     if isinstance(cause, (httpx2.TransportError, ConnectionError)):
         return HubFailed(f"{hub.endpoint} did not answer about {what} ({why}). Check the network and run it again.")
+    if is_odd_answer(cause):
+        return HubFailed(
+            f"The Hub's answer about {what} cannot be understood ({type(cause).__name__}). Run it again later."
+        )
     if isinstance(cause, (httpx2.RequestError, httpx2.InvalidURL)):  # redirects without end, a spoilt address
         return HubFailed(f"The Hub's answer about {what} is of no use ({type(cause).__name__}). Run it again later.")
     return HubFailed(f"The Hub would not take {what}: {why} Mend that and run it again.")
@@ -68,6 +80,10 @@ def _by_status(error: HfHubHTTPError, what: str, text: str, hub: Hub) -> HubbotE
 
 
 def _refused(error: HfHubHTTPError, what: str, text: str, status: int) -> HubbotError:
+    if storage_refused(error):
+        return HubFailed(
+            f"The storage refused a file of {what} ({status}). Its address may have expired; run it again."
+        )
     if status == 403 and error.response.request.method in ("GET", "HEAD"):  # about that one thing, not about the token
         return HubFailed(f"The token may not read {what}: {text} `hubbot doctor` shows what it may do.")
     if status == 403:
@@ -79,6 +95,8 @@ def _refused(error: HfHubHTTPError, what: str, text: str, status: int) -> Hubbot
         return PublishConflict(f"{what} was changed by somebody else meanwhile. Run `hubbot publish` again.")
     if status in TRANSIENT and (wait := retry_after(error)) is not None:
         return HubFailed(f"The Hub asks to wait {wait:.0f} s about {what} ({status}: {text}). Run it again after that.")
+    if status in (400, 410, 416, 422) and error.response.request.method == "GET":
+        return RequestRefused(f"The Hub cannot make anything of {what} ({status}): {text} Run it again.")
     if status == 429:
         return HubFailed(f"The Hub's rate limit is used up ({text}). Run it again later.")
     return HubFailed(

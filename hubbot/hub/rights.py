@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubbot.errors import TokenRefused
+from hubbot.errors import HubFailed, TokenRefused
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
+from hubbot.hub.read.shapes import entries, mapping
 
-__all__ = ["Rights", "TokenRights", "token_rights"]
+__all__ = ["Rights", "TokenRights", "account", "token_rights"]
 
 _WRITING_ROLES = ("admin", "write", "contributor")
 
@@ -40,6 +41,18 @@ class TokenRights:
     too_much: tuple[str, ...]  # what the token may do and hubbot has no use for
 
 
+def account(hub: Hub) -> str:
+    """The name of the token's account. Raises HubFailed, TokenRefused."""
+    return str(_whoami(hub)["name"])
+
+
+def _whoami(hub: Hub) -> dict[str, Any]:
+    found = hub.retry(hub.api.whoami)
+    if not isinstance(mapping(found).get("name"), str):
+        raise HubFailed("The Hub's answer about the token's account names nobody. Run it again later.")
+    return found
+
+
 def token_rights(hub: Hub, namespaces: Iterable[str]) -> TokenRights:
     """What the token may do in each namespace (a user, an organisation, or org/name of one repo).
 
@@ -48,17 +61,19 @@ def token_rights(hub: Hub, namespaces: Iterable[str]) -> TokenRights:
     if not hub.token:
         raise TokenRefused("There is no token. Set HF_TOKEN; reading public models needs none, publishing does.")
     with translated_hub_errors("the token's account", hub):
-        found = hub.retry(hub.api.whoami)
-    user = str(found.get("name"))
-    roles = {str(org.get("name")): str(org.get("roleInOrg")) for org in found.get("orgs") or ()} | {user: "admin"}
-    access = (found.get("auth") or {}).get("accessToken") or {}
+        found = _whoami(hub)
+    user = str(found["name"])
+    roles = {str(org.get("name")): str(org.get("roleInOrg")) for org in map(mapping, entries(found.get("orgs")))} | {
+        user: "admin"
+    }
+    access = mapping(mapping(found.get("auth")).get("accessToken"))
     role = str(access.get("role") or "unknown")
     wanted = list(namespaces)
     return TokenRights(
         user=user,
         role=role,
-        namespaces={name: _rights(name, role, roles, access.get("fineGrained") or {}) for name in wanted},
-        too_much=_too_much(role, access.get("fineGrained") or {}, wanted),
+        namespaces={name: _rights(name, role, roles, mapping(access.get("fineGrained"))) for name in wanted},
+        too_much=_too_much(role, mapping(access.get("fineGrained")), wanted),
     )
 
 
@@ -68,7 +83,7 @@ def _rights(name: str, role: str, roles: Mapping[str, str], fine: Mapping[str, A
     if role == "read":
         return Rights(create_and_write=False, pull_requests=False, why="The token may only read.")
     if role == "fineGrained":
-        granted = _granted(fine, name) | set(map(str, fine.get("global") or ()))
+        granted = _granted(fine, name) | set(map(str, entries(fine.get("global"))))
         write, discuss = "repo.write" in granted, bool({"discussion.write", "repo.write"} & granted)
         why = f"The fine-grained token grants {', '.join(sorted(granted)) or 'nothing'} on {name}."
         return Rights(create_and_write=write, pull_requests=discuss, why=why)
@@ -82,9 +97,9 @@ def _granted(fine: Mapping[str, Any], name: str) -> set[str]:
     names = {name, name.split("/")[0]}
     return {
         str(permission)
-        for scope in fine.get("scoped") or ()
-        if str((scope.get("entity") or {}).get("name")) in names
-        for permission in scope.get("permissions") or ()
+        for scope in map(mapping, entries(fine.get("scoped")))
+        if str(mapping(scope.get("entity")).get("name")) in names
+        for permission in entries(scope.get("permissions"))
     }
 
 
@@ -94,8 +109,8 @@ def _too_much(role: str, fine: Mapping[str, Any], wanted: Iterable[str]) -> tupl
         return ("write access to everything of its account; a fine-grained token for the target repos is safer",)
     owners = {name.split("/")[0] for name in wanted}
     strangers = {
-        str((scope.get("entity") or {}).get("name"))
-        for scope in fine.get("scoped") or ()
-        if "repo.write" in (scope.get("permissions") or ())
+        str(mapping(scope.get("entity")).get("name"))
+        for scope in map(mapping, entries(fine.get("scoped")))
+        if "repo.write" in entries(scope.get("permissions"))
     }
     return tuple(sorted(f"write access to {name}" for name in strangers if name.split("/")[0] not in owners))

@@ -259,9 +259,9 @@ def release_record(job: Run, record: Record) -> Finished:
         receipts = release(record, job.settings, job.hub, out=job.out)
     there = {
         variant.name
-        for repo in plan_repos(record, job.settings.publish)
+        for repo, receipt in zip(plan_repos(record, job.settings.publish), receipts.values(), strict=True)
         for variant in repo.variants
-        if receipts[repo.repo_id].status in ("published", "unchanged")
+        if receipt.status in ("published", "unchanged")
     }
     variants = tuple(
         replace(variant, status=Status.PUBLISHED) if variant.name in there else variant for variant in record.variants

@@ -17,24 +17,47 @@ from hubbot.hub.publish.publication import publish
 from hubbot.hub.publish.repo_release import Receipt, RepoRelease
 from hubbot.record.file import FILE_NAME
 from hubbot.release.licence_texts import kept_licences
-from hubbot.release.repos import Repo, plan_repos
-from hubbot.settings import Settings
+from hubbot.release.repos import Repo, plan_repos, with_owner
+from hubbot.settings import PublishSettings, Settings
 
 __all__ = ["release", "repo_release"]
 
 
 def release(record: Record, settings: Settings, hub: Hub, *, out: Path) -> dict[str, Receipt]:
     """Publish every repo of a record. Returns repo id -> receipt; raises what `publish` raises."""
-    write_cards(record, settings.publish, out)  # under the names of this publication, whatever the run was told
+    naming = _without_collision(record, settings.publish, hub)
+    write_cards(record, naming, out)  # under the names of this publication, whatever the run was told
     receipts = {}
     mode: Literal["pr", "main"] = "main" if settings.publish.mode == "main" else "pr"
-    for repo in plan_repos(record, settings.publish):
+    for repo in plan_repos(record, naming):
         previous = _keep_what_people_wrote(repo, hub, out, mode=mode)
         wanted = repo_release(record, repo, settings, out, previous=previous)
         receipt = publish(wanted, hub, mode=mode, force=settings.force)
         log.say(f"{receipt.status}: {receipt.pull_request_url or receipt.url}")
         receipts[repo.repo_id] = receipt
     return receipts
+
+
+def _without_collision(record: Record, publish: PublishSettings, hub: Hub) -> PublishSettings:
+    """The names of the repos; with the model's owner in them where one of them holds a release of another model."""
+    taken = [repo.repo_id for repo in plan_repos(record, publish) if _is_anothers(repo, record, hub)]
+    if not taken:
+        return publish
+    log.warning(
+        f"{', '.join(taken)} holds a release of another model; the repos of this one have its owner in their names."
+    )
+    return with_owner(publish)
+
+
+def _is_anothers(repo: Repo, record: Record, hub: Hub) -> bool:
+    if not hub.token or "/" not in repo.repo_id:
+        return False
+    there = read_record(repo.repo_id, hub)
+    return (
+        there is not None
+        and None not in (there.source.repo, record.source.repo)
+        and there.source.repo != record.source.repo
+    )
 
 
 def _keep_what_people_wrote(repo: Repo, hub: Hub, out: Path, *, mode: str) -> Record | None:

@@ -18,7 +18,7 @@ from hubbot.formats.family import About, Kind
 from hubbot.release.gate import nominal_bits, recommend
 from hubbot.settings import PublishSettings
 
-__all__ = ["Repo", "kind_of", "plan_repos", "target_repos"]
+__all__ = ["Repo", "kind_of", "plan_repos", "target_repos", "with_owner"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ def plan_repos(record: Record, publish: PublishSettings) -> tuple[Repo, ...]:
     for kind in (kind for family in FAMILIES.values() for kind in family.ABOUT.kinds):
         if variants := by_kind.get(kind):
             best = recommend(variants)
-            name = _fill(kind.name(publish), record.source.name)
+            name = _fill(kind.name(publish), record.source.name, _owner(record.source.repo))
             repo_id = f"{publish.namespace}/{name}" if publish.namespace else name
             repos.append(
                 Repo(kind=kind, repo_id=repo_id, variants=tuple(sorted(variants, key=lambda v: v is not best)))
@@ -85,16 +85,36 @@ def target_repos(model: str, variants: Iterable[Variant], publish: PublishSettin
     found: dict[str, frozenset[str]] = {}
     for variant in variants:
         kind = _kind(variant.family, variant.bits)
-        name = _fill(kind.name(publish), model.rsplit("/", 1)[-1])
+        name = _fill(kind.name(publish), model.rsplit("/", 1)[-1], _owner(model))
         repo = f"{publish.namespace}/{name}" if publish.namespace else name
         found[repo] = found.get(repo, frozenset()) | {variant.name}
     return found
 
 
-def _fill(template: str, name: str) -> str:
-    plain = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._]+", "-", name)).strip("-.")[:80]  # the Hub refuses -- and ..
-    filled = template.replace("{name}", plain or "model")
+def _owner(model: str | None) -> str:
+    """Who owns a model of the Hub; a local folder's is nobody's."""
+    return model.split("/", 1)[0] if model and "/" in model and not model.startswith(("/", ".", "~")) else "local"
+
+
+def with_owner(publish: PublishSettings) -> PublishSettings:
+    """The same, with the model's owner in the name of every repo: for where two models have one name."""
+    templates = {key: value for key, value in publish if isinstance(value, str) and "{name}" in value}
+    return publish.model_copy(
+        update={
+            key: value if "{owner}" in value else value.replace("{name}", "{owner}-{name}", 1)
+            for key, value in templates.items()
+        }
+    )
+
+
+def _fill(template: str, name: str, owner: str) -> str:
+    filled = template.replace("{name}", _plain(name) or "model").replace("{owner}", _plain(owner))
     if "{" in filled or "}" in filled or "/" in filled:
-        msg = f"{template!r} is no name of a repo; {{name}} stands for the model's name, and no other braces or slashes are known."
+        msg = f"{template!r} is no name of a repo; {{name}} stands for the model's name, {{owner}} for its owner's, and no other braces or slashes are known."
         raise BadSettings(msg)
     return filled
+
+
+def _plain(name: str) -> str:
+    """Of letters that a repo's name may hold; the Hub refuses -- and .. too."""
+    return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._]+", "-", name)).strip("-.")[:80]

@@ -691,3 +691,42 @@ def test_no_token_is_in_the_state_file_or_in_anything_published(bench, tmp_path)
     for repo in ("ours/one-GGUF", "ours/one-GPTQ"):
         for name in bench.hub.files(repo):
             assert token.encode() not in bench.hub.read(repo, name), name
+
+
+def test_two_models_of_one_name_get_repos_of_their_own_and_settle(bench, tmp_path):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    bench.hub.model("evil/one", files_of_a_model(2))
+    watch = bench.settings.watch.model_copy(update={"authors": ("maker", "evil")})
+    bench.bot = replace(bench.bot, settings=bench.settings.model_copy(update={"watch": watch}))
+    bench.rules()
+    assert bench.work() == Tally(done=1)
+    names = {name for _, name in bench.hub.store.repos if name.startswith("ours/")}
+    assert names == {"ours/one-GGUF", "ours/one-GPTQ", "ours/evil-one-GGUF", "ours/evil-one-GPTQ"}
+    assert bench.rules() == {"maker/one": "published", "evil/one": "published"}
+
+
+def test_a_yank_done_again_commits_nothing(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.rules()
+    bench.work()
+    taken_back(bench)
+    cards = [bench.hub.read(repo, "README.md") for repo in ("ours/one-GGUF", "ours/one-GPTQ")]
+    bench.hub.journal.clear()
+    taken_back(bench)
+    assert bench.hub.journal.count("POST .*/commit/") == 0
+    assert cards == [bench.hub.read(repo, "README.md") for repo in ("ours/one-GGUF", "ours/one-GPTQ")]
+
+
+def test_a_cursor_that_the_hub_refuses_is_forgotten_and_the_list_read_anew(bench):
+    for number in range(30):
+        bench.hub.model(f"maker/m{number}", files_of_a_model(number))
+    bench.hub.page_size = 7
+    bench.hub.fail(r"GET /api/models\?.*cursor|GET /api/models\?.*(p|page|skip|offset)=", skip=1, times=8, status=500)
+    with pytest.raises(HubFailed):
+        bench.bot.look()
+    bench.hub.heal()
+    bench.hub.fail("GET /api/models.*cursor", status=400)
+    bench.bot.look()
+    assert len(list(bench.bot.judge())) == 30

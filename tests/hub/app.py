@@ -130,12 +130,18 @@ class App:
             await self._before(request, fault)
             token = None if control else self.hub.rights.token_of(request.headers.get("Authorization"))
             answer = await self._answer(request, token, fault)
+            if fault:
+                answer.headers |= fault.headers
+                if fault.instead is not None:
+                    answer.content, answer.file = fault.instead, None
             status = answer.status
             if fault and fault.cut == "answer":
                 self._log(request, token, None, fault)
                 return _broken(request)
         except Refusal as refusal:
             answer = self._refused(refusal)
+            if fault and fault.instead is not None:
+                answer.content = fault.instead
             status = answer.status
         except (Cut, ConnectionResetError):
             self._log(request, token, None, fault)
@@ -167,7 +173,7 @@ class App:
                 headers["Retry-After"] = str(fault.retry_after)
             if fault.ratelimit is not None:
                 headers["RateLimit"] = f'"api";r=0;t={fault.ratelimit}'
-            raise Refusal(fault.status, f"Injected fault {fault.status}", headers=headers)
+            raise Refusal(fault.status, f"Injected fault {fault.status}", headers=headers | fault.headers)
         if fault.cut == "upload":
             await _drain(request, fault.after)
             raise Cut
@@ -243,10 +249,28 @@ async def send(request: web.Request, answer: Answer, fault: Fault | None) -> web
     if fault and fault.truncate:
         size = max(0, size - fault.truncate)
     answer.headers["Content-Length"] = str(size)
+    if fault and (fault.trickle or fault.endless):
+        return await _without_end(request, answer, content, fault)
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     await response.prepare(request)
     if request.method != "HEAD":
         await _write(request, response, answer, content, size, fault)
+    await response.write_eof()
+    return response
+
+
+async def _without_end(request: web.Request, answer: Answer, content: bytes, fault: Fault) -> web.StreamResponse:
+    """A body that comes byte by byte, or never stops coming."""
+    del answer.headers["Content-Length"]
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    while True:
+        for start in range(0, len(content), 1 if fault.trickle else PIECE):
+            await response.write(content[start : start + (1 if fault.trickle else PIECE)])
+            await asyncio.sleep(fault.trickle)
+        if not fault.endless:
+            break
     await response.write_eof()
     return response
 

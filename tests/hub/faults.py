@@ -31,6 +31,10 @@ class Fault:
     truncate: int | None = None  # the answer's body is silently this much shorter
     corrupt: int | None = None  # this byte of the answer's body is flipped; negative: from the end
     drip: float = 0  # seconds between pieces of 64 KiB of a download
+    instead: bytes | None = None  # this body, after the handler has done its work
+    headers: dict[str, str] = field(default_factory=dict)  # added to the answer
+    trickle: float = 0  # seconds between the bytes of the answer
+    endless: bool = False  # the body is sent again and again
     seen: int = 0
     hit: int = 0
 

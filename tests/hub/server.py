@@ -19,6 +19,7 @@ from aiohttp import web
 from hubbot.hub.client import Hub as Seen
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.retry import Retry
+from hubbot.hub.session import belongs_to
 from tests.hub import catalogue, commits, community, control, files, hooks, repos  # noqa: F401  (they register routes)
 from tests.hub.app import App
 from tests.hub.blobs import Blobs
@@ -142,6 +143,7 @@ class Hub:
         user.orgs.update(orgs or {})
         self.rights.orgs.update(orgs or {})
         value = token or "hf_" + secrets.token_hex(17)
+        belongs_to(value, self.endpoint)  # for tests that give the client a token themselves
         self.rights.tokens[value] = Token(value, user, scope, dict(permissions or {}))
         return value
 

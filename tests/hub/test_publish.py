@@ -618,3 +618,31 @@ def test_what_is_not_allowed_any_more_is_not_shown(hub: Hub, ada: Publisher, tmp
             ada(gguf_release(tmp_path, "Q8_0"), mode, commits=RateLimit(allowed=refuse))
     assert list(hub.files("ada/tiny-GGUF")) == [".gitattributes"]
     assert hub.pulls("ada/tiny-GGUF") == []
+
+
+# --- two that meet ---------------------------------------------------------------------------------------------
+
+
+def test_a_repo_that_holds_a_release_of_another_model_is_refused(hub: Hub, ada: Publisher, tmp_path: Path):
+    ada(gguf_release(tmp_path / "a", "Q8_0"))
+    other = gguf_release(tmp_path / "b", "Q8_0", seed=1)
+    made = (tmp_path / "b" / "hubbot.json").read_text().replace('"ada/tiny"', '"evil/tiny"')
+    (tmp_path / "b" / "hubbot.json").write_text(made)
+    before = hub.history("ada/tiny-GGUF")
+    for mode in ("main", "pr"):
+        with pytest.raises(PublishConflict, match="release of ada/tiny, and this one is of evil/tiny"):
+            ada(other, mode, force=True)
+    assert hub.history("ada/tiny-GGUF") == before
+    assert hub.pulls("ada/tiny-GGUF") == []
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_two_bots_that_stack_one_release_at_once_double_no_commit(hub: Hub, ada: Publisher, tmp_path: Path, turn: int):
+    release = gptq_release(tmp_path, *NAMES)
+    rival = Publisher(hub, ada.token)
+    hub.fail("POST .*/commit/", skip=turn, do=lambda: rival(release, "pr"))
+    ada(release, "pr")
+    waiting = [pull for pull in hub.pulls("ada/tiny-GPTQ") if pull.status == "open"]
+    titles = [commit.title for commit in hub.history("ada/tiny-GPTQ", f"refs/pr/{waiting[0].num}")]
+    assert len(waiting) == 1
+    assert len(titles) == len(set(titles)), titles

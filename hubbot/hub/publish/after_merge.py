@@ -14,6 +14,7 @@ from hubbot.hub.publish.pull_requests import Pull, Pulls
 from hubbot.hub.publish.repo_release import MAIN, RepoRelease
 from hubbot.hub.publish.target import Target, Tree
 from hubbot.hub.retry import status_of
+from hubbot.hub.session import within
 
 __all__ = ["finish_merged"]
 
@@ -49,7 +50,7 @@ def _offered(target: Target, pull: Pull, main: Tree) -> dict[str, Tree]:
     """Revision -> the newest commit of the pull request that holds it as part of main's release."""
     wanted = target.fingerprint(main.record)
     found: dict[str, Tree] = {}
-    history = target.retry(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
+    history = target.history(pull.ref)
     for commit in history:
         name = _REVISION.search(commit.title)
         if name and name[1] not in found:
@@ -80,13 +81,14 @@ def _copy(target: Target, revision: str, offered: Tree) -> str:
         gone = [CommitOperationDelete(path, is_folder=False) for path in head.files.keys() - offered.files.keys()]
         target.hub.commits.acquire()
         try:
-            info = target.api.create_commit(
-                target.repo_id,
-                [*operations, *gone],
-                commit_message=f"The release of main ({revision})",
-                revision=revision,
-                parent_commit=head.sha,
-            )
+            with within(target.retry.seconds):
+                info = target.api.create_commit(
+                    target.repo_id,
+                    [*operations, *gone],
+                    commit_message=f"The release of main ({revision})",
+                    revision=revision,
+                    parent_commit=head.sha,
+                )
         except Exception as error:
             if status_of(error) != 412 and not target.retry.back_off(attempt, error):
                 raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hubbot.hub.publish.repo_release import MAIN
 from hubbot.hub.publish.target import Target
 from hubbot.hub.retry import status_of
+from hubbot.hub.session import within
 
 __all__ = ["ensure_branch", "ensure_repo"]
 
@@ -14,7 +16,8 @@ def ensure_repo(target: Target) -> bool:
         try:
             if target.retry(lambda: target.api.repo_exists(target.repo_id)):
                 return False
-            target.api.create_repo(target.repo_id, private=target.release.private)
+            with within(target.retry.seconds):  # the client repeats it for ever while the Hub tells of a conflict
+                target.api.create_repo(target.repo_id, private=target.release.private)
         except Exception as error:
             if status_of(error) == 409:
                 return False
@@ -31,9 +34,10 @@ def ensure_branch(target: Target, revision: str, start: str | None = None) -> No
         try:
             if revision in target.refs():
                 return
-            start = start or target.api.list_repo_commits(target.repo_id)[-1].commit_id
+            start = start or target.history(MAIN)[-1].commit_id
             target.hub.commits.acquire()
-            target.api.create_branch(target.repo_id, branch=revision, revision=start)
+            with within(target.retry.seconds):
+                target.api.create_branch(target.repo_id, branch=revision, revision=start)
         except Exception as error:
             if status_of(error) != 409 and not target.retry.back_off(attempt, error):
                 raise

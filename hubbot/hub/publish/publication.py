@@ -15,7 +15,7 @@ from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.publish.create_missing import ensure_branch, ensure_repo
 from hubbot.hub.publish.pull_requests import Pull, Pulls
-from hubbot.hub.publish.repo_release import LocalFile, Published, Receipt, RepoRelease, hash_files, need_files
+from hubbot.hub.publish.repo_release import MAIN, LocalFile, Published, Receipt, RepoRelease, hash_files, need_files
 from hubbot.hub.publish.target import CARD, Target, Tree, compared, land, outdated, same
 from hubbot.record.file import FILE_NAME, from_json
 
@@ -53,8 +53,20 @@ def publish(
             if CARD in files:
                 target.check_card(files[CARD], revision)
         created = ensure_repo(target)
+        _refuse_another_source(publication)
         receipt = _to_branches(publication) if mode == "main" else _to_pull_request(publication)
     return replace(receipt, created=created)
+
+
+def _refuse_another_source(publication: _Publication) -> None:
+    """Raise PublishConflict where main holds a release of another model: one of the two would overwrite the other for ever."""
+    release, target = publication.release, publication.target
+    made = publication.record(release.base)
+    there = target.tree(target.refs()[MAIN]).record if MAIN in target.refs() else None
+    if made is None or there is None or made.source.repo is None or there.source.repo in (None, made.source.repo):
+        return
+    msg = f"{release.repo_id} holds a release of {there.source.repo}, and this one is of {made.source.repo}. Nothing was overwritten. Give the repos another name with publish.gguf, publish.gptq and their like, such as '{{owner}}-{{name}}-GGUF', or take the old release out of the repo."
+    raise PublishConflict(msg)
 
 
 @contextmanager
@@ -158,7 +170,11 @@ class _Publication:
 
         def done(tree: Tree) -> bool:
             title = self.stacked_title(revision)
-            return not self.force and self.is_done(tree, revision) and self.target.title(tree.sha) == title
+            if self.force:
+                return False
+            if self.is_done(tree, revision) and self.target.title(tree.sha) == title:
+                return True
+            return revision != self.release.base and revision in _stacked(self, pull)
 
         return land(
             self.target,
@@ -237,19 +253,31 @@ def _to_pull_request(publication: _Publication) -> Receipt:
         pulls.describe(pull)
         return publication.receipt("pull-request", commits, pull)
     pull = pulls.updating(pull)
-    commits, files = {}, list[Published]()
+    commits, files = _stack_all(publication, pull)
+    pulls.describe(pull)
+    return publication.receipt("pull-request", commits, pull, files)
+
+
+def _stack_all(publication: _Publication, pull: Pull) -> tuple[dict[str, str], tuple[Published, ...]]:
+    """Commit every revision to the pull request, the base last. What a rival bot has stacked there meanwhile stands."""
+    commits: dict[str, str] = {}
+    files: list[Published] = []
     for revision in publication.revisions():
+        if revision != publication.release.base and not publication.force:
+            stacked = _stacked(publication, pull)
+            if revision in stacked:
+                commits[revision] = stacked[revision]
+                continue
         tree, committed = publication.stack(revision, pull)
         commits[revision] = tree.sha
-        files += compared(target, revision, tree, publication.files(revision)) if committed else ()
-    pulls.describe(pull)
-    return publication.receipt("pull-request", commits, pull, tuple(files))
+        files += compared(publication.target, revision, tree, publication.files(revision)) if committed else ()
+    return commits, tuple(files)
 
 
 def _stacked(publication: _Publication, pull: Pull) -> dict[str, str]:
     """Revision -> the newest commit of the pull request that holds it as this release has it."""
     target = publication.target
-    history = target.retry(lambda: list(target.api.list_repo_commits(target.repo_id, revision=pull.ref)))
+    history = target.history(pull.ref)
     found: dict[str, str] = {}
     for revision in publication.release.branches:
         for commit in history:

@@ -12,6 +12,8 @@ from hubbot.errors import HubFailed
 from hubbot.hub.publish.repo_release import MAIN
 from hubbot.hub.publish.target import Target
 from hubbot.hub.retry import status_of
+from hubbot.hub.rights import account
+from hubbot.hub.session import within
 
 __all__ = ["Pull", "Pulls", "mark"]
 
@@ -43,7 +45,7 @@ class Pulls:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.author: str = target.retry(target.api.whoami)["name"]
+        self.author = account(target.hub)
 
     def latest(self) -> Pull | None:
         """The one that counts: the oldest that still waits, else the newest that was merged or closed."""
@@ -85,7 +87,8 @@ class Pulls:
         before = {pull.num for pull in known}
         for attempt in range(target.retry.attempts):
             try:
-                num = self._create()
+                with within(target.retry.seconds):
+                    num = self._create()
             except Exception as error:
                 if not target.retry.back_off(attempt, error):
                     raise

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import GitCommitInfo
 from huggingface_hub.utils._http import hf_raise_for_status
 
 from hubbot import log
@@ -18,8 +19,11 @@ from hubbot.errors import BadRecord, HubFailed, PublishConflict
 from hubbot.hub.client import Hub
 from hubbot.hub.publish.repo_release import LocalFile, Published, RepoRelease
 from hubbot.hub.read.contents import RemoteFile
+from hubbot.hub.read.listing import tree_items
 from hubbot.hub.read.reader import Reader
+from hubbot.hub.read.shapes import entries, mapping, number, text
 from hubbot.hub.retry import Retry, status_of
+from hubbot.hub.session import seconds_for, within
 from hubbot.record.file import FILE_NAME, from_json
 from hubbot.record.fingerprint import fingerprint_of
 from hubbot.settings.sections import format_size
@@ -72,15 +76,21 @@ class Target:
 
     def tree(self, sha: str) -> Tree:
         if sha not in self._trees:
-            items = self.retry(lambda: list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=sha)))
-            files = {item.path: _remote(item) for item in items if isinstance(item, RepoFile)}
+            items = tree_items(Reader(self.hub), self.repo_id, sha)
+            files = {file.path: file for item in items if item.get("type") == "file" and (file := self._remote(item))}
             self._trees[sha] = Tree(sha, files, self._record(sha) if FILE_NAME in files else None)
         return self._trees[sha]
 
+    def _remote(self, item: Mapping[str, Any]) -> RemoteFile:
+        path, size, large = item.get("path"), number(item.get("size")), mapping(item.get("lfs"))
+        if not isinstance(path, str) or size is None:
+            raise HubFailed(f"The Hub lists a file of {self.repo_id} without a name or a size. Run it again later.")
+        return RemoteFile(path=path, size=size, sha256=text(large.get("oid")), blob_id=text(item.get("oid")))
+
     def _record(self, sha: str) -> Record | None:
-        text = Reader(self.hub).file(self.repo_id, sha, FILE_NAME)
+        found = Reader(self.hub).file(self.repo_id, sha, FILE_NAME)
         try:
-            return from_json(text) if text is not None else None
+            return from_json(found) if found is not None else None
         except BadRecord:
             return None
 
@@ -89,16 +99,17 @@ class Target:
 
     def check_card(self, card: Path, revision: str) -> None:
         """Ask the Hub whether it will take a README.md, before anything is uploaded."""
-        text = card.read_text(encoding="utf-8")
+        written = card.read_text(encoding="utf-8")
 
         def ask() -> None:
             answer = get_session().post(
                 f"{self.hub.endpoint}/api/validate-yaml",
-                json={"content": text, "repoType": "model"},
+                json={"content": written, "repoType": "model"},
                 headers=self.hub.headers,
             )
             if answer.status_code == 400:
-                problems = "; ".join(str(problem.get("message")) for problem in answer.json().get("errors", ()))
+                told = entries(mapping(answer.json()).get("errors"))
+                problems = "; ".join(str(mapping(problem).get("message")) for problem in told)
                 raise HubFailed(
                     f"The Hub refuses the metadata of {self.repo_id}'s card ({revision}): {problems}. Nothing was uploaded. Mend the setting or the source's field that it comes from."
                 )
@@ -114,13 +125,20 @@ class Target:
             self.retry(
                 lambda: self.api.preupload_lfs_files(
                     self.repo_id, operations, revision=revision, free_memory=False, num_threads=4
-                )
+                ),
+                seconds=seconds_for(size),
             )
 
     def title(self, sha: str) -> str:
         """The first line of a commit's message."""
-        found = self.retry(lambda: self.api.list_repo_commits(self.repo_id, revision=sha))
-        return str(found[0].title)
+        return self.history(sha)[0].title
+
+    def history(self, revision: str) -> list[GitCommitInfo]:
+        """The commits of a revision, the newest first. Raises HubFailed where the Hub shows none."""
+        found = self.retry(lambda: self.api.list_repo_commits(self.repo_id, revision=revision))
+        if not found:  # every repo has a first one
+            raise HubFailed(f"The Hub shows no commit of {self.repo_id} ({revision}). Run it again later.")
+        return found
 
     @contextmanager
     def transport(self) -> Iterator[None]:
@@ -138,11 +156,6 @@ class Target:
         url = f"{self.hub.endpoint}/api/models/{self.repo_id}/xet-write-token/main"
         answer = self.retry(lambda: get_session().get(url, headers=self.hub.headers))
         return answer.status_code == 200 and "x-xet-cas-url" in answer.headers
-
-
-def _remote(item: RepoFile) -> RemoteFile:
-    sha256 = item.lfs.sha256 if item.lfs else None
-    return RemoteFile(path=item.path, size=item.size, sha256=sha256, blob_id=item.blob_id)
 
 
 # --- one commit ---------------------------------------------------------------------------------------
@@ -220,7 +233,7 @@ def _commit(
     additions = [_addition(path, file) for path, file in wanted.items() if not file.equals(tree.files.get(path))]
     target.upload(additions, revision)
     target.hub.commits.acquire()
-    with target.transport():
+    with target.transport(), within(target.retry.seconds):
         info = target.api.create_commit(
             target.repo_id,
             [*additions, *(CommitOperationDelete(path, is_folder=False) for path in obsolete)],

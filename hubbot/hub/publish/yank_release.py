@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -13,7 +12,9 @@ from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.publish.pull_requests import Pulls
 from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.hub.publish.target import Target
+from hubbot.hub.read.reader import Reader
 from hubbot.hub.retry import status_of
+from hubbot.hub.session import within
 
 _KEPT = frozenset({"README.md", "hubbot.json", ".gitattributes"})
 _CARD = "README.md"
@@ -50,7 +51,8 @@ def close_pull_requests(repo: str, hub: Hub, *, why: str) -> list[int]:
 def _edit(hub: Hub, repo: str, branch: str, edited: Callable[[str], str], *, delete: bool) -> str:
     for attempt in range(hub.retry.attempts):
         try:
-            return _edit_once(hub, repo, branch, edited, delete=delete)
+            with within(hub.retry.seconds):
+                return _edit_once(hub, repo, branch, edited, delete=delete)
         except Exception as error:
             # Somebody else committed meanwhile (412), or an answer was lost: look again, then edit what is there.
             if status_of(error) != 412 and not hub.retry.back_off(attempt, error):
@@ -65,7 +67,7 @@ def _edit_once(hub: Hub, repo: str, branch: str, edited: Callable[[str], str], *
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     if delete:
         operations += [CommitOperationDelete(path_in_repo=path) for path in files if path not in _KEPT]
-    card = Path(api.hf_hub_download(repo, _CARD, revision=head)).read_text(encoding="utf-8") if _CARD in files else ""
+    card = (Reader(hub).file(repo, head, _CARD) or b"").decode("utf-8", "replace")
     wanted = edited(card)
     if wanted != card:
         operations.append(CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=wanted.encode()))

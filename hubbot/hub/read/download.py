@@ -22,6 +22,7 @@ from hubbot.errors import HubbotError, SourceRefused
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.read.contents import RemoteFile
+from hubbot.hub.session import seconds_for
 from hubbot.machine.shortage import translated_shortages
 
 __all__ = ["Abandoned", "Mismatch", "Progress", "Repo", "fetch_file", "fetch_files", "read_range"]
@@ -75,7 +76,7 @@ def fetch_file(
         unfinished = into / ".unfinished" / file.path
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            repo.hub.retry(lambda: _download(repo, file, unfinished, progress, wanted))
+            repo.hub.retry(lambda: _download(repo, file, unfinished, progress, wanted), seconds=seconds_for(file.size))
             if found := _verified(unfinished, file, wanted):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 unfinished.replace(target)

@@ -9,8 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from hubbot.domain import REPO_ID
-from hubbot.errors import SourceNotFound
+from hubbot.errors import HubFailed, SourceNotFound
 from hubbot.hub.read.reader import Page, Params, Reader
+from hubbot.hub.read.shapes import entries, mapping, number, text
 from hubbot.hub.seen import Candidate, Contents
 from hubbot.record.file import FILE_NAME
 from hubbot.record.fingerprint import matters
@@ -49,11 +50,15 @@ def search_query(search: SearchSettings) -> Params:
 
 def pages(reader: Reader, query: Params, *, etag: str | None = None, resume: str | None = None) -> Iterator[Page]:
     """The pages of a list of models, the newest first; a single page without body where nothing changed."""
-    page = reader.get(resume) if resume else reader.get("/api/models", query, etag=etag)
-    yield page
-    while page.next:
-        page = reader.get(page.next)
-        yield page
+    return reader.pages(resume) if resume else reader.pages("/api/models", query, etag=etag)
+
+
+def candidates(page: Page) -> list[Candidate]:
+    """The models of a page. Raises HubFailed where it has entries and none of them is a model."""
+    found = [one for entry in page.body or () if (one := candidate(entry))]
+    if page.body and not found:
+        raise HubFailed("The Hub's list of models holds none. Nothing was concluded from it; run it again later.")
+    return found
 
 
 def read_model(reader: Reader, model: str, *, etag: str | None = None) -> tuple[Candidate | None, str | None]:
@@ -63,7 +68,7 @@ def read_model(reader: Reader, model: str, *, etag: str | None = None) -> tuple[
         return None, page.etag
     found = candidate(page.body)
     if found is None:
-        raise SourceNotFound(f"The Hub's answer about {model!r} holds no model. Check its name.")
+        raise HubFailed(f"The Hub's answer about {model!r} shows no model with a commit. Run it again later.")
     return found, page.etag
 
 
@@ -73,9 +78,11 @@ def collection(reader: Reader, slug: str, *, etag: str | None = None) -> tuple[d
     if page.body is None:
         return None, page.etag
     items = page.body.get("items") if isinstance(page.body, dict) else None
+    if not isinstance(items, list):
+        raise HubFailed(f"The Hub's answer about the collection {slug} has no items. Run it again later.")
     models = {
         name: str(item.get("lastModified") or "")
-        for item in map(_mapping, _list(items))
+        for item in map(mapping, entries(items))
         if item.get("type") == "model" and (name := str(item.get("id") or "")) and REPO_ID.fullmatch(name)
     }
     return models, page.etag
@@ -87,21 +94,22 @@ def read_contents(reader: Reader, model: str, sha: str, *, tags: bool) -> Conten
     tags: ask too whether a tag points at the revision (one request more).
     """
     files: dict[str, str] = {}
-    address: str | None = f"/api/models/{model}/tree/{sha}"
-    params: Params | None = {"recursive": "true"}
     try:
-        while address:
-            page = reader.get(address, params)
-            for item in map(_mapping, page.body if isinstance(page.body, list) else ()):
-                path = _text(item.get("path"))
-                if path and item.get("type") == "file" and matters(path):
-                    large = _text(_mapping(item.get("lfs")).get("oid"))
-                    files[path] = f"sha256:{large}" if large else f"blob:{item.get('oid')}"
-            address, params = page.next, None
+        for item in tree_items(reader, model, sha):
+            path = text(item.get("path"))
+            if path and item.get("type") == "file" and matters(path):
+                large = text(mapping(item.get("lfs")).get("oid"))
+                files[path] = f"sha256:{large}" if large else f"blob:{item.get('oid')}"
         tagged = _tagged(reader, model, sha) if tags else None
     except SourceNotFound:
         return Contents(model=model, sha=sha, files={})
     return Contents(model=model, sha=sha, files=files, tagged=tagged)
+
+
+def tree_items(reader: Reader, model: str, sha: str) -> Iterator[Mapping[str, Any]]:
+    """The entries of a revision's tree as the Hub gives them, folders and files."""
+    for page in reader.pages(f"/api/models/{model}/tree/{sha}", {"recursive": "true"}):
+        yield from map(mapping, page.body or ())
 
 
 def read_record(reader: Reader, repo: str, sha: str) -> bytes | None:
@@ -110,8 +118,10 @@ def read_record(reader: Reader, repo: str, sha: str) -> bytes | None:
 
 
 def _tagged(reader: Reader, model: str, sha: str) -> bool:
-    refs = _mapping(reader.get(f"/api/models/{model}/refs").body)
-    return any(_mapping(tag).get("targetCommit") == sha for tag in _list(refs.get("tags")))
+    tags = mapping(reader.get(f"/api/models/{model}/refs").body).get("tags")
+    if not isinstance(tags, list):
+        raise HubFailed(f"The Hub's answer about the tags of {model} has none. Run it again later.")
+    return any(mapping(tag).get("targetCommit") == sha for tag in tags)
 
 
 def candidate(info: Any) -> Candidate | None:
@@ -121,10 +131,10 @@ def candidate(info: Any) -> Candidate | None:
     name, sha = str(info.get("id") or ""), str(info.get("sha") or "")
     if not REPO_ID.fullmatch(name) or not _SHA.fullmatch(sha):
         return None
-    tags = tuple(tag for tag in _list(info.get("tags")) if isinstance(tag, str))
-    card = _mapping(info.get("cardData"))
-    config = _mapping(info.get("config"))
-    parameters, weight_bytes = _weights(_mapping(info.get("safetensors")))
+    tags = tuple(tag for tag in entries(info.get("tags")) if isinstance(tag, str))
+    card = mapping(info.get("cardData"))
+    config = mapping(info.get("config"))
+    parameters, weight_bytes = _weights(mapping(info.get("safetensors")))
     return Candidate(
         id=name,
         sha=sha,
@@ -133,17 +143,17 @@ def candidate(info: Any) -> Candidate | None:
         private=bool(info.get("private")),
         disabled=bool(info.get("disabled")),
         gated=bool(info.get("gated")),
-        downloads=_number(info.get("downloads")) or 0,
-        likes=_number(info.get("likes")) or 0,
+        downloads=number(info.get("downloads")) or 0,
+        likes=number(info.get("likes")) or 0,
         tags=tags,
-        library=_text(info.get("library_name")),
-        pipeline=_text(info.get("pipeline_tag")),
-        architecture=_text((_list(config.get("architectures")) or [None])[0]),
+        library=text(info.get("library_name")),
+        pipeline=text(info.get("pipeline_tag")),
+        architecture=text((entries(config.get("architectures")) or [None])[0]),
         quantization=_quantization(config),
-        licence=_text(card.get("license")) or _tag(tags, "license:"),
-        licence_name=_text(card.get("license_name")),
-        licence_link=_text(card.get("license_link")),
-        relation=_text(card.get("base_model_relation")),
+        licence=text(card.get("license")) or _tag(tags, "license:"),
+        licence_name=text(card.get("license_name")),
+        licence_link=text(card.get("license_link")),
+        relation=text(card.get("base_model_relation")),
         base_models=_base_models(card, tags),
         parameters=parameters,
         weight_bytes=weight_bytes,
@@ -164,8 +174,8 @@ def created_on_or_after(found: Candidate, day: date | None) -> bool:
 
 
 def _weights(safetensors: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    by_dtype = {str(k): n for k, v in _mapping(safetensors.get("parameters")).items() if (n := _number(v)) is not None}
-    total = _number(safetensors.get("total"))
+    by_dtype = {str(k): n for k, v in mapping(safetensors.get("parameters")).items() if (n := number(v)) is not None}
+    total = number(safetensors.get("total"))
     if total is None and by_dtype:
         total = sum(by_dtype.values())
     return total, sum(_WIDTH.get(k, 1) * n for k, n in by_dtype.items()) or None
@@ -173,30 +183,14 @@ def _weights(safetensors: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 def _quantization(config: Mapping[str, Any]) -> str | None:
     found = config.get("quantization_config")
-    return None if not found else str(_mapping(found).get("quant_method") or "quantized")[:40]
+    return None if not found else str(mapping(found).get("quant_method") or "quantized")[:40]
 
 
 def _base_models(card: Mapping[str, Any], tags: tuple[str, ...]) -> tuple[str, ...]:
-    named = {name for name in _list(card.get("base_model")) if isinstance(name, str)}
+    named = {name for name in entries(card.get("base_model")) if isinstance(name, str)}
     named |= {tag.rsplit(":", 1)[-1] for tag in tags if tag.startswith("base_model:")}
     return tuple(sorted(named))
 
 
 def _tag(tags: tuple[str, ...], beginning: str) -> str | None:
     return next((tag.removeprefix(beginning) for tag in tags if tag.startswith(beginning)), None)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if value else []
-
-
-def _text(value: Any) -> str | None:
-    return value[:200] if isinstance(value, str) and value else None
-
-
-def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

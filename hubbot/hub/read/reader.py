@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,12 +13,13 @@ from huggingface_hub.utils._http import hf_raise_for_status, parse_ratelimit_hea
 
 from hubbot.errors import HubFailed, SourceNotFound, TokenRefused
 from hubbot.hub.client import Hub
-from hubbot.hub.failures import translated_hub_errors
+from hubbot.hub.failures import RequestRefused, translated_hub_errors
+from hubbot.hub.session import LARGEST_ANSWER, bounded
 
-__all__ = ["LARGEST_ANSWER", "Page", "Params", "Reader"]
+__all__ = ["Page", "Params", "Reader"]
 
-TIMEOUT = 30.0  # seconds
-LARGEST_ANSWER = 64 * 2**20  # bytes
+TIMEOUT = 30.0  # seconds without a byte
+MOST_PAGES = 20_000  # of one list
 
 Params: TypeAlias = Mapping[str, str | int | bool | Sequence[str]]
 
@@ -46,10 +47,34 @@ class Reader:
         Raises SourceNotFound for what is missing or hidden, TokenRefused, HubFailed when the Hub refuses or stays away.
         """
         response = self._ask(path, params, {"If-None-Match": etag} if etag else {})
-        if response.status_code == 304:
+        if response.status_code == 304 and etag:
             return Page(body=None, etag=etag, next=None)
         link = response.links.get("next", {}).get("url")
-        return Page(body=_json(response), etag=response.headers.get("etag"), next=link)
+        body = _json(response)
+        if body is None:
+            raise HubFailed(f"The Hub answered nothing at {response.url.path}. Run it again later.")
+        return Page(body=body, etag=response.headers.get("etag"), next=link)
+
+    def pages(self, path: str, params: Params | None = None, *, etag: str | None = None) -> Iterator[Page]:
+        """The pages of a list, each with a list for its body; a single page without body where nothing changed.
+
+        Raises HubFailed too for what is no list, and for pages that go round or have no end.
+        """
+        page, read = self.get(path, params, etag=etag), {path}
+        while True:
+            if page.body is not None and not isinstance(page.body, list):
+                msg = f"The Hub's answer at {path[:200]} is no list. Nothing was concluded from it; run it again later."
+                raise HubFailed(msg)
+            yield page
+            if page.next is None:
+                return
+            if page.next in read or len(read) > MOST_PAGES:
+                msg = (
+                    f"The Hub's pages at {path[:200]} have no end. Nothing was concluded from them; run it again later."
+                )
+                raise HubFailed(msg)
+            read.add(page.next)
+            page = self.get(page.next)
 
     def token_works(self) -> bool:
         """Whether the Hub knows the token; True also while the Hub cannot be asked."""
@@ -74,9 +99,8 @@ class Reader:
     ) -> httpx2.Response:
         url = path if path.startswith(("http://", "https://")) else self.hub.endpoint + path
         if not url.startswith(self.hub.endpoint + "/"):  # a next link must not carry the token elsewhere
-            raise HubFailed(
-                f"The Hub sent us on to another host ({url[:80]}); nothing was asked there. Try again later."
-            )
+            msg = f"The Hub sent us on to another host ({url[:80]}); nothing was asked there. Try again later."
+            raise RequestRefused(msg)
         with translated_hub_errors(path.lstrip("/")[:200], self.hub):
             return self.hub.retry(lambda: self._send(url, params, headers, most))
 
@@ -86,11 +110,11 @@ class Reader:
         with get_session().stream(
             "GET", url, params=params, headers={**self.hub.headers, **headers}, timeout=TIMEOUT, follow_redirects=True
         ) as answer:
-            response = _whole(answer, most)
+            response = bounded(answer, most)
         limit = parse_ratelimit_headers(response.headers)
         if limit is not None and limit.remaining == 0:
             self._open_at = time.monotonic() + limit.reset_in_seconds
-        if response.status_code != 304:
+        if response.status_code != 304 or "If-None-Match" not in headers:
             hf_raise_for_status(response)
         return response
 
@@ -102,22 +126,6 @@ class Reader:
         if wait > self.hub.retry.longest:
             raise HubFailed(f"The Hub asks to wait {wait:.0f} s (its rate limit). Run it again after that.")
         self.hub.retry.sleep(wait + 1 + self.hub.retry.jitter())
-
-
-def _whole(answer: httpx2.Response, most: int) -> httpx2.Response:
-    """The answer with its body read. Raises HubFailed for one above `most` bytes, without reading on."""
-    body = bytearray()
-    for piece in answer.iter_bytes():
-        body += piece
-        if len(body) > most:
-            msg = f"The Hub's answer at {answer.url.path} has more than {most:,} bytes, which is no honest one. Look at that repo."
-            raise HubFailed(msg)
-    plain = [
-        (name, value)
-        for name, value in answer.headers.multi_items()
-        if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")  # the body is decoded
-    ]
-    return httpx2.Response(answer.status_code, headers=plain, content=bytes(body), request=answer.request)
 
 
 def _json(response: httpx2.Response) -> Any:

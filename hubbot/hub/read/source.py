@@ -17,6 +17,7 @@ from hubbot.hub.read.contents import LARGEST_TEXT, RemoteFile, needed_files
 from hubbot.hub.read.download import Progress, Repo, fetch_file, fetch_files, read_range
 from hubbot.hub.read.local import is_local, local_source
 from hubbot.hub.read.reader import Reader
+from hubbot.hub.read.shapes import entries, mapping, number, text
 from hubbot.model.snapshot import plain_name
 from hubbot.settings.sections import format_size
 
@@ -85,27 +86,25 @@ def _info(reader: Reader, model: str, revision: str | None) -> dict[str, Any]:
 def _listed(info: dict[str, Any]) -> list[RemoteFile]:
     """The files that the Hub lists; names that could lead out of a folder are refused."""
     files = []
-    for item in info.get("siblings") or ():
-        path, large = str(item.get("rfilename")), item.get("lfs") or {}
+    for item in map(mapping, entries(info.get("siblings"))):
+        path, large = str(item.get("rfilename")), mapping(item.get("lfs"))
         if not all(plain_name(part) or (part.startswith(".") and part not in (".", "..")) for part in path.split("/")):
             raise UnsafeSource(f"The repo lists {path[:200]!a}, which is no plain path inside a folder.")
         size = large.get("size", item.get("size"))
-        if not isinstance(size, int) or size < 0:
+        if number(size) is None:
             raise SourceRefused(f"The Hub gives no size for {path}. Run it again later.")
-        if large.get("sha256") is None and item.get("blobId") is None:
+        if text(large.get("sha256")) is None and text(item.get("blobId")) is None:
             raise SourceRefused(
                 f"The Hub gives no hash for {path}, so that it could not be checked. Run it again later."
             )
-        files.append(RemoteFile(path=path, size=size, sha256=large.get("sha256"), blob_id=item.get("blobId")))
+        files.append(
+            RemoteFile(path=path, size=size, sha256=text(large.get("sha256")), blob_id=text(item.get("blobId")))
+        )
     return files
 
 
 def _found(repo: Repo, files: tuple[RemoteFile, ...], info: dict[str, Any]) -> Found:
-    card = info.get("cardData") if isinstance(info.get("cardData"), dict) else {}
-    config = info.get("config") if isinstance(info.get("config"), dict) else {}
-    weights = info.get("safetensors") if isinstance(info.get("safetensors"), dict) else {}
-    total = (weights or {}).get("total")
-    card, config = card or {}, config or {}
+    card, config = mapping(info.get("cardData")), mapping(info.get("config"))
     return Found(
         repo=repo.id,
         revision=repo.revision,
@@ -118,7 +117,7 @@ def _found(repo: Repo, files: tuple[RemoteFile, ...], info: dict[str, Any]) -> F
         pipeline_tag=next(iter(_words(info.get("pipeline_tag"))), None),
         tags=_words(card.get("tags")),
         architecture=next(iter(_words(config.get("architectures"))), ""),
-        parameters=total if isinstance(total, int) and not isinstance(total, bool) else 0,
+        parameters=number(mapping(info.get("safetensors")).get("total")) or 0,
     )
 
 
