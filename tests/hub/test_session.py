@@ -137,7 +137,7 @@ def test_a_list_of_models_whose_pages_go_round_ends_in_an_error(hub: Hub):
         list(pages(Reader(quick(hub)), author_query("ada")))
 
 
-def test_discussions_without_end_are_not_counted_to_their_end(
+def test_discussions_that_go_on_for_ever_are_not_counted_to_their_end(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(session, "MOST_REQUESTS", 40)
