@@ -597,6 +597,22 @@ def test_links_out_of_a_local_folder_are_refused(tmp_path: Path):
         fetch(str(folder), Seen(), into=tmp_path / "in")
 
 
+def test_what_converter_and_readers_read_in_folders_below_comes_along_by_every_way(hub: Hub, tmp_path: Path):
+    below = {"1_Pooling/config.json": "{}", "additional_chat_templates/rag.jinja": "{{ 1 }}"}
+    hub.model("ada/tiny", sharded() | below | {"modules.json": "[]", "old/tokenizer.json": "{}"})
+    from huggingface_hub import snapshot_download
+
+    fetched = fetch("ada/tiny", hub.seen(), into=tmp_path / "in")
+    copied = fetch(str(tmp_path / "in"), hub.seen(), into=tmp_path / "unused")
+    snapshot = snapshot_download("ada/tiny", endpoint=hub.endpoint, cache_dir=tmp_path / "cache", token=False)
+    gathered = fetch(snapshot, hub.seen(), into=tmp_path / "gathered")
+    for source in (fetched, copied, gathered):
+        assert {"modules.json", *below} <= source.files.keys()
+        assert "old/tokenizer.json" not in source.files
+        assert all((Path(source.folder) / name).is_file() for name in below)
+    assert not (tmp_path / "gathered" / "old").exists()
+
+
 def test_a_snapshot_of_the_clients_cache_is_gathered(hub: Hub, tmp_path: Path):
     from huggingface_hub import snapshot_download
 

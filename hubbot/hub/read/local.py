@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hubbot.domain import Source
 from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
+from hubbot.model.companions import is_carried
 from hubbot.model.snapshot import visible_files
 
 __all__ = ["is_local", "local_source"]
@@ -33,7 +34,7 @@ def local_source(folder: Path, into: Path, revision: str | None) -> Source:
         folder=str(folder.resolve()),
         repo=None,
         revision=None,
-        files={path: _sha256(file) for path, file in files.items() if "/" not in path},
+        files={path: _sha256(file) for path, file in files.items() if _belongs(path)},
     )
 
 
@@ -42,18 +43,24 @@ def _gathered(snapshot: Path, blobs: Path, into: Path) -> Path:
     if into.exists():
         shutil.rmtree(into)
     into.mkdir(parents=True)
-    for link in sorted(snapshot.iterdir()):
-        target = link.resolve()
-        if not link.is_file() or link.name.startswith("."):
+    for link in sorted(snapshot.rglob("*")):
+        target, name = link.resolve(), link.relative_to(snapshot).as_posix()
+        if not link.is_file() or name.startswith(".") or not _belongs(name):
             continue
         if not target.is_relative_to(blobs) and not target.is_relative_to(snapshot):
-            msg = f"{link.name} is a symbolic link that leaves the cache it lies in. Fetch the model again."
+            msg = f"{name} is a symbolic link that leaves the cache it lies in. Fetch the model again."
             raise UnsafeSource(msg)
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(target, into / link.name)
+            os.link(target, into / name)
         except OSError:  # another file system
-            shutil.copyfile(target, into / link.name)
+            shutil.copyfile(target, into / name)
     return into
+
+
+def _belongs(path: str) -> bool:
+    """Whether a file is the model's: what lies in the folder itself, and below it what goes with every copy."""
+    return "/" not in path or is_carried(path)
 
 
 def _sha256(path: Path) -> str:
