@@ -158,13 +158,61 @@ MIXTURES: dict[str, Family] = {
     )
 }
 
+# Decoders that hand their blocks other things than Llama does: learned positions, biases folded over windows and heads,
+# one head of keys, layers that are no plain nn.Linear.
+UNLIKE: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            name="opt",
+            config="OPTConfig",
+            values={
+                "hidden_size": HIDDEN,
+                "word_embed_proj_dim": HIDDEN,
+                "ffn_dim": 512,
+                "num_hidden_layers": LAYERS,
+                "num_attention_heads": 4,
+                "max_position_embeddings": CONTEXT,
+            },
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="bloom",
+            config="BloomConfig",
+            values={"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4},
+            tied=(True,),
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="gpt_bigcode",
+            config="GPTBigCodeConfig",
+            values={"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": CONTEXT, "multi_query": True},
+            tied=(True,),
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="falcon",
+            config="FalconConfig",
+            values={
+                "hidden_size": HIDDEN,
+                "num_hidden_layers": LAYERS,
+                "num_attention_heads": 4,
+                "num_kv_heads": 2,
+                "new_decoder_architecture": True,
+            },
+            tied=(True,),
+            bytes_vocabulary=True,
+        ),
+    )
+}
+
 
 def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int = 0, dtype: str = "bfloat16") -> Path:
     """Write a tiny random model of a family as a Hub folder, and return the folder.
 
     tied: whether embedding and head share their weights; default: untied where the family allows it.
     """
-    plan = (FAMILIES | MIXTURES)[family]
+    plan = (FAMILIES | MIXTURES | UNLIKE)[family]
     tied = plan.tied[0] if tied is None else tied
     assert tied in plan.tied, f"{family} has no models with tied={tied}"
     into.mkdir(parents=True, exist_ok=True)

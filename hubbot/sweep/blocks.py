@@ -66,6 +66,7 @@ class BlockModel:
         refuse_gaps(self.model, self._map)
         self.blocks = _blocks(self.model, parts, self._map)
         self._places = _places(self.model)
+        self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
         self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
         self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
         self._output: Output = _OUTPUTS[0]  # found out by `arguments`
@@ -110,6 +111,7 @@ class BlockModel:
         Tensors that fill a parameter together (experts) are put in once all of them are there. Names that the model
         has no place for (rotary tables that old checkpoints store) are passed over.
         """
+        self._weightless = None
         together: dict[str, Group] = {}
         for name, tensor in tensors.items():
             group = self._map.group_of.get(name)
@@ -141,12 +143,24 @@ class BlockModel:
 
     def remove(self, part: Part) -> None:
         """Take a part's tensors out again and free their memory; buffers stay."""
+        self._weightless = None
         for group in self._groups(part.tensors):
             for name in group.members:
                 self._stacked.pop(name, None)
             for module, attribute in [place for target in group.targets for place in self._places.get(target, ())]:
                 if attribute in module._parameters:
                     _set(module, attribute, torch.empty_like(getattr(module, attribute), device="meta"))
+
+    def _hollow(self) -> list[nn.Module]:
+        """The modules whose weights are not there now."""
+        if self._weightless is None:
+            modules = self.model.modules()
+            self._weightless = [
+                module
+                for module in modules
+                if any(value.is_meta for value in module._parameters.values() if value is not None)
+            ]
+        return self._weightless
 
     def _groups(self, names: Iterable[str]) -> list[Group]:
         found = {group.target: group for name in names if (group := self._map.group_of.get(name)) is not None}
@@ -217,7 +231,7 @@ class BlockModel:
             return stand_in
 
         embedded = torch.full(shape, filling, device=self.device)
-        with _stand_ins(self.blocks, note), _without_weights(self.model):
+        with _stand_ins(self.blocks, note), _passed_over(self._hollow()):
             logits = self.model(inputs_embeds=embedded, use_cache=False).logits
         if logits.shape[:2] != shape[:2]:
             msg = f"the model returns {list(logits.shape)}"
@@ -242,7 +256,7 @@ class BlockModel:
         def inject(_: int) -> Callable[..., Any]:
             return lambda *__, **___: self._output(rows)
 
-        with _stand_ins(self.blocks, inject):
+        with _stand_ins(self.blocks, inject), _passed_over(self._hollow()):
             logits: torch.Tensor = self.model(inputs_embeds=rows, use_cache=False).logits[0]
         return logits
 
@@ -302,18 +316,15 @@ def _stand_ins(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]])
 
 
 @contextlib.contextmanager
-def _without_weights(model: PreTrainedModel) -> Iterator[None]:
-    """Skip what surrounds the blocks: while arguments are noted, its weights are not there.
-
-    Embeddings of positions or token types give zeros, every other module hands on what it is given.
-    """
-    skipped = [module for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))]
-    for module in skipped:
+def _passed_over(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, these modules compute nothing: embeddings (of positions, of token types) give zeros, others what they get."""
+    modules = tuple(modules)
+    for module in modules:
         module.forward = _zeros(module) if isinstance(module, nn.Embedding) else lambda hidden, *_, **__: hidden
     try:
         yield
     finally:
-        for module in skipped:
+        for module in modules:
             del module.forward
 
 
