@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,5 +93,18 @@ def ask_llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
     except NoAnswer as error:
-        return {"error": f"llama.cpp {error}"}
+        return {"error": f"llama.cpp {error}" if error.late else f"llama.cpp crashed: {last_words(error.said)}"}
     return answer
+
+
+def last_words(said: str) -> str:
+    """What a crashed program said was wrong: the lines that name a failure, without the stack that follows."""
+    lines = [line.strip() for line in said.splitlines()]
+    telling = [line for line in lines if _TELLING.search(line)]
+    spoken = [line for line in lines if line and not _STACK.search(line)]
+    return "; ".join(dict.fromkeys(telling or spoken[-5:]))[:_LONGEST] or "it said nothing"
+
+
+_TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|what\(\)|Error:|error:|error loading|fatal|failed", re.IGNORECASE)
+_STACK = re.compile(r"^(#\d+|\[New LWP|\[Inferior|warning:|Using host|\[Thread)|\(\+0x|0x[0-9a-f]{8,}|^File \"")
+_LONGEST = 600  # characters

@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.float32]
 
 _F32 = 0  # ggml type of the key/value cache: the check is of the weights, not of the cache
 _FLASH_ATTENTION_OFF = 0
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_LONGEST = 600  # characters of llama.cpp's own words
 _AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
 
 
@@ -37,8 +39,9 @@ class Runtime:
     def __init__(self, path: str, *, threads: int = 1, vocabulary_only: bool = False) -> None:
         """Load a file (the first shard of several). Raises ValueError where llama.cpp refuses it."""
         self._api = api = llamacpp.bindings()
-        self._quiet = api.llama_log_callback(lambda level, text, data: None)  # noqa: ARG005
-        api.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        self._errors: list[str] = []  # what llama.cpp said was wrong
+        self._listener = api.llama_log_callback(self._hear)
+        api.llama_log_set(self._listener, ctypes.c_void_p(0))
         api.llama_backend_init()
         asked = api.llama_model_default_params()
         asked.n_gpu_layers = 0
@@ -46,13 +49,23 @@ class Runtime:
         asked.vocab_only = vocabulary_only
         self._model = api.llama_model_load_from_file(path.encode(), asked)
         if not self._model:
-            msg = "llama.cpp cannot load the file"
-            raise ValueError(msg)
+            raise self._refused("cannot load the file")
         self._vocab = api.llama_model_get_vocab(self._model)
         self.vocab_size = int(api.llama_vocab_n_tokens(self._vocab))
         self._threads = threads
         self._context: Any = None
         self._length = 0
+
+    def _hear(self, level: int, text: bytes, data: Any) -> None:  # noqa: ARG002
+        """Keep errors, and let them stand on standard error too: after a crash they are all there is."""
+        if level == _ERROR:
+            line = text.decode(errors="replace").strip()
+            self._errors.append(line)
+            sys.stderr.write(f"{line}\n")
+
+    def _refused(self, what: str) -> ValueError:
+        words = "; ".join(dict.fromkeys(self._errors))[:_LONGEST]
+        return ValueError(f"llama.cpp {what}: {words}" if words else f"llama.cpp {what}")
 
     def _open(self, length: int) -> None:
         """A context of just this length: rope by LongRoPE goes by the context's, not by the text's."""
@@ -70,8 +83,7 @@ class Runtime:
         asked.swa_full = True
         self._length, self._context = length, api.llama_init_from_model(self._model, asked)
         if not self._context:
-            msg = f"llama.cpp cannot open a context of {length} tokens"
-            raise ValueError(msg)
+            raise self._refused(f"cannot open a context of {length} tokens")
 
     def logits(self, tokens: Sequence[int], *, first: int, rows: int) -> Floats:
         """float32 [rows, vocab] behind tokens `first`, `first + 1`, … of a window read from its beginning."""
@@ -106,8 +118,7 @@ class Runtime:
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
                 batch.logits[i] = i >= first
             if api.llama_decode(self._context, batch):
-                msg = "llama.cpp cannot run the model"
-                raise ValueError(msg)
+                raise self._refused("cannot run the model")
             shape = (len(tokens) - first, self.vocab_size)
             found = np.ctypeslib.as_array(api.llama_get_logits(self._context), shape=shape)
             return np.array(found, dtype=np.float32)

@@ -1,0 +1,31 @@
+"""What llama.cpp says of a file that it cannot take reaches the record."""
+
+from __future__ import annotations
+
+from hubbot.formats.gguf.check import ask_llama_cpp, last_words
+
+CRASH = """\
+/build/src/llama-model.cpp:1234: GGML_ASSERT(hparams.n_head() > 0) failed
+[New LWP 4242]
+Using host libthread_db library "/lib/libthread_db.so.1".
+#0  0x00007f1d2c8f2c17 in wait4 () from /lib/libc.so.6
+/build/bin/libggml-base.so.0(+0x1a2b3) [0x7f1d2d0a2b3c]
+"""
+
+
+def test_a_file_that_llama_cpp_refuses_is_told_with_its_own_words(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUX" + bytes(60))
+    request = {"model": str(path), "reference": None, "probe": "a", "prompt": "", "generate": 1, "threads": 1}
+    said = ask_llama_cpp({**request, "prompts": [], "new_tokens": 0, "ends": []})["error"]
+    assert said.startswith("llama.cpp cannot load the file: ")
+    assert "magic" in said
+
+
+def test_of_a_crash_the_assertion_is_kept_and_not_the_stack():
+    assert last_words(CRASH) == "/build/src/llama-model.cpp:1234: GGML_ASSERT(hparams.n_head() > 0) failed"
+
+
+def test_a_crash_without_a_named_failure_keeps_what_was_said():
+    assert last_words("loading\nout of memory\n#0  0x00007f1d2c8f2c17 in wait4 ()\n") == "loading; out of memory"
+    assert last_words("") == "it said nothing"
