@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hubbot.errors import SourceRefused, Unsupported
+from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.formats import FAMILIES
 from hubbot.formats.gguf.naming import stem_of
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.stored import Checkpoint, Plain, quantization_of
+from hubbot.model.foreign import said
 from hubbot.model.parts import Part
 
 if TYPE_CHECKING:
@@ -116,9 +117,10 @@ class _Guarded:
     def decode(self) -> torch.Tensor:
         try:
             weight = self.inner.decode()
-        except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            why = (str(error).splitlines() or [""])[0][:200]
-            msg = f"{self.name} of the artefact cannot be decoded ({type(error).__name__}: {why}). The file is damaged or not of the form that its configuration names."
+        except HubbotError:
+            raise
+        except Exception as error:  # a stranger's bytes, in whatever library reads their form
+            msg = f"{self.name} of the artefact cannot be decoded ({said(error)}). The file is damaged or not of the form that its configuration names."
             raise SourceRefused(msg) from error
         if tuple(weight.shape) != self.shape:
             msg = f"{self.name} of the artefact has the shape {tuple(weight.shape)}; {self.shape} of the base model is needed. Name the base that it was made from with --base."

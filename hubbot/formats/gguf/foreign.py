@@ -19,6 +19,7 @@ from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts
 from hubbot.formats.gguf.snapshot import Snapshot
+from hubbot.model.foreign import foreign
 from hubbot.model.gguf import read_gguf_header
 
 __all__ = ["read_gguf_as_checkpoint"]
@@ -60,11 +61,8 @@ def _open(path: Path) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for shard in shards_of(path):
         read_gguf_header(shard)  # our own strict reader first: strangers wrote this file
-        try:
+        with foreign("gguf-py", f"read {shard.name}", then="Download it again, or name another file."):
             tensors |= {tensor.name: tensor for tensor in reader(shard).tensors}
-        except (ValueError, IndexError, KeyError, OSError) as error:
-            msg = f"{shard.name} is no readable GGUF ({error}). Download it again, or name another file."
-            raise SourceRefused(msg) from error
     return tensors
 
 
