@@ -23,6 +23,7 @@ REPO_ID = re.compile(f"{_NAME}(/{_NAME})?")  # the same, and the first models, w
 class Family(StrEnum):
     GGUF = "gguf"
     GPTQ = "gptq"
+    PACKED = "compressed-tensors"
     BNB = "bnb"
 
 
@@ -85,10 +86,32 @@ class Gptq:
     symmetric: bool = True
 
     @property
+    def layout(self) -> Gptq:
+        """What the solver is asked for."""
+        return self
+
+    @property
     def name(self) -> str:
         order = "-actorder" if self.act_order else ""
         zeros = "" if self.symmetric else "-asym"
         return f"gptq-{self.bits}bit-{self.group_size}g{order}{zeros}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """The codes of a GPTQ layout in compressed-tensors' container: `w4a16-128g`, `w8a16--1g`, `w4a16-128g-asym`."""
+
+    family: ClassVar[Family] = Family.PACKED
+    layout: Gptq  # of 4 or 8 bits, in the order of the columns
+
+    @property
+    def name(self) -> str:
+        zeros = "" if self.layout.symmetric else "-asym"
+        return f"w{self.layout.bits}a16-{self.layout.group_size}g{zeros}"
+
+    @property
+    def bits(self) -> int:
+        return self.layout.bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

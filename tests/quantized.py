@@ -9,11 +9,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from hubbot.domain import Bnb, Gptq, Source
+from hubbot.domain import Bnb, Gptq, Packed, Source
 from hubbot.formats.bnb.format import BnbFormat
 from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.linears import find_linears
 from hubbot.formats.names import parse_variant
+from hubbot.formats.packed.checkpoint import PACKED
 from hubbot.formats.protocol import InputStatistics
 from hubbot.model import part_layout, read_facts
 from hubbot.settings import BnbSettings, GptqSettings
@@ -70,6 +71,18 @@ def gptq_format(folder: Path, names: list[str], out: Path, **settings) -> GptqFo
     )
 
 
+def packed_format(folder: Path, names: list[str], out: Path, **settings) -> GptqFormat:
+    return GptqFormat(
+        variants=[variant for name in names if isinstance(variant := parse_variant(name), Packed)],
+        source=source_of(folder),
+        facts=read_facts(folder),
+        work=out / ".work",
+        out=out,
+        settings=GptqSettings(**settings),
+        container=PACKED,
+    )
+
+
 def bnb_format(folder: Path, names: list[str], out: Path, **settings) -> BnbFormat:
     return BnbFormat(
         variants=bnbs(names),
@@ -81,10 +94,13 @@ def bnb_format(folder: Path, names: list[str], out: Path, **settings) -> BnbForm
     )
 
 
-def encode_all(family, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Walk the parts; variant -> checkpoint name -> decoded weight."""
+def encode_all(
+    family, folder: Path, seen: dict[str, InputStatistics] | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Walk the parts; variant -> checkpoint name -> decoded weight. seen: the statistics, where they are known."""
     weights = checkpoint(folder)
-    seen = statistics(folder) if isinstance(family, GptqFormat) else {}
+    if seen is None:
+        seen = statistics(folder) if isinstance(family, GptqFormat) else {}
     decoded: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in family.variants}
     for part in part_layout(read_facts(folder)):
         encoded = family.encode(part, {name: weights[name] for name in part.tensors}, seen)

@@ -45,6 +45,8 @@ INVENTED = {
     "gptq-4bit-32g-actorder": (5.98, 0.0331),
     "gptq-8bit-128g": (8.95, 0.0008),
     "gptq-2bit-64g": (3.90, math.nan),
+    "w4a16-128g": (5.66, 0.0512),
+    "w8a16-128g": (8.95, 0.0008),
     "bnb-nf4": (5.63, 0.0590),
     "bnb-fp4": (5.63, 0.0880),
     "bnb-int8": (9.12, 0.0068),
@@ -70,7 +72,8 @@ def sha(text: str) -> str:
 
 
 def family(name: str) -> Family:
-    return Family.GPTQ if name.startswith("gptq") else Family.BNB if name.startswith("bnb") else Family.GGUF
+    starts = {"gptq": Family.GPTQ, "w": Family.PACKED, "bnb": Family.BNB}
+    return next((family for start, family in starts.items() if name.startswith(start)), Family.GGUF)
 
 
 def score(kld: float) -> Score:

@@ -37,23 +37,36 @@ def python_lines(
     ]
 
 
+# What from_pretrained must be told of a layout; the table of runtimes says why.
+_CONFIGS = {
+    Layout.GPTQ_ROW: ("GPTQConfig", 'bits={bits}, backend="gptq_torch"'),
+    Layout.GPTQ_GROUPS: ("GPTQConfig", 'bits={bits}, backend="gptq_torch"'),
+    Layout.PACKED_ASYM: ("CompressedTensorsConfig", "dequantize=True"),
+}
+
+
+def _config(variant: str) -> tuple[str, str] | None:
+    """Name and arguments of a configuration, where a variant needs one."""
+    found = next((_CONFIGS[layout] for layout in layouts_of(variant) if layout in _CONFIGS), None)
+    return (found[0], found[1].format(bits=variant.removeprefix("gptq-")[:1])) if found else None
+
+
 def _imports(variant: str, *, alone: bool) -> list[str]:
     packages = answer(variant, Runtime.TRANSFORMERS).packages
     compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
     install = f"# pip install transformers {packages}{compiler}"
     if alone:
         return [install, "from gptqmodel import GPTQModel", "from transformers import AutoTokenizer"]
-    config = ", GPTQConfig" if Layout.GPTQ_ROW in layouts_of(variant) else ""
-    return [install, f"from transformers import AutoModelForCausalLM, AutoTokenizer{config}"]
+    names = sorted(["AutoModelForCausalLM", "AutoTokenizer", *((config[0],) if (config := _config(variant)) else ())])
+    return [install, f"from transformers import {', '.join(names)}"]
 
 
 def _loading(variant: str, branch: str, *, alone: bool) -> str:
     if alone:
         return f"GPTQModel.load(name{branch}).model"
-    torch = Layout.GPTQ_ROW in layouts_of(variant)  # the table says why
-    bits = variant.removeprefix("gptq-")[:1]
-    kernels = f', quantization_config=GPTQConfig(bits={bits}, backend="gptq_torch")' if torch else ""
-    return f'AutoModelForCausalLM.from_pretrained(name{branch}, device_map="auto"{kernels})'
+    config = _config(variant)
+    told = f", quantization_config={config[0]}({config[1]})" if config else ""
+    return f'AutoModelForCausalLM.from_pretrained(name{branch}, device_map="auto"{told})'
 
 
 def _chat() -> list[str]:

@@ -30,7 +30,7 @@ __all__ = ["Recipe", "demo_model", "demo_settings", "train_demo"]
 
 CALIBRATION = "calibration.jsonl"
 EVALUATION = "evaluation.jsonl"
-VARIANTS = "Q8_0,Q6_K,Q4_K_M,IQ4_XS,Q2_K,gptq-8bit-128g,gptq-4bit-128g,gptq-4bit-32g,bnb-nf4,bnb-int8"
+VARIANTS = "Q8_0,Q6_K,Q4_K_M,IQ4_XS,Q2_K,gptq-8bit-128g,gptq-4bit-128g,gptq-4bit-32g,w4a16-128g,bnb-nf4,bnb-int8"
 
 _README = """---
 license: other

@@ -74,6 +74,12 @@ _IMPORTS = (
     _Import(package="transformers", code="import transformers", serves="reads every model", tested="5.23.0"),
     _Import(package="bitsandbytes", code="import bitsandbytes", serves="makes and loads bnb variants", tested="0.50.2"),
     _Import(
+        package="compressed-tensors",
+        code="import compressed_tensors",
+        serves="loads w4a16 and w8a16 variants",
+        tested="0.20.0",
+    ),
+    _Import(
         package="gptqmodel",
         code="import gptqmodel, optimum",
         serves="loads GPTQ variants",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubbot.domain import Family, Source, TextRecord, Variant
 from hubbot.errors import Unsupported
-from hubbot.formats import bnb, gguf, gptq
+from hubbot.formats import bnb, gguf, gptq, packed
 from hubbot.formats.family import FamilyModule
 from hubbot.formats.protocol import Cost, Format, Needs
 from hubbot.settings import Settings
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "overflows_of", "put_in_place"]
 
-FAMILIES: dict[Family, FamilyModule[Any]] = {Family.GGUF: gguf, Family.GPTQ: gptq, Family.BNB: bnb}
+FAMILIES: dict[Family, FamilyModule[Any]] = {
+    Family.GGUF: gguf,
+    Family.GPTQ: gptq,
+    Family.PACKED: packed,
+    Family.BNB: bnb,
+}
 
 
 def calibration_needs(families: Iterable[Family], config: Mapping[str, Any]) -> Needs:

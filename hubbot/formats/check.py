@@ -34,7 +34,7 @@ from hubbot.model.own_tokenizer import read_chat, tokens_of
 from hubbot.model.snapshot import visible_files
 from hubbot.model.tokenizer import read_chat_templates
 
-__all__ = ["Reader", "ReaderOf", "from_pretrained", "main", "measure_speed", "read"]
+__all__ = ["Reader", "ReaderOf", "compare", "from_pretrained", "main", "measure_speed", "read"]
 
 _GENERATED = 16  # tokens
 _PATIENCE = 3600.0  # seconds
@@ -57,7 +57,7 @@ class Reader:
     load: folder, device, dtype -> model.
     """
 
-    kernels: str | None = None
+    kernels: str | None = None  # as it is imported
     alone: bool = False
     tolerance: float = 0.005
     load: Callable[[Path, str, torch.dtype | str], PreTrainedModel] = from_pretrained
@@ -69,7 +69,7 @@ class Reader:
         if self.kernels is None:
             return name
         try:
-            kernels = f"{self.kernels} {version(self.kernels)}"
+            kernels = f"{self.kernels.replace('_', '-')} {version(self.kernels)}"
         except PackageNotFoundError:
             return f"{name}, {self.kernels} missing"
         return kernels if self.alone else f"{name} + {kernels}"
@@ -124,7 +124,7 @@ def _use(
     check: LoadCheck,
 ) -> Reading:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    kld, largest = _compare(model, reference) if reference else (None, None)
+    kld, largest = compare(model, reference) if reference else (None, None)
     tokens = _tokens(folder, tokenizer, chat)
     ends = chat.tokens.ends if chat else tokens.ends
     generated = tokenizer.decode(greedy(model, [prompts[0] if prompts else tokens.text[:8]], _GENERATED, ends)[0])
@@ -202,7 +202,7 @@ def _load(reader: Reader, folder: Path, device: str) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _compare(model: PreTrainedModel, reference: Path) -> tuple[float, float]:
+def compare(model: PreTrainedModel, reference: Path) -> tuple[float, float]:
     """Mean D(reference || model) in nats and the largest difference of a logit, window by window."""
     known = load_file(reference)
     first = int(known["first"][0]) if "first" in known else 0

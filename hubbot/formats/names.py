@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from hubbot.domain import Gptq, Variant
+from hubbot.domain import Gptq, Packed, Variant
 from hubbot.errors import UnknownVariant
 from hubbot.formats import FAMILIES, gguf
 
@@ -27,6 +27,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "gguf": ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"),
     "gguf-all": tuple(name for name in gguf.TYPES if name not in ("F32", "TQ1_0", "TQ2_0")),
     "gptq": ("gptq-4bit-128g", "gptq-4bit-32g", "gptq-8bit-128g"),
+    "vllm": ("w4a16-128g", "w8a16-128g"),
     "bnb": ("bnb-nf4", "bnb-int8"),
 }
 
@@ -48,6 +49,11 @@ class Wanted:
 
 def stand_ins(variant: Variant) -> tuple[Variant, ...]:
     """The same variant with smaller groups, the largest first."""
+    if isinstance(variant, Packed):
+        layouts = (
+            replace(variant.layout, group_size=size) for size in _GROUPS if 16 < size < variant.layout.group_size
+        )
+        return tuple(Packed(layout=layout) for layout in layouts)
     if not isinstance(variant, Gptq):
         return ()
     return tuple(replace(variant, group_size=size) for size in _GROUPS if size < variant.group_size)

@@ -18,6 +18,7 @@ _PACKAGES = "torch transformers huggingface-hub datasets accelerate safetensors 
 # the package asks for all that it reads but GPTQModel, which declares another torch (docs/dependencies.md)
 INSTALL = {
     "gptqmodel": "Run `pip install 'hubbot[gptq]'`, then `pip install --no-deps gptqmodel==7.7.0` (`make setup` in a checkout).",
+    "compressed_tensors": "Run `pip install compressed-tensors==0.20.0` (`make setup` in a checkout).",
     "bitsandbytes": "Run `pip install --force-reinstall hubbot` (`make setup` in a checkout).",
 }
 

@@ -25,6 +25,9 @@ class Layout(StrEnum):
     GPTQ_ASYM = "GPTQ, `-asym`"
     GPTQ_HEAD = "GPTQ, a quantized head (`gptq.lm_head`)"
     GPTQ_EXPERTS = "GPTQ, of a mixture of experts"
+    PACKED_4 = "compressed-tensors, 4 bits"
+    PACKED_8 = "compressed-tensors, 8 bits"
+    PACKED_ASYM = "compressed-tensors, `-asym`"
     BNB_4 = "bitsandbytes, nf4 and fp4"
     BNB_8 = "bitsandbytes, int8"
 
@@ -40,6 +43,9 @@ EXAMPLES = {
     Layout.GPTQ_ASYM: "gptq-4bit-128g-asym",
     Layout.GPTQ_HEAD: "gptq-4bit-128g",
     Layout.GPTQ_EXPERTS: "gptq-4bit-128g",
+    Layout.PACKED_4: "w4a16-128g",
+    Layout.PACKED_8: "w8a16-128g",
+    Layout.PACKED_ASYM: "w4a16-128g-asym",
     Layout.BNB_4: "bnb-nf4",
     Layout.BNB_8: "bnb-int8",
 }
@@ -53,6 +59,9 @@ _NAMES = {
     Layout.GPTQ_GROUPS: r"gptq-.bit-(16|256)g.*",
     Layout.GPTQ_ORDER: r"gptq-.bit-\d+g-actorder.*",
     Layout.GPTQ_ASYM: r"gptq-.*-asym",
+    Layout.PACKED_4: r"w4a16-.*",
+    Layout.PACKED_8: r"w8a16-.*",
+    Layout.PACKED_ASYM: r"w4a16-.*-asym",
     Layout.BNB_4: r"bnb-(nf4|fp4)",
     Layout.BNB_8: r"bnb-int8",
 }

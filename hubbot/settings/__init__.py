@@ -120,6 +120,8 @@ class PublishSettings(Section):
     visibility: Literal["public", "private"] = Field("public", description="visibility of a repo that hubbot creates")
     gguf: str = Field("{name}-GGUF", description="name of the GGUF repo")
     gptq: str = Field("{name}-GPTQ", description="name of the GPTQ repo")
+    w4a16: str = Field("{name}-quantized.w4a16", description="name of the compressed-tensors repo of 4 bits")
+    w8a16: str = Field("{name}-quantized.w8a16", description="name of the compressed-tensors repo of 8 bits")
     bnb_4bit: str = Field("{name}-bnb-4bit", description="name of the bitsandbytes 4-bit repo")
     bnb_8bit: str = Field("{name}-bnb-8bit", description="name of the bitsandbytes int8 repo")
     quantized_by: str | None = Field(None, description="name in cards and GGUF metadata; default: the namespace")
@@ -153,7 +155,7 @@ class Settings(Section):
     revision: str | None = Field(None, description="branch, tag or commit of the model; default: main")
     variants: str = Field(
         "default",
-        description="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4) or of presets: default, small, gguf, gguf-all, gptq, bnb",
+        description="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4) or of presets: default, small, gguf, gguf-all, gptq, vllm, bnb",
     )
     out: Path = Field(Path("out"), description="output folder, where a stopped run goes on")
     device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")

@@ -25,8 +25,11 @@ from hubbot.settings import PublishSettings
 from tests.cards.test_escape import MARKDOWN, Seen
 from tests.records import BASE, HOSTILE, hostile_record, lay_files, record
 
-KINDS = GGUF, GPTQ, BNB_4BIT, BNB_8BIT = [kind for family in FAMILIES.values() for kind in family.ABOUT.kinds]
+KINDS = GGUF, GPTQ, W4A16, W8A16, BNB_4BIT, BNB_8BIT = [
+    kind for family in FAMILIES.values() for kind in family.ABOUT.kinds
+]
 PUBLISH = PublishSettings(namespace="test-press", quantized_by="Test Press")
+ENDS = ("GGUF", "GPTQ", "quantized.w4a16", "quantized.w8a16", "bnb-4bit", "bnb-8bit")
 
 
 def repo(kind: Kind, made: Record | None = None) -> Repo:
@@ -308,7 +311,7 @@ def test_every_hostile_text_is_still_shown_somewhere() -> None:
 def test_cards_and_pictures_are_written_for_every_repo(tmp_path: Path) -> None:
     lay_files(record(), tmp_path)
     written = write_cards(record(), PUBLISH, tmp_path)
-    assert list(written) == [f"test-press/Testling-1B-{end}" for end in ("GGUF", "GPTQ", "bnb-4bit", "bnb-8bit")]
+    assert list(written) == [f"test-press/Testling-1B-{end}" for end in ENDS]
     for folder in written.values():
         assert folder.parent == tmp_path / CARDS
         assert {entry.name for entry in folder.iterdir()} == {"README.md", PICTURE}

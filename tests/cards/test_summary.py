@@ -60,7 +60,7 @@ def summary(made: Record, **options: Any) -> str:
 
 def test_the_step_summary_has_verdicts_numbers_picture_links_and_checklist() -> None:
     text = summary(record())
-    assert "14 of 18 variants passed" in text
+    assert "16 of 20 variants passed" in text
     assert "`Q2_K` **refused**: mean divergence" in text
     assert "| `Q4_K_M` | ✓ passed | 764.1 MB |" in text
     assert "\nquadrantChart\n" in text

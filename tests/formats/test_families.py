@@ -23,7 +23,12 @@ from tests.models import make_model
 from tests.quantized import checkpoint, source_of, statistics
 
 EXAMPLES = [(family, name) for family, module in FAMILIES.items() for name in module.ABOUT.examples]
-MADE = {Family.GGUF: ("Q4_K_M", "Q8_0"), Family.GPTQ: ("gptq-4bit-32g",), Family.BNB: ("bnb-nf4", "bnb-int8")}
+MADE = {
+    Family.GGUF: ("Q4_K_M", "Q8_0"),
+    Family.GPTQ: ("gptq-4bit-32g",),
+    Family.PACKED: ("w4a16-64g-asym", "w8a16--1g"),
+    Family.BNB: ("bnb-nf4", "bnb-int8"),
+}
 TEXT = TextRecord(dataset="text", revision=None, sha256="0" * 64, windows=8, length=64)
 LARGE = ("torch", "transformers", "safetensors", "gguf", "bitsandbytes", "gptqmodel")
 

@@ -26,7 +26,7 @@ from hubbot.formats.gptq.solver import Solution
 from hubbot.formats.linears import Linear
 from hubbot.formats.shards import TensorSpec
 
-__all__ = ["GptqTensor", "check_shapes", "pack", "quantization_config", "specs", "stem"]
+__all__ = ["GptqTensor", "check_shapes", "named", "pack", "quantization_config", "specs", "stem"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +48,6 @@ class GptqTensor:
         weight = (codes - zeros[group]) * self.scales.to(torch.float32)[group]
         return weight.to(torch.float16).to(torch.float32).t().contiguous()
 
-    def named(self, weight_name: str) -> dict[str, torch.Tensor]:
-        """Checkpoint name -> tensor."""
-        base = stem(weight_name)
-        return {
-            f"{base}.qweight": self.qweight,
-            f"{base}.qzeros": self.qzeros,
-            f"{base}.scales": self.scales,
-            f"{base}.g_idx": self.g_idx,
-        }
-
 
 def pack(solution: Solution, layout: Gptq) -> GptqTensor:
     offset = 1 if layout.symmetric else 0
@@ -73,6 +63,17 @@ def pack(solution: Solution, layout: Gptq) -> GptqTensor:
 
 def stem(weight_name: str) -> str:
     return weight_name.removesuffix(".weight")
+
+
+def named(tensor: GptqTensor, weight_name: str, stored: torch.dtype) -> dict[str, torch.Tensor]:  # noqa: ARG001
+    """Checkpoint name -> tensor. stored: the source's type, which this format does not keep."""
+    base = stem(weight_name)
+    return {
+        f"{base}.qweight": tensor.qweight,
+        f"{base}.qzeros": tensor.qzeros,
+        f"{base}.scales": tensor.scales,
+        f"{base}.g_idx": tensor.g_idx,
+    }
 
 
 def check_shapes(linears: Iterable[Linear], layout: Gptq) -> None:
@@ -95,8 +96,8 @@ def check_shapes(linears: Iterable[Linear], layout: Gptq) -> None:
             raise UnsupportedShape(msg)
 
 
-def specs(linear: Linear, layout: Gptq) -> list[TensorSpec]:
-    """What a linear layer's weight turns into."""
+def specs(linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:  # noqa: ARG001 - for other containers
+    """What a linear layer's weight turns into. stored: the source's type."""
     rows, columns, bits = linear.out_features, linear.in_features, layout.bits
     groups = 1 if layout.group_size == -1 else columns // layout.group_size
     base = stem(linear.name)

@@ -1,13 +1,16 @@
-"""The GPTQ family: every variant from one set of Hessians."""
+"""Layers rounded by the GPTQ solver: every variant from one set of Hessians, in one of two containers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from hubbot.domain import Family, Gptq, Source
+from hubbot.domain import Family, Gptq, Named, Source
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.folder import VariantFolder, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
@@ -21,37 +24,84 @@ from hubbot.model import ModelFacts
 from hubbot.model.parts import Part
 from hubbot.settings import GptqSettings
 
-__all__ = ["GptqFormat", "costs"]
+__all__ = ["GPTQ", "Container", "GptqFormat", "costs"]
+
+
+class Solvable(Named, Protocol):
+    """A variant whose codes the solver finds."""
+
+    @property
+    def layout(self) -> Gptq: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """How solved layers lie in a folder.
+
+    named: tensor, name of the weight, the source's type -> checkpoint name -> tensor. specs: the same of a layer
+    that is not solved yet. config: layout, settings, module paths that stay as they are -> `quantization_config`.
+    apart: name of a file that holds the configuration too. head: whether the output head may be quantized. experts:
+    whether a reader was seen to take experts in it.
+    """
+
+    family: Family
+    named: Callable[[GptqTensor, str, torch.dtype], dict[str, torch.Tensor]]
+    specs: Callable[[Linear, Gptq, str], list[TensorSpec]]
+    config: Callable[[Gptq, GptqSettings, tuple[str, ...]], dict[str, Any]]
+    apart: str | None = None
+    head: bool = False
+    experts: bool = False
+
+
+GPTQ = Container(
+    family=Family.GPTQ,
+    named=checkpoint.named,
+    specs=checkpoint.specs,
+    config=lambda layout, settings, _outside: checkpoint.quantization_config(
+        layout, settings.damping, lm_head=settings.lm_head
+    ),
+    apart="quantize_config.json",
+    head=True,
+    experts=True,
+)
 
 
 def costs(
-    variants: Sequence[Gptq], facts: ModelFacts, source: Source, settings: GptqSettings
+    variants: Sequence[Solvable],
+    facts: ModelFacts,
+    source: Source,
+    settings: GptqSettings,
+    container: Container = GPTQ,
 ) -> dict[str, Cost | Unsupported]:
     """Exact sizes, before any weight is read; UnsupportedShape, naming the tensor, of a layout that cannot hold it.
 
     Raises Unsupported for other blocks than those of linear layers.
     """
-    linears = _chosen(find_linears(facts), settings)
+    found_linears = find_linears(facts)
+    linears = _chosen(found_linears, settings, container)
     found: dict[str, Cost | Unsupported] = {}
     for variant in variants:
         try:
-            checkpoint.check_shapes(linears.values(), variant)
+            checkpoint.check_shapes(linears.values(), variant.layout)
         except UnsupportedShape as error:
             found[variant.name] = error
             continue
-        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears, variant)]
-        found[variant.name] = folder_cost(specs, facts, source, _texts(variant, facts, settings), settings.shard_size)
+        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears, variant.layout, container)]
+        texts = _texts(variant.layout, facts, found_linears, settings, container)
+        found[variant.name] = folder_cost(specs, facts, source, texts, settings.shard_size)
     return found
 
 
-def _specs(name: str, facts: ModelFacts, linears: Mapping[str, Linear], variant: Gptq) -> list[TensorSpec]:
-    if name in linears:
-        return checkpoint.specs(linears[name], variant)
+def _specs(
+    name: str, facts: ModelFacts, linears: Mapping[str, Linear], layout: Gptq, container: Container
+) -> list[TensorSpec]:
     info = facts.tensors[name]
+    if name in linears:
+        return container.specs(linears[name], layout, info.dtype)
     return [TensorSpec(name, info.dtype, info.shape)]
 
 
-def _chosen(linears: Linears, settings: GptqSettings) -> dict[str, Linear]:
+def _chosen(linears: Linears, settings: GptqSettings, container: Container) -> dict[str, Linear]:
     """The layers to quantize, by the checkpoint name of their weight."""
     if linears.stacked:
         msg = (
@@ -59,8 +109,11 @@ def _chosen(linears: Linears, settings: GptqSettings) -> dict[str, Linear]:
             "matrix for each. Leave GPTQ variants out for this model."
         )
         raise Unsupported(msg)
+    if not container.experts and any(linear.expert for linear in linears.blocks):
+        msg = f"No reader was seen to take experts in {container.family}. Leave its variants out for this model."
+        raise Unsupported(msg)
     chosen = linears.by_name
-    if settings.lm_head:
+    if settings.lm_head and container.head:
         if linears.head is None:
             msg = (
                 "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
@@ -71,46 +124,50 @@ def _chosen(linears: Linears, settings: GptqSettings) -> dict[str, Linear]:
     return chosen
 
 
-def _texts(variant: Gptq, facts: ModelFacts, settings: GptqSettings) -> dict[str, str]:
-    config = checkpoint.quantization_config(variant, settings.damping, lm_head=settings.lm_head)
-    return {
-        "config.json": to_json({**facts.config, "quantization_config": config}),
-        "quantize_config.json": to_json(config),
-    }
+def _texts(
+    layout: Gptq, facts: ModelFacts, linears: Linears, settings: GptqSettings, container: Container
+) -> dict[str, str]:
+    head = (linears.head_module,) if linears.head_module else ()
+    config = container.config(layout, settings, (*head, *linears.outside))
+    apart = {container.apart: to_json(config)} if container.apart else {}
+    return {"config.json": to_json({**facts.config, "quantization_config": config}), **apart}
 
 
 class GptqFormat:
-    """`Format` of the GPTQ variants.
+    """`Format` of variants that the solver makes, in one container.
 
-    work: where parts wait, one folder a variant. out: gets `gptq/<variant name>`.
+    work: where parts wait, one folder a variant. out: gets `<family>/<variant name>`.
     Raises UnsupportedShape where a layout cannot hold a layer, Unsupported as `costs` does.
     """
 
-    family = Family.GPTQ
     needs = Needs.HESSIAN
 
     def __init__(
         self,
         *,
-        variants: Iterable[Gptq],
+        variants: Iterable[Solvable],
         source: Source,
         facts: ModelFacts,
         work: Path,
         out: Path,
         settings: GptqSettings,
+        container: Container = GPTQ,
     ) -> None:
+        self.family = container.family
         self.variants = tuple(variants)
+        self._container = container
         self._damping = settings.damping
-        self._linears = _chosen(find_linears(facts), settings)
+        found = find_linears(facts)
+        self._linears = _chosen(found, settings, container)
         for variant in self.variants:
-            checkpoint.check_shapes(self._linears.values(), variant)
+            checkpoint.check_shapes(self._linears.values(), variant.layout)
         self._folders = {
             variant.name: VariantFolder(
                 source=source,
                 facts=facts,
-                parts=work / "gptq" / variant.name,
-                out=out / "gptq" / variant.name,
-                texts=_texts(variant, facts, settings),
+                parts=work / container.family / variant.name,
+                out=out / container.family / variant.name,
+                texts=_texts(variant.layout, facts, found, settings, container),
                 shard_size=settings.shard_size,
             )
             for variant in self.variants
@@ -134,17 +191,15 @@ class GptqFormat:
         seldom = seldom_seen(here, statistics)
         known = {**statistics, **even_statistics(seldom, like=statistics)}
         for names in _sharing_inputs(here, known):
-            curvatures = _Curvatures(_hessian(names[0], known), self._damping)
+            solver = _Solver(_hessian(names[0], known), self._damping)
             for name in names:
-                weight = weights[name]
                 for variant in self.variants:
-                    solution = solve(weight, curvatures.of(variant), variant)
-                    tensor = checkpoint.pack(solution, variant)
-                    encoded[variant.name][name] = tensor
-                    stored[variant.name] |= tensor.named(name)
-                    errors[variant.name][name] = solution.error
-                    if solution.damping != self._damping:
-                        notes[variant.name].append(f"damping rose to {solution.damping:g} in {name}")
+                    solved = solver.solved(name, weights[name], variant.layout)
+                    encoded[variant.name][name] = solved.tensor
+                    stored[variant.name] |= self._container.named(solved.tensor, name, weights[name].dtype)
+                    errors[variant.name][name] = solved.error
+                    if solved.damping != self._damping:
+                        notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
         for key, folder in self._folders.items():
             told = [*notes[key], *note_of(part, here, seldom)]
             folder.store(part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
@@ -184,16 +239,37 @@ def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputSta
     return together
 
 
-class _Curvatures:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Solved:
+    tensor: GptqTensor
+    damping: float
+    error: float
+
+
+# What layers were solved to, by their Hessian and for as long as that lives: a layout that two containers hold is
+# solved once. The sweep keeps the tensors through a part in any case.
+_KNOWN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class _Solver:
     """One Hessian, made ready for every pair of group size and order that a variant asks for, once each."""
 
     def __init__(self, hessian: torch.Tensor, damping: float) -> None:
         self._hessian = hessian
         self._damping = damping
-        self._known: dict[tuple[int, bool], Curvature] = {}
+        self._curvatures: dict[tuple[int, bool], Curvature] = {}
+        self._known: dict[tuple[str, Gptq, float], _Solved] = _KNOWN.setdefault(hessian, {})  # type: ignore[no-untyped-call]
 
-    def of(self, layout: Gptq) -> Curvature:
-        key = (layout.group_size, layout.act_order)
+    def solved(self, name: str, weight: torch.Tensor, layout: Gptq) -> _Solved:
+        key = (name, layout, self._damping)
         if key not in self._known:
-            self._known[key] = prepare(self._hessian, layout, self._damping)
+            solution = solve(weight, self._curvature(layout), layout)
+            tensor = checkpoint.pack(solution, layout)
+            self._known[key] = _Solved(tensor=tensor, damping=solution.damping, error=solution.error)
         return self._known[key]
+
+    def _curvature(self, layout: Gptq) -> Curvature:
+        key = (layout.group_size, layout.act_order)
+        if key not in self._curvatures:
+            self._curvatures[key] = prepare(self._hessian, layout, self._damping)
+        return self._curvatures[key]
