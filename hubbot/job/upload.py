@@ -90,6 +90,7 @@ def repo_release(
         title=title,
         description=description,
         private=settings.publish.visibility == "private",
+        recorded={out / file.path: file.sha256 for variant in record.variants for file in variant.files},
         family=repo.recommended.family if repo.about.folder else None,
     )
 

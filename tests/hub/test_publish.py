@@ -103,7 +103,7 @@ def test_nothing_is_hashed_where_nothing_is_to_be_done(hub: Hub, ada: Publisher,
     release = gptq_release(tmp_path, "gptq-4bit-128g", "gptq-8bit-128g")
     ada(release)
     monkeypatch.setattr(
-        "hubbot.hub.publish.publication.hash_files", lambda _: pytest.fail("gigabytes were read for nothing")
+        "hubbot.hub.publish.publication.hash_files", lambda *_: pytest.fail("gigabytes were read for nothing")
     )
     assert ada(release).status == "unchanged"
     monkeypatch.undo()

@@ -14,8 +14,9 @@ from hubbot.errors import BadSettings, HubFailed, PublishConflict, SourceRefused
 from hubbot.hub.client import Hub
 from hubbot.hub.failures import translated_hub_errors
 from hubbot.hub.publish.create_missing import ensure_branch, ensure_repo
+from hubbot.hub.publish.local_files import LocalFile, hash_files, need_files
 from hubbot.hub.publish.pull_requests import Pull, Pulls
-from hubbot.hub.publish.repo_release import MAIN, LocalFile, Published, Receipt, RepoRelease, hash_files, need_files
+from hubbot.hub.publish.repo_release import MAIN, Published, Receipt, RepoRelease
 from hubbot.hub.publish.target import CARD, Target, Tree, compared, land, outdated, same
 from hubbot.record.file import FILE_NAME, from_json
 
@@ -89,7 +90,7 @@ class _Publication:
     @cached_property
     def hashed(self) -> Mapping[Path, LocalFile]:
         """Every file with its hashes; many gigabytes to read, so not before there is something to do."""
-        return hash_files(self.release.branches)
+        return hash_files(self.release.branches, self.release.recorded)
 
     @property
     def release(self) -> RepoRelease:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from hubbot import log
 from hubbot.domain import File, Record
 from hubbot.errors import BadRecord, HubFailed, PublishConflict
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.repo_release import LocalFile, Published, RepoRelease
+from hubbot.hub.publish.local_files import CheckedFile, LocalFile
+from hubbot.hub.publish.repo_release import Published, RepoRelease
 from hubbot.hub.read.contents import RemoteFile
 from hubbot.hub.read.listing import tree_items
 from hubbot.hub.read.reader import Reader
@@ -230,23 +231,43 @@ def _commit(
     obsolete: Sequence[str],
 ) -> str:
     """Commit what differs, on top of `tree` and nothing else; returns the commit's sha."""
-    additions = [_addition(path, file) for path, file in wanted.items() if not file.equals(tree.files.get(path))]
-    target.upload(additions, revision)
-    target.hub.commits.acquire()
-    with target.transport(), within(target.retry.seconds):
-        info = target.api.create_commit(
-            target.repo_id,
-            [*additions, *(CommitOperationDelete(path, is_folder=False) for path in obsolete)],
-            commit_message=title,
-            revision=revision,
-            parent_commit=tree.sha,
-        )
+    changed = {path: file for path, file in wanted.items() if not file.equals(tree.files.get(path))}
+    with _sent(target, changed, revision) as additions:
+        target.hub.commits.acquire()
+        with target.transport(), within(target.retry.seconds):
+            info = target.api.create_commit(
+                target.repo_id,
+                [*additions, *(CommitOperationDelete(path, is_folder=False) for path in obsolete)],
+                commit_message=title,
+                revision=revision,
+                parent_commit=tree.sha,
+            )
     return str(info.oid)
 
 
-def _addition(path: str, file: LocalFile) -> CommitOperationAdd:
-    addition = CommitOperationAdd(path, file.path)
-    addition.upload_info.sha256 = bytes.fromhex(file.sha256)  # known already: large files are read once
+@contextmanager
+def _sent(target: Target, files: Mapping[str, LocalFile], revision: str) -> Iterator[list[CommitOperationAdd]]:
+    """The additions of a commit, the large ones in the storage: the bytes that were checked and no others.
+
+    Raises HubFailed where a file turned out to be another one; nothing of it is visible then.
+    """
+    with ExitStack() as opened, target.transport():
+        large = {path: opened.enter_context(CheckedFile(file)) for path, file in files.items() if file.content is None}
+        additions = [_addition(path, file, None if target.xet else large.get(path)) for path, file in files.items()]
+        if target.xet:  # which reads the paths by itself
+            for stream in large.values():
+                stream.check(whole=True)
+        target.upload(additions, revision)
+        for stream in large.values():
+            stream.check(whole=False)
+        yield additions
+
+
+def _addition(path: str, file: LocalFile, stream: CheckedFile | None) -> CommitOperationAdd:
+    addition = CommitOperationAdd(path, file.path if file.content is None else file.content)
+    addition.upload_info.sha256 = bytes.fromhex(file.sha256)  # known already
+    if stream is not None:
+        addition.path_or_fileobj = stream
     return addition
 
 
