@@ -12,7 +12,7 @@ RUN apt-get update -qq \
  && apt-get install -y -qq --no-install-recommends cmake gcc g++ ninja-build >/dev/null
 WORKDIR /opt/hubbot
 # these alone, so that other changes of hubbot leave this stage as it is
-COPY hubbot/__init__.py hubbot/errors.py hubbot/llamacpp.py hubbot/setup.py hubbot/
+COPY hubbot/__init__.py hubbot/environment.py hubbot/errors.py hubbot/llamacpp.py hubbot/setup.py hubbot/
 # One CPU backend for each generation of x86-64 (LLAMA_VARIANTS=OFF: the oldest alone, for a quick build);
 # ggml loads the best that the machine can run, from GGML_BACKEND_DIR.
 ARG LLAMA_VARIANTS=ON

@@ -19,11 +19,11 @@ from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
 from hubbot.confine.walls import hide_memory
 from hubbot.domain import Record
+from hubbot.environment import PROCESS
 from hubbot.errors import BadSettings, HubbotError, ToolMissing, VariantsRefused
 from hubbot.hub.client import hub_of_environment
 from hubbot.machine.shortage import translated_shortages
 from hubbot.settings import Settings, load_settings
-from hubbot.settings.environment import PROCESS
 from hubbot.settings.flags import SOURCE, Flags, takes
 
 __all__ = ["app", "main"]

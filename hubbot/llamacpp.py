@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hubbot.environment import PROCESS, llama_cpp
 from hubbot.errors import ToolMissing
-from hubbot.settings.environment import PROCESS, llama_cpp
 
 __all__ = [
     "PIN",

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hubbot.environment import PROCESS, search_path
 from hubbot.errors import ToolMissing
 from hubbot.llamacpp import PIN
-from hubbot.settings.environment import PROCESS, search_path
 
 __all__ = ["build"]
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hubbot.settings.environment import PROCESS, in_github_actions
+from hubbot.environment import PROCESS, in_github_actions
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from hubbot import log
 from hubbot.action.inputs import BadInput, Inputs, read_inputs
 from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.confine.walls import hide_memory
+from hubbot.environment import PROCESS
 from hubbot.errors import HubbotError
 from hubbot.log import github
 from hubbot.log.redact import redact
-from hubbot.settings.environment import PROCESS
 
 __all__ = ["Work", "act", "main", "outputs"]
 

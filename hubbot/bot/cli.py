@@ -25,11 +25,11 @@ from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.matrix import handing_over
 from hubbot.bot.stop import Stopped, on_signals
 from hubbot.bot.watch_view import status_tables, verdict_table
+from hubbot.environment import PROCESS, github_token
 from hubbot.errors import BadSettings, HubFailed
 from hubbot.hub.client import hub_of_environment
 from hubbot.hub.read.reader import Reader
 from hubbot.settings import Settings, load_settings
-from hubbot.settings.environment import PROCESS, github_token
 
 app = typer.Typer(help="The bot: watch the Hub, receive its webhooks, work off the queue.")
 webhooks = typer.Typer(no_args_is_help=True, help="Register with the Hub's webhooks.")

@@ -8,12 +8,12 @@ from pathlib import Path
 from hubbot.child.device import settle_device
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.source import describe, examine, facts_of
+from hubbot.environment import PROCESS
 from hubbot.formats import costs_of, put_in_place
 from hubbot.formats.names import parse_wanted
 from hubbot.machine import Machine, measure_machine
 from hubbot.planning.plan import device_elsewhere, plan
 from hubbot.planning.presets import resolve
-from hubbot.settings.environment import PROCESS
 
 __all__ = ["survey"]
 

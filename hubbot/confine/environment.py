@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hubbot import llamacpp
 from hubbot.confine.places import hubbot_roots
-from hubbot.settings.environment import PROCESS
+from hubbot.environment import PROCESS
 
 __all__ = ["NETWORK", "allowed", "confined"]
 

@@ -34,9 +34,9 @@ from hubbot.confine.environment import confined
 from hubbot.confine.places import HUBBOT, system_places
 from hubbot.confine.stage import Stage, decode, encode, perform
 from hubbot.confine.walls import Walls
+from hubbot.environment import PROCESS
 from hubbot.errors import HubbotError
 from hubbot.machine.shortage import translated_shortages
-from hubbot.settings.environment import PROCESS
 
 __all__ = ["Answer", "Call", "call"]
 

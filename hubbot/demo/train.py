@@ -24,7 +24,7 @@ import torch
 
 from hubbot.demo.muon import Muon
 from hubbot.demo.tokenizer import Tokenizer, train_tokenizer, write_tokenizer
-from hubbot.settings.environment import PROCESS
+from hubbot.environment import PROCESS
 
 __all__ = ["Recipe", "demo_model", "demo_settings", "train_demo"]
 

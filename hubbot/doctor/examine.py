@@ -22,11 +22,11 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.confine.environment import allowed
 from hubbot.confine.stage import Stage
 from hubbot.confine.walls import Walls
+from hubbot.environment import PROCESS
 from hubbot.errors import HubbotError, ToolMissing
 from hubbot.machine import Machine, measure_machine
 from hubbot.machine.place import REMEDIES, Place, place
 from hubbot.machine.versions import INSTALL
-from hubbot.settings.environment import PROCESS
 
 __all__ = ["Finding", "Status", "examine"]
 

@@ -10,10 +10,10 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hubbot import __version__
+from hubbot.environment import hub_endpoint, hub_token
 from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.retry import Retry
 from hubbot.hub.session import belongs_to
-from hubbot.settings.environment import hub_endpoint, hub_token
 
 __all__ = ["ENDPOINT", "Hub", "hub_of_environment"]
 

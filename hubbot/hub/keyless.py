@@ -11,8 +11,10 @@ import httpx2
 from huggingface_hub._oidc import oidc_login
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
+from hubbot.environment import github_identity
 from hubbot.errors import HubFailed
 from hubbot.hub.client import Hub
+from hubbot.hub.session import belongs_to
 
 __all__ = ["keyless_token"]
 
@@ -22,6 +24,8 @@ def keyless_token(resource: str, hub: Hub) -> str:
 
     Raises HubFailed where GitHub gives no identity or the Hub does not trust it.
     """
+    if asked := github_identity():
+        belongs_to(asked[1], asked[0])  # a token of GitHub's, for GitHub
     try:
         answer = oidc_login(resource=resource, endpoint=hub.endpoint)
         return str(answer["access_token"])

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hubbot.environment import in_github_actions
 from hubbot.log import github
-from hubbot.settings.environment import in_github_actions
 
 __all__ = ["add_mask", "error", "notice", "progress", "say", "stage", "warning"]
 

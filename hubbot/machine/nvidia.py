@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hubbot.settings.environment import PROCESS
+from hubbot.environment import PROCESS
 
 __all__ = ["Gpu", "gpu_of"]
 

@@ -23,7 +23,7 @@ _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
 # What follows the last block, by the module's own name; everything else outside of blocks comes before.
 _HEAD = frozenset(
     "lm_head embed_out output output_norm head norm norm_f ln_f ln_out final_norm final_layernorm "
-    "final_layer_norm score".split()
+    "final_layer_norm embedding_norm score".split()
 )
 
 

@@ -252,11 +252,21 @@ class BlockModel:
         Everything after the blocks works token by token, so any n tokens can be taken together.
         """
         rows = hidden.unsqueeze(0)
+        passed: set[int] = set()
 
-        def inject(_: int) -> Callable[..., Any]:
-            return lambda *__, **___: self._output(rows)
+        def inject(index: int) -> Callable[..., Any]:
+            def stand_in(*_: Any, **__: Any) -> Any:
+                passed.add(index)
+                return self._output(rows)
 
-        with _stand_ins(self.blocks, inject), _passed_over(self._hollow()):
+            return stand_in
+
+        def refuse(module: nn.Module) -> None:
+            if len(passed) == len(self.blocks):
+                msg = f"{type(module).__name__} follows the decoder blocks of {type(self.model).__name__}, and its weights were taken for the embedding's. This layout is not supported yet."
+                raise Unsupported(msg)
+
+        with _stand_ins(self.blocks, inject), _passed_over(self._hollow(), refuse):
             logits: torch.Tensor = self.model(inputs_embeds=rows, use_cache=False).logits[0]
         return logits
 
@@ -316,11 +326,14 @@ def _stand_ins(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]])
 
 
 @contextlib.contextmanager
-def _passed_over(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, these modules compute nothing: embeddings (of positions, of token types) give zeros, others what they get."""
+def _passed_over(modules: Iterable[nn.Module], asking: Callable[[nn.Module], None] = lambda _: None) -> Iterator[None]:
+    """Inside, these modules compute nothing: embeddings (of positions, of token types) give zeros, others what they get.
+
+    asking: called with each that is run, before it.
+    """
     modules = tuple(modules)
     for module in modules:
-        module.forward = _zeros(module) if isinstance(module, nn.Embedding) else lambda hidden, *_, **__: hidden
+        module.forward = _nothing(module, asking)
     try:
         yield
     finally:
@@ -328,9 +341,12 @@ def _passed_over(modules: Iterable[nn.Module]) -> Iterator[None]:
             del module.forward
 
 
-def _zeros(embedding: nn.Embedding) -> Callable[..., torch.Tensor]:
-    def forward(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return torch.zeros((*ids.shape, embedding.embedding_dim), device=ids.device)
+def _nothing(module: nn.Module, asking: Callable[[nn.Module], None]) -> Callable[..., torch.Tensor]:
+    def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        asking(module)
+        if isinstance(module, nn.Embedding):
+            return torch.zeros((*given.shape, module.embedding_dim), device=given.device)
+        return given
 
     return forward
 

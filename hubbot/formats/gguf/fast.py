@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hubbot import llamacpp
+from hubbot.environment import compiler, plain_encoders
 from hubbot.errors import ToolMissing
-from hubbot.settings.environment import compiler, plain_encoders
 
 __all__ = ["build", "encoder"]
 

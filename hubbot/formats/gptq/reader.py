@@ -11,9 +11,10 @@ import torch
 import torch._dynamo
 from transformers import GPTQConfig, PreTrainedModel
 
+from hubbot.environment import PROCESS
+from hubbot.errors import SourceRefused
 from hubbot.formats.check import Reader, from_pretrained, main
 from hubbot.formats.stored import Checkpoint, quantization_of
-from hubbot.settings.environment import PROCESS
 
 __all__ = ["reader_of"]
 
@@ -29,7 +30,11 @@ def reader_of(folder: Path) -> Reader:
 
 def _holds_experts(folder: Path) -> bool:
     """Whether codes of experts are there, which transformers takes for absent and fills with random weights."""
-    return any(".experts." in name and name.endswith(".qweight") for name in Checkpoint.of(folder).files)
+    try:
+        names = Checkpoint.of(folder).files
+    except SourceRefused:  # a folder without weights: whoever loads it says so
+        return False
+    return any(".experts." in name and name.endswith(".qweight") for name in names)
 
 
 def _by_transformers(

@@ -13,6 +13,7 @@ from pathlib import Path
 __all__ = [
     "PROCESS",
     "compiler",
+    "github_identity",
     "github_token",
     "hub_endpoint",
     "hub_token",
@@ -38,6 +39,12 @@ def hub_endpoint(environ: Mapping[str, str] = PROCESS) -> str | None:
 def github_token(environ: Mapping[str, str] = PROCESS) -> str | None:
     """GITHUB_TOKEN: what `hubbot serve` dispatches to a repository with."""
     return environ.get("GITHUB_TOKEN", "").strip() or None
+
+
+def github_identity(environ: Mapping[str, str] = PROCESS) -> tuple[str, str] | None:
+    """Where a GitHub job asks who it is, and with what token: ACTIONS_ID_TOKEN_REQUEST_URL and …_TOKEN."""
+    url, token = (environ.get(f"ACTIONS_ID_TOKEN_REQUEST_{name}", "") for name in ("URL", "TOKEN"))
+    return (url, token) if url and token else None
 
 
 def in_github_actions(environ: Mapping[str, str] = PROCESS) -> bool:

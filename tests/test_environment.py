@@ -8,7 +8,7 @@ from pathlib import Path
 import hubbot
 
 PACKAGE = Path(hubbot.__file__).parent
-READER = "settings/environment.py"
+READER = "environment.py"
 
 
 def _reads(tree: ast.AST) -> bool:
@@ -26,7 +26,7 @@ def _reads(tree: ast.AST) -> bool:
     return found or imported
 
 
-def test_only_the_settings_read_the_environment():
+def test_one_module_reads_the_environment():
     readers = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if _reads(ast.parse(path.read_text("utf-8")))
     }
