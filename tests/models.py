@@ -207,12 +207,54 @@ UNLIKE: dict[str, Family] = {
 }
 
 
+_STATES: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_state": 16}
+
+# State spaces and convolutions in the place of attention, or beside it.
+HYBRIDS: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            name="mamba2",
+            config="Mamba2Config",
+            values={
+                "hidden_size": HIDDEN,
+                "num_hidden_layers": LAYERS,
+                "state_size": 16,
+                "num_heads": 8,
+                "head_dim": 64,
+                "n_groups": 1,
+            },
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="falcon_h1",
+            config="FalconH1Config",
+            values=_GROUPED | _STATES | {"head_dim": 64, "mamba_d_ssm": 256, "mamba_d_head": 32, "mamba_n_groups": 1},
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="bamba",
+            config="BambaConfig",
+            values=_GROUPED | _STATES | {"mamba_d_head": 64, "attn_layer_indices": [1]},
+            bytes_vocabulary=True,
+        ),
+        Family(
+            name="lfm2",
+            config="Lfm2Config",
+            values=_GROUPED | {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+            tied=(True,),
+            bytes_vocabulary=True,
+        ),
+    )
+}
+
+
 def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int = 0, dtype: str = "bfloat16") -> Path:
     """Write a tiny random model of a family as a Hub folder, and return the folder.
 
     tied: whether embedding and head share their weights; default: untied where the family allows it.
     """
-    plan = (FAMILIES | MIXTURES | UNLIKE)[family]
+    plan = (FAMILIES | MIXTURES | UNLIKE | HYBRIDS)[family]
     tied = plan.tied[0] if tied is None else tied
     assert tied in plan.tied, f"{family} has no models with tied={tied}"
     into.mkdir(parents=True, exist_ok=True)

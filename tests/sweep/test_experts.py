@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from hubbot.model import part_layout, read_facts
 from hubbot.sweep.walk import SweepInput, SweepResult, sweep
 from hubbot.sweep.windows import Windows
-from tests.models import MIXTURES, UNLIKE, make_model
+from tests.models import HYBRIDS, MIXTURES, UNLIKE, make_model
 from tests.sweep.rounding import RoundingFormat, decoded_checkpoint
 
 LENGTH = 48
@@ -50,7 +50,7 @@ def perplexity(folder: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*MIXTURES, *UNLIKE])
+@pytest.mark.parametrize("family", [*MIXTURES, *UNLIKE, *HYBRIDS])
 def test_perplexity_of_base_and_variant_is_that_of_plain_transformers(family: str, tmp_path: Path) -> None:
     folder = make_model(family, tmp_path / "tiny")
     result, _ = run(folder, tmp_path)

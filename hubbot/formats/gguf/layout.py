@@ -111,7 +111,7 @@ def _header(tensors: list[tuple[Captured, int]], metadata: Mapping[str, Any], ar
     for tensor, kind in tensors:
         size = tensor.rows * row_bytes(kind, tensor.columns)
         writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=gguf.GGMLQuantizationType(kind)
+            tensor.name, _told(tensor.shape), np.dtype(np.float32), size, raw_dtype=gguf.GGMLQuantizationType(kind)
         )
     with tempfile.TemporaryDirectory(prefix="hubbot-gguf-") as folder:
         path = Path(folder) / "header.gguf"
@@ -122,6 +122,13 @@ def _header(tensors: list[tuple[Captured, int]], metadata: Mapping[str, Any], ar
         writer.close()
         header = path.read_bytes()
     return header + bytes(_padded(len(header)) - len(header)), infos
+
+
+def _told(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape as llama-quantize writes it: ggml counts no outer dimension of one."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _padded(size: int) -> int:

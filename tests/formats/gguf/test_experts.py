@@ -62,6 +62,19 @@ def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
         assert {key for key in keys if keys[key] != theirs[0].get(key)} <= {"quantize.imatrix.file"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bamba", "lfm2", "falcon"])
+def test_files_of_hybrids_and_other_decoders_equal_llama_quantizes(family, tmp_path):
+    folder = make_model(family, tmp_path / "tiny")
+    form = open_format(folder, ["Q4_K_M"], tmp_path / "out")
+    weights = checkpoint(folder)
+    for part in part_layout(read_facts(folder)):
+        form.encode(part, {name: weights[name] for name in part.tensors}, {})
+    made = form.finish()["Q4_K_M"].paths[0]
+    base = convert(folder, tmp_path / "base.gguf")
+    assert keys_and_tensors(made)[1] == keys_and_tensors(quantize(base, tmp_path / "theirs.gguf", "Q4_K_M"))[1]
+
+
 def test_an_expert_without_tokens_counts_every_input_alike():
     entry = ImportanceEntry(sums=np.array([[2, 4], [0, 0]], np.float32), tokens=np.array([2, 0]))
     np.testing.assert_array_equal(entry.vector(), [[1, 2], [1, 1]])
