@@ -104,6 +104,8 @@ def _sample_table(chosen: Sequence[Sample], variant: VariantRecord) -> str:
     for sample in chosen:
         same, base, other = parted(sample)
         identical = not base and not other
+        if base.split() == other.split():  # they part in blanks alone, which nobody would see
+            base, other = _blanks_shown(base), _blanks_shown(other)
         rows.append(
             [
                 _cell(sample.prompt, ""),
@@ -128,6 +130,10 @@ def parted(sample: Sample) -> tuple[str, str, str]:
     while cut and not base[cut - 1].isspace():
         cut -= 1
     return base[:cut], base[cut:], other[cut:]
+
+
+def _blanks_shown(text: str) -> str:
+    return text.translate({ord(" "): "␣", ord("\t"): "⇥", ord("\n"): "⏎\n"})
 
 
 def _cell(plain: str, bold: str) -> str:

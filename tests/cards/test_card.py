@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_cards
 from hubbot.cards.frontmatter import split
-from hubbot.domain import Record, Status, VariantRecord
+from hubbot.domain import Record, Sample, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.family import Kind
@@ -331,6 +331,14 @@ def test_a_file_that_is_missing_or_has_another_size_stops_the_card(tmp_path: Pat
     with pytest.raises(BadRecord, match="is not there"):
         check_files(made, tmp_path)
     assert not (tmp_path / CARDS).exists()
+
+
+def test_samples_that_part_in_blanks_alone_do_not_look_the_same() -> None:
+    best = repo(GGUF).recommended.name
+    sample = Sample(prompt="def f():", base="\n    return 1", variant="\n  return 1", differs_at=1)
+    text = card(GGUF, change(record(), best, samples=(sample,)))
+    assert "<b>␣␣return␣1</b>" in text
+    assert "<b>return␣1</b>" in text
 
 
 def test_files_of_refused_variants_are_not_asked_for(tmp_path: Path) -> None:

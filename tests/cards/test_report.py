@@ -228,6 +228,18 @@ def test_the_page_never_scrolls_sideways(page: chromium.Page, address: str, host
 
 @IN_BROWSER
 @pytest.mark.slow
+def test_a_desk_shows_the_whole_table_and_a_phone_four_columns_of_it(page: chromium.Page, address: str) -> None:
+    frame = "document.querySelector('#results').parentElement"
+    page.open(address, width=1280)
+    assert page.run(f"{frame}.scrollWidth <= {frame}.clientWidth")
+    page.open(address, width=390)
+    edge = f"{frame}.getBoundingClientRect().right"
+    heads = "[...document.querySelectorAll('#results thead th')]"
+    assert page.run(f"{heads}.filter((n) => n.getBoundingClientRect().right <= {edge}).length") >= 4
+
+
+@IN_BROWSER
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_cells_of_a_deep_models_heat_map_can_be_seen_and_reached_by_keyboard(
     page: chromium.Page, deep_address: str, width: int
