@@ -2,7 +2,12 @@
 
 import ctypes
 import errno
+import fcntl
+import mmap
 import os
+import platform
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,7 +73,52 @@ def _as_a_grandchild(argument):
         raise PermissionError
 
 
+def _system_call(number, *arguments):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, *map(ctypes.c_long, arguments)) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _datagram_by_path(argument):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", argument["path"])
+
+
+def _datagram_of_a_pair(argument):
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    pair[0].sendto(b"x", argument["path"])
+
+
+def _large_file(argument):
+    with Path(argument["path"]).open("wb") as file:
+        file.truncate(2**62)
+
+
+def _large_memory(argument):
+    try:
+        mmap.mmap(-1, argument["bytes"], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE
+    except OSError as error:
+        raise PermissionError from error
+
+
 _ATTEMPTS = {
+    "chmod": lambda a: Path(a["path"]).chmod(0o4755),
+    "fchmod": lambda a: os.fchmod(os.open(a["path"], os.O_RDONLY), 0o4755),
+    "utime": lambda a: os.utime(a["path"], (1, 1)),
+    "chown": lambda a: os.chown(a["path"], 12345, 12345),
+    "xattr": lambda a: os.setxattr(a["path"], "user.x", b"x"),
+    "setuid-file": lambda a: os.close(os.open(a["path"], os.O_CREAT | os.O_WRONLY, 0o4755)),
+    "setuid-node": lambda a: os.mknod(a["path"], 0o104755),
+    "foreign-limits": lambda _: resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1)),
+    "foreign-priority": lambda _: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+    "own-limits": lambda _: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+    "datagram-by-path": _datagram_by_path,
+    "datagram-of-a-pair": _datagram_of_a_pair,
+    "shared-memory": lambda _: Path("/dev/shm/hubbot-left-behind").write_text("x"),
+    "system-v-memory": lambda _: _system_call(29 if platform.machine() == "x86_64" else 194, 0, 4096, 0o1600),
+    "user-namespace": lambda _: _system_call(272 if platform.machine() == "x86_64" else 97, 0x10000000),
+    "large-file": _large_file,
+    "large-memory": _large_memory,
     "connect": _connect,
     "datagram": _datagram,
     "unix": _unix,
@@ -155,3 +205,30 @@ def architecture(folder):
     from hubbot.model import read_facts
 
     return read_facts(Path(folder)).architecture
+
+
+def copy(argument):
+    return shutil.copy2(argument["path"], argument["to"])
+
+
+def leave_behind(argument):
+    """Answer, while a process of another session, deaf to SIGTERM, holds a lock and every open file of this one."""
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        fcntl.flock(os.open(argument["lock"], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+        os.write(tell, b"1")
+        time.sleep(600)
+        os._exit(0)
+    os.read(told, 1)
+    return "answered"
+
+
+def linger(argument):
+    leave_behind(argument)
+    time.sleep(600)
+
+
+def limits(_):
+    return [resource.getrlimit(number)[0] for number in (resource.RLIMIT_DATA, resource.RLIMIT_CPU)]

@@ -6,20 +6,22 @@
 
 The child starts with a listed few environment variables, a home of its own inside the work folder, no
 network and no way to write outside the work and output folders (docs/security.md says which kernel
-gives what). It is a new program, not a fork, so nothing of the parent's memory is in it. It dies with
-its parent. Its HubbotErrors are raised again here, with their class and message.
+gives what). It is a new program, not a fork, so nothing of the parent's memory is in it. It and all that
+it starts end with its parent, when it has answered, and when its time is over. Its HubbotErrors are
+raised again here, with their class and message.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-import traceback
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,12 +33,13 @@ from pydantic import ValidationError
 from hubbot import log
 from hubbot.confine import walls
 from hubbot.confine.environment import confined
-from hubbot.confine.places import HUBBOT, system_places
-from hubbot.confine.stage import Stage, decode, encode, perform
+from hubbot.confine.limits import limits_of
+from hubbot.confine.places import system_places
+from hubbot.confine.program import End, Start
+from hubbot.confine.stage import Stage, decode, encode
 from hubbot.confine.walls import Walls
 from hubbot.environment import PROCESS
 from hubbot.errors import HubbotError
-from hubbot.machine.shortage import translated_shortages
 
 __all__ = ["Answer", "Call", "call"]
 
@@ -45,8 +48,8 @@ A = TypeVar("A")
 
 _LARGEST_ANSWER = 256 * 2**20  # bytes; the child is not trusted to be brief
 _GRACE = 10.0  # seconds between a forwarded signal and SIGKILL
-
-_DEVICES = "null zero full random urandom tty shm nvidiactl nvidia-uvm nvidia-uvm-tools nvidia-modeset dri kfd".split()
+_LOOK = 1.0  # seconds between looks at whether the child lives
+_LATE = 1000  # no exit code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,31 +58,19 @@ class Answer(Generic[A]):
     walls: Walls
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """The first line of what the child is told; the question follows."""
-
-    target: str
-    parent: int  # process id
-    home: Path
-    writable: tuple[Path, ...]  # the work folder first
-    readable: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _End:
-    """The first line of what the child says; the answer follows where there is no error."""
-
-    walls: Walls
-    error: str | None = None  # name of a class of hubbot.errors
-    message: str = ""
-
-
 class Call(Protocol):
     """Who asks a stage: `call`, or in tests the same without a process of its own."""
 
     def __call__(
-        self, stage: Stage[Q, A], question: Q, *, work: Path, writable: Sequence[Path], readable: Sequence[Path]
+        self,
+        stage: Stage[Q, A],
+        question: Q,
+        *,
+        work: Path,
+        writable: Sequence[Path],
+        readable: Sequence[Path],
+        seconds: float,
+        memory: int | None,
     ) -> Answer[A]: ...
 
 
@@ -90,6 +81,8 @@ def call(
     work: Path,
     writable: Sequence[Path] = (),
     readable: Sequence[Path] = (),
+    seconds: float = 3600,
+    memory: int | None = None,
     environ: Mapping[str, str] = PROCESS,
 ) -> Answer[A]:
     """Ask a stage its question in a confined child process.
@@ -97,23 +90,26 @@ def call(
     work: exists or is made; the child's home, caches and temporary files live under it.
     writable: further files and folders that the child may write (the output folder); they must exist.
     readable: further folders that it may read (the model), besides `hubbot.confine.places`.
+    seconds: how long it may take. memory: bytes that it is meant to keep to; up to twice as many are granted.
     environ: the environment to pick from, by default this process's.
-    Raises the HubbotError that the function raised; HubbotError also where the child crashes or its answer is none.
+    Raises the HubbotError that the function raised; HubbotError also where the child crashes, takes longer or gives no
+    answer.
     SIGINT and SIGTERM are handed to the child and take effect here once it has ended.
     """
     work = work.resolve()
     (work / "home" / "tmp").mkdir(parents=True, exist_ok=True)
     walls.hide_memory()
     environment = confined(environ, home=work / "home")
-    start = _Start(
+    start = Start(
         target=stage.target,
         parent=os.getpid(),
+        limits=limits_of([work, *writable], seconds=seconds, memory=memory),
         readable=(*system_places(environment), *(path.resolve() for path in readable)),
         home=work / "home",
         writable=tuple(path.resolve() for path in (work, *writable)),
     )
-    message = encode(_Start, start) + b"\n" + encode(stage.question, question)
-    answer = _judge(stage, *_exchange(message, environment))
+    message = encode(Start, start) + b"\n" + encode(stage.question, question)
+    answer = _judge(stage, *_exchange(message, environment, seconds))
     if not answer.walls.complete:
         _warn(answer.walls)
     return answer
@@ -128,14 +124,11 @@ def _warn(built: Walls) -> None:
     )
 
 
-# --- the parent's side ---------------------------------------------------------------------------------
-
-
-def _exchange(request: bytes, environment: dict[str, str]) -> tuple[bytes, int]:
-    """Start the child, write the request, read the answer. Returns the answer and the exit code."""
+def _exchange(request: bytes, environment: dict[str, str], seconds: float) -> tuple[bytes, int]:
+    """Start the child, write the request, read the answer. Returns the answer and the exit code, as `_code` tells it."""
     ask_read, ask_write = os.pipe()
     reply_read, reply_write = os.pipe()
-    command = [sys.executable, "-P", "-m", "hubbot.confine.isolate", str(ask_read), str(reply_write)]
+    command = [sys.executable, "-P", "-m", "hubbot.confine.program", str(ask_read), str(reply_write)]
     try:
         child = subprocess.Popen(
             command,
@@ -149,17 +142,50 @@ def _exchange(request: bytes, environment: dict[str, str]) -> tuple[bytes, int]:
         os.close(reply_write)
     with _forwarding(child), os.fdopen(reply_read, "rb") as reply:
         try:
-            with os.fdopen(ask_write, "wb") as ask:
+            with suppress(BrokenPipeError), os.fdopen(ask_write, "wb") as ask:
                 ask.write(request)
-            answer = reply.read(_LARGEST_ANSWER + 1)
-        except BrokenPipeError:
-            answer = b""
+            answer, ended = _read(reply.fileno(), child, seconds)
         except BaseException:
-            _kill(child)
+            _stop(child)
             raise
-        if len(answer) > _LARGEST_ANSWER:
+        if not ended:
+            _stop(child)
+        return answer, _LATE if ended is None else _code(child.wait())
+
+
+def _read(reply: int, child: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool | None]:
+    """What the child says until it ends; False beside what is too long, None beside what takes too long.
+
+    Its end counts, not the pipe's: what it has started may hold that open.
+    """
+    answer, deadline = bytearray(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        over = child.poll() is not None
+        if select.select([reply], [], [], 0 if over else _LOOK)[0]:
+            piece = os.read(reply, 2**20)
+            answer += piece
+            if not piece:
+                return bytes(answer), True
+            if len(answer) > _LARGEST_ANSWER:
+                return b"", False
+        elif over:
+            return bytes(answer), True
+    return b"", None
+
+
+def _code(status: int) -> int:
+    """An exit code; a negative number of a signal for the child's that its keeper tells as 128 and more."""
+    return 128 - status if status > 128 else status
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Have the keeper end all that it keeps, then itself."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(_GRACE)
+        except subprocess.TimeoutExpired:
             _kill(child)
-        return answer, child.wait()
 
 
 @contextmanager
@@ -194,16 +220,20 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def _judge(stage: Stage[Any, A], reply: bytes, code: int) -> Answer[A]:
-    """The child's answer, or the error that it stands for."""
-    head, _, body = reply.partition(b"\n")
+    """The child's answer, or the error that it stands for.
+
+    What it says of its walls it has said before it read anything of a stranger's.
+    """
+    first, _, rest = reply.partition(b"\n")
+    head, _, body = rest.partition(b"\n")
     try:
-        end = decode(_End, head)
+        built, end = decode(Walls, first), decode(End, head)
     except (ValueError, RecursionError):
         raise HubbotError(_crash(stage.target, code)) from None
     if end.error is not None:
         raise HubbotError.named(end.error, end.message)
     try:
-        return Answer(value=decode(stage.answer, body), walls=end.walls)
+        return Answer(value=decode(stage.answer, body), walls=built)
     except ValidationError as error:
         raise HubbotError(_no_answer(stage.target, error)) from None
 
@@ -219,6 +249,11 @@ def _no_answer(target: str, error: ValidationError) -> str:
 
 
 def _crash(target: str, code: int) -> str:
+    if code == _LATE:
+        return (
+            f"The process that runs {target} did not end in the time that is many times what such a model takes, and was "
+            "ended. Where the files are a stranger's, they may be made so; else please report it as a defect of hubbot."
+        )
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     advice = (
         "The kernel kills the largest process when memory runs out: set budget.ram lower or free some memory."
@@ -226,57 +261,3 @@ def _crash(target: str, code: int) -> str:
         else "Its own output above says where; please report it as a defect of hubbot."
     )
     return f"The process that runs {target} {ended} and gave no answer. {advice}"
-
-
-# --- the child's side ----------------------------------------------------------------------------------
-
-
-def _main(ask: int, reply: int) -> int:
-    with os.fdopen(ask, "rb") as pipe:
-        head, _, question = pipe.read().partition(b"\n")
-    start = decode(_Start, head)
-    os.set_inheritable(reply, False)
-    walls.die_with_parent(start.parent, signal.SIGKILL)
-    built = walls.raise_walls(
-        home=start.home,
-        writable=[*start.writable, *_devices(), _own_proc()],
-        readable=start.readable,
-        listed=[HUBBOT.parent],
-    )
-    end, answer = _answer(start, question, built)
-    with os.fdopen(reply, "wb") as pipe:
-        pipe.write(encode(_End, end) + b"\n" + answer)
-    return 0 if end.error is None else 1
-
-
-def _devices() -> list[Path]:
-    """The device files that Python, torch and the GPU's driver need; no disk, no memory."""
-    folder = Path("/dev")
-    return [*(folder / name for name in _DEVICES), *folder.glob("nvidia[0-9]*"), *folder.glob("nvidia-caps/*")]
-
-
-def _own_proc() -> Path:
-    """Where CUDA names its threads, without which it does not start: the process's own folder in /proc.
-
-    Programs that the child starts have other folders, so all of /proc where the kernel's settings are
-    out of reach anyway (not root, or a container), and only the child's own where root could change them.
-    """
-    return Path("/proc/self") if os.access("/proc/sys/kernel/core_pattern", os.W_OK) else Path("/proc")
-
-
-def _answer(start: _Start, question: bytes, built: Walls) -> tuple[_End, bytes]:
-    try:
-        with translated_shortages(start.writable[0]):
-            return _End(walls=built), perform(start.target, question)
-    except HubbotError as error:
-        return _End(walls=built, error=type(error).__name__, message=str(error)), b""
-    except Exception as error:  # noqa: BLE001 -- the boundary: nothing but an answer leaves this process
-        traceback.print_exc()
-        message = (
-            f"{start.target} failed with {type(error).__name__}: {error}. This is a defect of hubbot; please report it."
-        )
-        return _End(walls=built, error=HubbotError.__name__, message=message), b""
-
-
-if __name__ == "__main__":
-    sys.exit(_main(int(sys.argv[1]), int(sys.argv[2])))

@@ -6,18 +6,17 @@ function says what it achieved; a kernel that lacks a mechanism is reported, nev
     files     Landlock (kernel 5.13+): reads and writes outside the listed folders are refused, and so
               is reading the memory or environment of a process outside the wall
     network   seccomp (kernel 3.17+): no socket but a local one can be made, and none be connected;
-              Landlock (kernel 6.7+) refuses TCP on top of it
+              Landlock (kernel 6.7+) refuses TCP on top of it. The same filter refuses what else
+              `hubbot.confine.seccomp` lists
     rights    a process of root keeps the right to read and write its folders, and no other
 
-Numbers and layouts come from the kernel's headers linux/{landlock,seccomp,filter,capability,prctl}.h.
+Numbers and layouts come from the kernel's headers linux/{landlock,capability,prctl}.h.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import platform
 import resource
 import struct
 from collections.abc import Iterable
@@ -25,11 +24,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Walls", "die_with_parent", "hide_memory", "raise_walls"]
+from hubbot.confine.kernel import LIBC, prctl
+from hubbot.confine.seccomp import refuse_calls
 
-_libc = ctypes.CDLL(None, use_errno=True)
+__all__ = ["Walls", "hide_memory", "raise_walls"]
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Walls:
     files: str
     network: str
     rights: str
+    processes: str = "none"  # what its own children cannot outlive
 
     @property
     def complete(self) -> bool:
@@ -55,7 +56,7 @@ def raise_walls(
     names may be listed, as Python does where it looks for a package. Missing ones are left out.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if _prctl(_PR_SET_NO_NEW_PRIVS, 1) != 0:
+    if prctl(_PR_SET_NO_NEW_PRIVS, 1) != 0:
         return Walls(files="none", network="none", rights="none")
     rights = _drop_capabilities()
     files, tcp = _landlock(
@@ -66,21 +67,13 @@ def raise_walls(
             *((path, _READ_DIR) for path in listed),
         ]
     )
-    sockets = _refuse_sockets()
-    network = " + ".join(name for name in (sockets, tcp) if name) or "none"
+    network = " + ".join(name for name in (refuse_calls(), tcp) if name) or "none"
     return Walls(files=files or "none", network=network, rights=rights)
-
-
-def die_with_parent(parent: int, signal_number: int) -> None:
-    """Have the kernel send this process a signal when its parent ends; ends at once if it has already."""
-    _prctl(_PR_SET_PDEATHSIG, signal_number)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def hide_memory() -> None:
     """Close /proc/PID/{environ,mem} of this process to others of the same user (and to its children)."""
-    _prctl(_PR_SET_DUMPABLE, 0)
+    prctl(_PR_SET_DUMPABLE, 0)
 
 
 # --- Landlock ------------------------------------------------------------------------------------------
@@ -104,20 +97,20 @@ _ON_FILES = _WRITE_FILE | _READ_FILE | _TRUNCATE  # what a rule for a plain file
 
 def _landlock(rules: Iterable[tuple[Path, int]]) -> tuple[str, str]:
     """Returns the words for files and TCP, empty where the kernel has no such wall."""
-    abi = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG))
+    abi = LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG))
     if abi < 1:
         return "", ""
     known = (1 << 13) - 1 | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
     refused = (_ANYTHING | _MAKE_DEVICES) & known  # unless a rule grants it; EXECUTE is left alone
     attributes = struct.pack("=QQQ", refused, _TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
-    ruleset = _libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
+    ruleset = LIBC.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
     if ruleset < 0:
         return "", ""
     try:
         for path, rights in rules:
             _allow(ruleset, path, rights & known)
-        if _libc.syscall(_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)) != 0:
+        if LIBC.syscall(_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)) != 0:
             return "", ""
     finally:
         os.close(ruleset)
@@ -132,44 +125,9 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
     try:
         granted = rights if path.is_dir() else rights & _ON_FILES
         rule = struct.pack("=Qi", granted, file)
-        _libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, ctypes.c_uint32(0))
+        LIBC.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, ctypes.c_uint32(0))
     finally:
         os.close(file)
-
-
-# --- seccomp -------------------------------------------------------------------------------------------
-
-_LOAD_WORD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF operations
-_ALLOW, _FAIL = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO | errno
-_NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; of the first argument's low half
-_X32 = 0x40000000  # system calls of the x32 ABI carry this bit
-_IO_URING_SETUP = 425  # could open sockets without socket()
-_AF_UNIX = 1
-_CALLS = {"x86_64": (0xC000003E, 41, 42), "aarch64": (0xC00000B7, 198, 203)}  # audit architecture, socket, connect
-
-
-def _refuse_sockets() -> str:
-    """socket() fails with EACCES but for local ones, which CUDA insists on, and connect() fails for all."""
-    if platform.machine() not in _CALLS:
-        return ""
-    architecture, socket, connect = _CALLS[platform.machine()]
-    program = [
-        (_LOAD_WORD, 0, 0, _ARCHITECTURE),
-        (_JUMP_IF_EQUAL, 0, 7, architecture),  # else: refuse
-        (_LOAD_WORD, 0, 0, _NUMBER),
-        (_JUMP_IF_AT_LEAST, 5, 0, _X32),
-        (_JUMP_IF_EQUAL, 4, 0, _IO_URING_SETUP),
-        (_JUMP_IF_EQUAL, 4, 0, connect),
-        (_JUMP_IF_EQUAL, 0, 4, socket),  # else: allow
-        (_LOAD_WORD, 0, 0, _ARGUMENT),
-        (_JUMP_IF_EQUAL, 2, 0, _AF_UNIX),
-        (_RETURN, 0, 0, _FAIL | errno.EACCES),
-        (_RETURN, 0, 0, _FAIL | errno.ECONNREFUSED),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-    header = struct.pack("@HP", len(program), ctypes.addressof(code))
-    return "seccomp" if _prctl(_PR_SET_SECCOMP, 2, ctypes.c_char_p(header)) == 0 else ""
 
 
 # --- capabilities --------------------------------------------------------------------------------------
@@ -182,17 +140,8 @@ def _drop_capabilities() -> str:
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     now = ctypes.create_string_buffer(24)
     with suppress(struct.error):
-        if _libc.capget(header, now) != 0:
+        if LIBC.capget(header, now) != 0:
             return "none"
     effective, permitted, _, _, _, _ = struct.unpack("=6I", now.raw[:24])
     wanted = struct.pack("=6I", effective & _KEPT, permitted & _KEPT, 0, 0, 0, 0)
-    return "files only" if _libc.capset(header, wanted) == 0 else "none"
-
-
-def _prctl(option: int, *arguments: object) -> int:
-    words = [
-        argument if isinstance(argument, ctypes.c_char_p) else ctypes.c_ulong(int(str(argument)))
-        for argument in arguments
-    ]
-    words += [ctypes.c_ulong(0)] * (4 - len(words))
-    return int(_libc.prctl(option, *words))
+    return "files only" if LIBC.capset(header, wanted) == 0 else "none"

@@ -217,7 +217,7 @@ def _walls(build: Callable[[], Walls]) -> Finding:
         built = build()
     except HubbotError as error:
         return Finding(name=name, status=Status.FAIL, found=str(error), remedy=_AGAIN)
-    found = f"files: {built.files}, network: {built.network}, rights: {built.rights}"
+    found = f"files: {built.files}, network: {built.network}, rights: {built.rights}, processes: {built.processes}"
     if built.complete:
         return Finding(name=name, status=Status.OK, found=found)
     remedy = (

@@ -60,6 +60,8 @@ __all__ = ["Finished", "Run", "evaluate", "plan", "release_record", "run"]
 Q = TypeVar("Q")
 A = TypeVar("A")
 
+_SURVEY, _EVALUATE = 1_800.0, 7 * 86_400.0  # seconds that nothing honest takes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -151,7 +153,8 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
             paths=tuple(files[0] for files in artefacts),
             text=text,
         )
-        return _ask(job, call, EVALUATE, question, readable=[Path(source.folder), *itertools.chain(*artefacts)])
+        readable = [Path(source.folder), *itertools.chain(*artefacts)]
+        return _ask(job, call, EVALUATE, question, readable=readable, seconds=_EVALUATE)
 
 
 # --- stages -----------------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def _texts(job: Run) -> Texts:
 
 def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
     question = SurveyQuestion(source=source, settings=job.settings, work=job.work, out=job.out, elsewhere=elsewhere)
-    found = _ask(job, call, SURVEY, question, readable=[Path(source.folder)])
+    found = _ask(job, call, SURVEY, question, readable=[Path(source.folder)], seconds=_SURVEY)
     made = [name for sweep in found.plan.sweeps for name in sweep.variants]
     answered = [*made, *(failed.name for failed in found.plan.failed)]
     _refuse_others(answered, asked=names_made(job.settings.variants, answered))
@@ -208,7 +211,8 @@ def _sweep(job: Run, call: Call, source: Source, texts: Texts, variants: tuple[s
     question = MakeQuestion(
         source=source, settings=job.settings, work=work, out=job.out, variants=variants, texts=texts
     )
-    made = _ask(job, call, MAKE, question, readable=[Path(source.folder)])
+    seconds = _patience(source, len(variants))
+    made = _ask(job, call, MAKE, question, readable=[Path(source.folder)], seconds=seconds)
     _refuse_others([*made.made, *made.failed], asked=variants)
     return made
 
@@ -226,7 +230,8 @@ def _checked(job: Run, call: Call, record: Record, made: Sequence[MakeAnswer]) -
         variants=there,
         references={name: path for sweep in made for name, path in sweep.references.items()},
     )
-    checked = _ask(job, call, CHECK, question, readable=[Path(record.source.folder)]).checked
+    seconds = _patience(record.source, len(there))
+    checked = _ask(job, call, CHECK, question, readable=[Path(record.source.folder)], seconds=seconds).checked
     variants = (checked[one.name].of(one) if one.name in checked else one for one in record.variants)
     return replace(record, variants=tuple(variants))
 
@@ -271,8 +276,21 @@ def release_record(job: Run, record: Record) -> Finished:
     return Finished(record=record, receipts=tuple(receipts.values()))
 
 
-def _ask(job: Run, call: Call, stage: Stage[Q, A], question: Q, *, readable: Sequence[Path]) -> A:
-    return call(stage, question, work=job.work, writable=[job.out], readable=readable).value
+def _ask(job: Run, call: Call, stage: Stage[Q, A], question: Q, *, readable: Sequence[Path], seconds: float) -> A:
+    return call(
+        stage,
+        question,
+        work=job.work,
+        writable=[job.out],
+        readable=readable,
+        seconds=seconds,
+        memory=job.settings.budget.ram,
+    ).value
+
+
+def _patience(source: Source, variants: int) -> float:
+    """Seconds after which a stage counts as endless: a quarter of a day, and many times what two cores need for the rest."""
+    return 21_600 + 30 * variants * (source.parameters or 0) / 1e6
 
 
 def _refuse_others(answered: Sequence[str], *, asked: Sequence[str]) -> None:

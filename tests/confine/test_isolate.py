@@ -1,5 +1,6 @@
 """hubbot.confine.isolate: what the child cannot do, and that it can still do its work."""
 
+import fcntl
 import json
 import os
 import signal
@@ -10,14 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hubbot import llamacpp
+from hubbot.confine import isolate
 from hubbot.confine.environment import confined
 from hubbot.confine.isolate import call
 from hubbot.confine.places import HUBBOT
 from hubbot.confine.stage import Stage
 from hubbot.errors import BudgetExceeded, HubbotError, ToolMissing, UnsafeSource
+from hubbot.machine import measure_machine
 from tests.disk import small_disk
 
 __all__ = ["small_disk"]
@@ -240,28 +244,112 @@ def test_a_killed_child_is_reported_with_the_signal(inside):
         inside("kill_itself")
 
 
+_WALLS = b'{"files": "none", "network": "seccomp", "rights": "none"}\n'
+
+
 def test_an_unknown_error_class_or_garbage_does_not_choose_what_is_raised():
-    from hubbot.confine.isolate import _judge
-
-    built = {"files": "none", "network": "none", "rights": "none"}
     with pytest.raises(HubbotError) as caught:
-        _judge(stage("t"), json.dumps({"error": "SystemExit", "message": "0", "walls": built}).encode(), 1)
+        isolate._judge(stage("t"), _WALLS + json.dumps({"error": "SystemExit", "message": "0"}).encode(), 1)
     assert type(caught.value) is HubbotError
+    for garbage in (b"[" * 100_000, _WALLS + b"[" * 100_000, _WALLS):
+        with pytest.raises(HubbotError, match="gave no answer"):
+            isolate._judge(stage("t"), garbage, 1)
+
+
+def test_walls_are_believed_where_they_are_said_before_anything_of_a_strangers_is_read():
+    later = json.dumps({"walls": {"files": "landlock 9", "network": "seccomp", "rights": "files only"}}).encode()
     with pytest.raises(HubbotError, match="gave no answer"):
-        _judge(stage("t"), b"[" * 100_000, 1)
+        isolate._judge(stage("t"), _WALLS + later + b"\n1", 0)
+    assert isolate._judge(stage("t"), _WALLS + b"{}\n1", 0).walls.files == "none"
 
 
-def _parent(tmp_path):
-    """A program that calls inside:wait and the pid of the confined child."""
-    pid = tmp_path / "work" / "pid"
-    code = (
-        "import sys; from pathlib import Path; from typing import Any;"
-        "from hubbot.confine.isolate import call; from hubbot.confine.stage import Stage;"
-        f"call(Stage(target='inside:wait', question=Any, answer=Any), {{'pid': {str(pid)!r}}}, work=Path({str(tmp_path / 'work')!r}))"
+@pytest.mark.usefixtures("walled")
+def test_owner_mode_times_and_attributes_of_files_are_left_alone_outside_and_inside(inside, tmp_path):
+    places = tmp_path / "outside", tmp_path / "work" / "inside"
+    (tmp_path / "work").mkdir()
+    for place in places:
+        place.write_text("kept")
+        place.chmod(0o640)
+    before = [place.stat() for place in places]
+    ways = ["chmod", "utime", "chown", "xattr"]
+    stopped = inside("attempts", [{"do": way, "path": str(place)} for place in places for way in ways]).value
+    assert (
+        stopped == ["done", "done", "PermissionError", "PermissionError"] * 2
+    )  # copying needs the first two to answer
+    assert inside("attempt", {"do": "fchmod", "path": str(places[1])}).value == "done"
+    for place, was in zip(places, before, strict=True):
+        now = place.stat()
+        assert (now.st_mode, now.st_uid, now.st_mtime, now.st_ctime) == (
+            was.st_mode,
+            was.st_uid,
+            was.st_mtime,
+            was.st_ctime,
+        )
+    to = str(tmp_path / "work" / "copy")
+    assert inside("copy", {"path": str(places[1]), "to": to}).value == to
+
+
+@pytest.mark.usefixtures("walled")
+def test_no_file_is_made_that_runs_as_its_owner(inside, tmp_path):
+    path = str(tmp_path / "work" / "file")
+    assert (
+        inside("attempts", [{"do": way, "path": path} for way in ("setuid-file", "setuid-node")]).value
+        == ["PermissionError"] * 2
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(TESTS)})
-    _until(lambda: pid.exists() and pid.read_text())
-    return parent, int(pid.read_text())
+
+
+@pytest.mark.usefixtures("walled")
+def test_no_datagram_reaches_a_socket_by_its_path(inside, tmp_path):
+    path = tmp_path / "work" / "log.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(path))
+        server.setblocking(False)
+        ways = ["datagram-by-path", "datagram-of-a-pair"]
+        assert inside("attempts", [{"do": way, "path": str(path)} for way in ways]).value == ["PermissionError"] * 2
+        with pytest.raises(BlockingIOError):
+            server.recv(1)
+
+
+@pytest.mark.usefixtures("walled")
+def test_other_processes_namespaces_and_memory_that_outlives_it_are_out_of_reach(inside):
+    ways = ["foreign-limits", "foreign-priority", "user-namespace", "shared-memory", "system-v-memory"]
+    stopped = inside("attempts", [{"do": way} for way in [*ways, "own-limits"]]).value
+    assert stopped == ["PermissionError"] * len(ways) + ["done"]
+
+
+def test_memory_files_and_processor_time_have_limits(inside, tmp_path):
+    ways = [
+        {"do": "large-memory", "bytes": psutil.virtual_memory().total + 2**33},
+        {"do": "large-file", "path": str(tmp_path / "work" / "file")},
+    ]
+    assert inside("attempts", ways).value == ["PermissionError", "OSError"]
+    assert inside("limits", memory=2**30, seconds=100).value == [
+        6 * 2**30,
+        100 * measure_machine(tmp_path, "cpu").cores + 1,
+    ]
+
+
+def test_what_the_child_started_has_ended_when_the_answer_is_there(inside, tmp_path):
+    lock = tmp_path / "work" / "lock"
+    assert inside("leave_behind", {"lock": str(lock)}).value == "answered"
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_child_that_does_not_end_is_ended_when_its_time_is_over(inside, tmp_path):
+    with pytest.raises(HubbotError, match="did not end in the time"):
+        inside("wait", {"pid": str(tmp_path / "work" / "pid")}, seconds=2)
+
+
+def test_the_childs_end_counts_whoever_holds_the_pipe_open(monkeypatch):
+    monkeypatch.setattr(isolate, "_LOOK", 0.01)
+    told, tell = os.pipe()
+    child = subprocess.Popen(["true"])
+    os.write(tell, b"answer")
+    assert isolate._read(told, child, 600) == (b"answer", True)
+    os.close(tell)
+    os.close(told)
 
 
 def _until(condition, seconds=60):
@@ -271,19 +359,28 @@ def _until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def _gone(pid):
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+def _free(lock):
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_the_child_ends_with_its_parent(tmp_path, number):
-    parent, child = _parent(tmp_path)
+def test_the_child_and_what_it_started_end_with_its_parent(tmp_path, number):
+    lock = tmp_path / "work" / "lock"
+    code = (
+        "import sys; from pathlib import Path; from typing import Any;"
+        "from hubbot.confine.isolate import call; from hubbot.confine.stage import Stage;"
+        f"call(Stage(target='inside:linger', question=Any, answer=Any), {{'lock': {str(lock)!r}}}, work=Path({str(tmp_path / 'work')!r}))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(TESTS)})
+    _until(lambda: lock.exists() and not _free(lock))
     parent.send_signal(number)
     assert parent.wait(timeout=30) == -number
-    _until(lambda: _gone(child))
+    _until(lambda: _free(lock))
 
 
 @pytest.mark.slow
@@ -298,14 +395,9 @@ def test_torch_and_llama_cpp_work_inside(inside):
 
 
 def test_missing_walls_are_said_once(tmp_path, monkeypatch, capsys):
-    from hubbot.confine import isolate
-    from hubbot.confine.walls import Walls
-
-    built = Walls(files="none", network="seccomp", rights="none")
-    reply = json.dumps({"walls": {"files": "none", "network": "seccomp", "rights": "none"}}).encode() + b"\n1"
-    monkeypatch.setattr(isolate, "_exchange", lambda *_: (reply, 0))
+    monkeypatch.setattr(isolate, "_exchange", lambda *_: (_WALLS + b"{}\n1", 0))
     isolate._warn.cache_clear()
     for _ in range(3):
-        assert call(stage("echo"), None, work=tmp_path).walls == built
+        assert call(stage("echo"), None, work=tmp_path).walls.network == "seccomp"
     assert capsys.readouterr().err.count("files: none") == 1
     isolate._warn.cache_clear()
