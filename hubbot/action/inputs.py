@@ -28,6 +28,9 @@ _PREFIX = "INPUT_"
 _FOREIGN = ("args", "entrypoint")  # `with:` of a step that uses docker://
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _LONGEST = 4096  # characters of one input
+_SYSTEM = (
+    "etc proc sys dev run boot usr bin lib lib64 sbin opt var home root github".split()
+)  # hold no volume of results
 _CLASSES = ("1", "2", "3", "4", "5", "6", "8")  # whole bits per weight that the gate has limits for
 
 
@@ -71,6 +74,8 @@ def read_inputs(environ: Mapping[str, str], workspace: Path) -> Inputs:
     for one in INPUTS:
         if one.setting in flags:
             _check(one, flags[one.setting])
+    if "out" in flags:
+        flags["out"] = _out(flags["out"], workspace)
     parts = _word(_BY_NAME["parts"], given["parts"]).split(",") if "parts" in given else []
     command = _command(given)
     return Inputs(
@@ -205,6 +210,26 @@ def _model(text: str | None, workspace: Path) -> str:
     bare = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", text)
     hint = f" Nearest: {bare[1]}." if bare else ""
     raise BadInput("model", f"{text!r} is neither a Hub id (org/name) nor a folder of the workspace.{hint}")
+
+
+def _out(text: str, workspace: Path) -> str:
+    """Below the workspace, or on a volume that whoever runs the container has mounted there."""
+    folder = Path(text)
+    if ".." in folder.parts:
+        raise BadInput("out", f"{text!r} leads out of the folder that it names. Name one without '..'.")
+    place = (workspace / folder).resolve()
+    if not place.is_relative_to(workspace.resolve()) and not _is_volume(place):
+        raise BadInput(
+            "out", f"{text!r} lies outside of the workspace, on no volume. Name a folder of the workspace, as out."
+        )
+    return text
+
+
+def _is_volume(place: Path) -> bool:
+    """Whether a mounted folder holds the place that is neither the whole machine nor the system's."""
+    mounts = (parent for parent in (place, *place.parents) if parent.is_mount())
+    mount = next(mounts, Path("/"))
+    return mount != Path("/") and mount.parts[1] not in _SYSTEM
 
 
 def _config(text: str | None, workspace: Path) -> Path | None:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hubbot.environment import in_github_actions
 from hubbot.log import github
+from hubbot.log.visible import visible
 
 __all__ = ["add_mask", "error", "notice", "progress", "say", "stage", "warning"]
 
@@ -20,7 +21,7 @@ _QUIET = 30.0  # seconds between two plain lines of one progress
 
 def say(text: str) -> None:
     """One line for the reader, on standard error: standard output belongs to `--json`."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hubbot.log.visible import visible
+
 __all__ = ["SUMMARY_LIMIT", "append_summary", "command", "guarded", "set_output"]
 
 SUMMARY_LIMIT = 1024 * 1024  # bytes; GitHub drops a larger summary whole
@@ -27,7 +29,7 @@ _resume: list[str] = []  # the words that end `stop-commands`, innermost last
 
 
 def _data(text: str, room: int = _LONGEST) -> str:
-    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    escaped = visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     whole = escaped.encode(errors="replace")[:room].decode(errors="ignore")
     return re.sub("%[0-9A-F]?$", "", whole)  # an escape that was cut in two
 

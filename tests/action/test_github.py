@@ -56,6 +56,15 @@ def test_a_message_stays_inside_its_own_command(text, capfd):
     assert properties == {"title": f"a,b:{text}"}
 
 
+def test_what_a_terminal_or_a_page_would_obey_is_replaced_in_annotations_and_lines(capfd, monkeypatch):
+    told = "a\x1b[31mb\u202ec\x07d\u200be\x9b31mf\tg"
+    github.command("error", told, title="\x1b]0;title\x07")
+    log.say(told)
+    shown = capfd.readouterr().err
+    assert shown.count("a\ufffd[31mb\ufffdc\ufffdd\ufffde\ufffd31mf\tg") == 2
+    assert "\x1b" not in shown
+
+
 def test_commands_are_obeyed_again_after_the_guard(capfd):
     with github.guarded():
         log.say("::error::no")
