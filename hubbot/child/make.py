@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from hubbot.child.device import settle_device
 from hubbot.child.messages import Made, MakeAnswer, MakeQuestion
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
@@ -42,6 +43,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         settings=settings,
         calibration=text,
         decoded=evaluation is not None,
+        device=settle_device(settings.device),
     )
     references = References(evaluation) if evaluation else None
     result = walk(

@@ -81,10 +81,12 @@ def open_formats(
     settings: Settings,
     calibration: TextRecord | None,
     decoded: bool,
+    device: str,
 ) -> list[Format]:
     """The encoders of some variants, one a family, ready for the first part.
 
     calibration: the text that the importance matrix comes from. decoded: whether decoded weights are wanted.
+    device: where the sweep computes, as torch names it; families encode there what gives the same bytes.
     Raises Unsupported and UnsupportedShape where a family cannot make a variant.
     """
     return [
@@ -97,6 +99,7 @@ def open_formats(
             settings=settings,
             calibration=calibration,
             decoded=decoded,
+            device=device,
         )
         for family, mine in _by_family(variants).items()
     ]

@@ -107,6 +107,7 @@ class FamilyModule(Protocol[V]):
         settings: Settings,
         calibration: TextRecord | None,
         decoded: bool,
+        device: str,
     ) -> Format:
         """The encoder of variants that `costs` has a size for, ready for the first part.
 

@@ -108,6 +108,7 @@ def test_what_a_family_makes_is_what_it_said_and_is_read_back(family, llama, tmp
         settings=settings,
         calibration=text,
         decoded=True,
+        device="cpu",
     )
     assert form.needs is calibration_needs([family], shaping(settings))
     seen = statistics(llama) if form.needs is not Needs.NOTHING else {}

@@ -86,6 +86,7 @@ def open_format(
     settings: Settings,
     calibration: TextRecord | None,  # noqa: ARG001
     decoded: bool,  # noqa: ARG001
+    device: str,  # noqa: ARG001
 ) -> Format:
     from hubbot.formats.bnb.format import BnbFormat
 

@@ -87,6 +87,7 @@ def open_format(
     settings: Settings,
     calibration: TextRecord | None,
     decoded: bool,
+    device: str,
 ) -> Format:
     from hubbot.formats.gguf.format import GgufFormat
 
@@ -100,6 +101,7 @@ def open_format(
         calibration=calibration,
         quantized_by=settings.publish.maker,
         decoded=decoded,
+        device=device,
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "BF16",
     "F16",
     "F32",
+    "beyond",
     "decode_rows",
     "encode_rows",
     "prepare",
@@ -28,6 +29,11 @@ __all__ = [
 ]
 
 F32, F16, BF16 = 0, 1, 30
+# Types that ggml encodes by searching a grid, iq2_xxs to iq1_m. Where the squares of a search pass float32's range,
+# no point is nearest and ggml ends the process. These bounds keep sums over 32 weights below that range.
+_IN_GRIDS = frozenset((16, 17, 18, 19, 21, 22, 29))
+_REACH = 1e5  # of a weight
+_WEIGHED_REACH = 1e15  # of importance times a weight's square
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -75,8 +81,11 @@ def encode_rows(kind: int, rows: Floats, out: Bytes, importance: Floats | None =
 
     rows: float32 [n, columns]; out: uint8 with n * row_bytes(kind, columns) elements;
     importance: float32 [columns], the mean square of each input feature, or None.
-    Raises ValueError where the result is not finite, as llama-quantize refuses it too.
+    Raises ValueError where the result is not finite, as llama-quantize refuses it too, and for weights so large
+    that ggml would end the process.
     """
+    if kind in _IN_GRIDS:
+        _require_reach(kind, rows, importance)
     library = llamacpp.ggml()
     count, columns = rows.shape
     vector = None if importance is None else importance.ctypes.data
@@ -88,6 +97,18 @@ def encode_rows(kind: int, rows: Floats, out: Bytes, importance: Floats | None =
     if not library.ggml_validate_row_data(kind, out.ctypes.data, written):
         msg = f"encoding to {type_name(kind)} gave values that are not finite"
         raise ValueError(msg)
+
+
+def _require_reach(kind: int, rows: Floats, importance: Floats | None) -> None:
+    largest = float(np.abs(rows).max(initial=0))
+    heaviest = 0.0 if importance is None else float(importance.max(initial=0))
+    if largest > _REACH or heaviest * largest**2 > _WEIGHED_REACH:
+        raise ValueError(beyond(kind))
+
+
+def beyond(kind: int) -> str:
+    """What is said of weights that a type's search cannot weigh."""
+    return f"its weights are so large that ggml finds no {type_name(kind)} for them; take a type other than IQ1 to IQ3"
 
 
 def require_finite(kind: int, data: Bytes) -> None:

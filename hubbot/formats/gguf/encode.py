@@ -45,10 +45,9 @@ class RawRows:
     kind: int
 
     @classmethod
-    def of(cls, tensor: torch.Tensor, columns: int) -> RawRows:
-        """View a float tensor as rows. Raises KeyError for dtypes that ggml has no type for."""
-        flat = tensor.detach().cpu().contiguous().reshape(-1, columns)
-        return cls(flat.view(torch.uint8).numpy(), _RAW_KINDS[tensor.dtype])
+    def of(cls, rows: torch.Tensor) -> RawRows:
+        """View float rows, or a copy of them where they lie on a card."""
+        return cls(rows.detach().cpu().contiguous().view(torch.uint8).numpy(), _RAW_KINDS[rows.dtype])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +55,7 @@ class Job:
     """One tensor of the GGUF, to be encoded."""
 
     name: str
-    rows: RawRows
-    columns: int
+    rows: torch.Tensor  # [count, columns], float32, float16 or bfloat16, on any device
     kind: int  # its type in a converted file: values are rounded to it first, as the usual chain does
     targets: Mapping[int, Sequence[GgufFile]]  # type -> the files that hold the tensor in it
     importance: Floats | None  # [columns], or [experts, columns] where the rows are those of one expert after another
@@ -84,7 +82,11 @@ class Job:
 
     @property
     def count(self) -> int:
-        return int(self.rows.data.shape[0])
+        return int(self.rows.shape[0])
+
+    @property
+    def columns(self) -> int:
+        return int(self.rows.shape[1])
 
 
 class EncodingQueue:
@@ -101,6 +103,7 @@ class EncodingQueue:
         self._room.acquire()
         try:
             job = make()
+            rows = RawRows.of(job.rows)
             for kind in job.targets:
                 codec.prepare(kind)
             chunks = job.chunks(max(1, _CHUNK // job.columns))
@@ -109,7 +112,7 @@ class EncodingQueue:
             self._room.release()
             raise
         for start, stop in chunks:
-            self._running.append(self._pool.submit(self._chunk, job, start, stop, left))
+            self._running.append(self._pool.submit(self._chunk, job, rows, start, stop, left))
 
     def wait(self) -> None:
         """Wait until everything submitted is written. Raises the first error of a chunk."""
@@ -118,13 +121,20 @@ class EncodingQueue:
         if errors:
             raise errors[0]
 
+    def forget(self) -> None:
+        """Nothing is kept here; see CardQueue."""
+
+    def kept(self, name: str, kind: int, *, weighed: bool) -> torch.Tensor | None:  # noqa: ARG002 - CardQueue's
+        """Encoded bytes are in the files alone."""
+        return None
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _chunk(self, job: Job, start: int, stop: int, left: _Countdown) -> None:
+    def _chunk(self, job: Job, rows: RawRows, start: int, stop: int, left: _Countdown) -> None:
         try:
-            raw = job.rows.data[start:stop]
-            codec.require_finite(job.rows.kind, raw)
+            raw = RawRows(rows.data[start:stop], rows.kind)
+            codec.require_finite(raw.kind, raw.data)
             values = self._as_floats(job, raw)
             for kind, files in job.targets.items():
                 data = self._encoded(job, raw, values, kind, start)
@@ -136,25 +146,25 @@ class EncodingQueue:
         finally:
             left.one_less()
 
-    def _as_floats(self, job: Job, raw: Bytes) -> Floats:
-        shape = (raw.shape[0], job.columns)
-        if job.rows.kind == codec.F32:
-            values: Floats = raw.view(np.float32)
+    def _as_floats(self, job: Job, raw: RawRows) -> Floats:
+        count = raw.data.shape[0]
+        if raw.kind == codec.F32:
+            values: Floats = raw.data.view(np.float32)
         else:
-            values = self._buffer("floats", shape, np.float32)
-            codec.decode_rows(job.rows.kind, raw.reshape(-1), values)
-        if job.kind in (codec.F32, job.rows.kind):
+            values = self._buffer("floats", (count, job.columns), np.float32)
+            codec.decode_rows(raw.kind, raw.data.reshape(-1), values)
+        if job.kind in (codec.F32, raw.kind):
             return values
-        rounded = self._buffer("rounded", (raw.shape[0], 2 * job.columns), np.uint8)
+        rounded = self._buffer("rounded", (count, 2 * job.columns), np.uint8)
         codec.encode_rows(job.kind, values, rounded)
-        values = self._buffer("floats", shape, np.float32)
+        values = self._buffer("floats", (count, job.columns), np.float32)
         codec.decode_rows(job.kind, rounded.reshape(-1), values)
         return values
 
-    def _encoded(self, job: Job, raw: Bytes, values: Floats, kind: int, start: int) -> Bytes:
-        if kind == job.kind == job.rows.kind:
-            return raw.reshape(-1)
-        data = self._buffer("encoded", (raw.shape[0] * codec.row_bytes(kind, job.columns),), np.uint8)
+    def _encoded(self, job: Job, raw: RawRows, values: Floats, kind: int, start: int) -> Bytes:
+        if kind == job.kind == raw.kind:
+            return raw.data.reshape(-1)
+        data = self._buffer("encoded", (len(values) * codec.row_bytes(kind, job.columns),), np.uint8)
         codec.encode_rows(kind, values, data, job.weight_of(start))
         return data
 

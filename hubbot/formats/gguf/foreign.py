@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hubbot import llamacpp
@@ -38,16 +37,16 @@ def read_gguf_as_checkpoint(path: Path, facts: Facts) -> dict[str, DecodedTensor
     _refuse_strangers(path, {tensor.name: tensor for tensor in model.tensors}, found)
     origins = Origins(model, facts.tensors)
 
-    def place(tensor: Captured) -> tuple[int, Callable[[], npt.NDArray[np.uint8]]]:
+    def place(tensor: Captured) -> tuple[int, Callable[[], torch.Tensor]]:
         seen = found[tensor.name]
-        return int(seen.tensor_type), lambda: np.ascontiguousarray(seen.data).reshape(-1).view(np.uint8)
+        return int(seen.tensor_type), lambda: torch.from_numpy(np.array(seen.data).reshape(-1).view(np.uint8))
 
     decoded = {}
     for name, fact in facts.tensors.items():
         holders = origins.holders(name)
         if holders:
             weight = _when_needed(snapshot, name, tuple(fact.shape), sum(held.tensor.rows for held in holders))
-            decoded[name] = decoded_tensor(tuple(fact.shape), holders, place, weight)
+            decoded[name] = decoded_tensor(tuple(fact.shape), holders, place, weight, torch.device("cpu"))
     return decoded
 
 

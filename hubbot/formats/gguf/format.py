@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hubbot.domain import Family, Gguf, Source, TextRecord
 from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.converter import Captured
+from hubbot.formats.gguf.cuda.queue import CardQueue
 from hubbot.formats.gguf.decoded import DecodedTensor
-from hubbot.formats.gguf.encode import EncodingQueue, Job, RawRows, cores
+from hubbot.formats.gguf.encode import EncodingQueue, Job, cores
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.journal import Journal
@@ -29,6 +31,9 @@ from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GgufSettings
 
 __all__ = ["GgufFormat", "costs", "plan_unread"]
+
+_FLUSHED = 8  # files at a time at the end
+_STORED = frozenset((torch.bfloat16, torch.float16, torch.float32))
 
 
 def costs(
@@ -99,11 +104,13 @@ class GgufFormat:
         quantized_by: str | None = None,
         decoded: bool = True,
         threads: int | None = None,
+        device: str = "cpu",
     ) -> None:
         """Plan and lay out the files; takes up files that a killed run left in `work`.
 
         calibration: the text behind the importance matrix; None, or settings.imatrix off, makes static files.
-        decoded: whether encode() offers decoded weights; without, it does less work.
+        decoded: whether encode() offers decoded weights; without, it does less work. device: encodes and decodes
+        what it can to ggml's bytes.
         """
         self.variants = tuple(variants)
         self._source = source
@@ -123,7 +130,8 @@ class GgufFormat:
         self._files = {name: self._open(variant) for name, variant in self._plan.variants.items()}
         if any(file.fresh for files in self._files.values() for file in files):
             self._journal.forget()  # its parts were written to files that are gone, or of another layout
-        self._queue = EncodingQueue(threads or cores())
+        self._device = torch.device(device)
+        self._queue = self._open_queue(threads or cores())
         self._origins = Origins(self._plan.model, facts.tensors)
 
     @property
@@ -150,6 +158,7 @@ class GgufFormat:
         tensors = [tensor for tensor in self._plan.model.tensors if tensor.leaves and tensor.leaves[0] in part.tensors]
         # the head gets no importance, as with llama.cpp's own tools
         entries = {} if part.kind is PartKind.HEAD else self._entries(tensors, statistics)
+        self._queue.forget()
         self._encode_tensors(tensors, weights, entries)
         self._journal.record(part.name, [tensor.name for tensor in tensors], entries)
         return self._decodable(tensors, weights) if self._decoded else {variant.name: {} for variant in self.variants}
@@ -166,9 +175,11 @@ class GgufFormat:
         entries = self._journal.entries()
         imatrix = self._finish_imatrix(entries)
         self._journal.complete([file.final.name for files in self._files.values() for file in files])
+        with ThreadPoolExecutor(_FLUSHED, thread_name_prefix="gguf-flush") as pool:
+            list(pool.map(GgufFile.finish, (file for files in self._files.values() for file in files)))
         finished = {}
         for name, files in self._files.items():
-            paths = tuple(file.finish() for file in files)
+            paths = tuple(file.path for file in files)
             variant = self._plan.variants[name]
             extra = (imatrix,) if imatrix and variant.importance else ()
             finished[name] = VariantFiles(
@@ -206,6 +217,13 @@ class GgufFormat:
             GgufFile(shard, self._work / f"{name}.partial", self._out / name, ours=name in ours)
             for shard, name in zip(variant.shards, names, strict=True)
         )
+
+    def _open_queue(self, threads: int) -> EncodingQueue | CardQueue:
+        cores_queue = EncodingQueue(threads)
+        if self._device.type != "cuda":
+            return cores_queue
+        kinds = {kind for variant in self._plan.variants.values() for kind in variant.recipe.kinds.values()}
+        return CardQueue(self._device, cores_queue, kinds=kinds, keep=self._decoded)
 
     # --- encoding ---------------------------------------------------------------------------------
 
@@ -266,25 +284,39 @@ class GgufFormat:
         return Job(
             name=tensor.name,
             rows=self._rows_of(tensor, weights),
-            columns=tensor.columns,
             kind=tensor.kind,
             targets=targets,
             importance=entry.vector() if entry else None,
         )
 
-    def _rows_of(self, tensor: Captured, weights: Mapping[str, torch.Tensor]) -> RawRows:
-        """The tensor's values in llama.cpp's row order, untouched where the converter moves nothing."""
+    def _rows_of(self, tensor: Captured, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The tensor's values in llama.cpp's row order: as stored where the converter moves nothing but rows."""
 
         def source(name: str) -> torch.Tensor:
-            found = weights[name] if name in weights else self._snapshot.read(name)
-            return found.detach().cpu()
+            return (weights[name] if name in weights else self._snapshot.read(name)).detach()
 
         if self._origins.untouched(tensor):
             raw = source(tensor.leaves[0])
-            if raw.dtype in (torch.bfloat16, torch.float16, torch.float32):
-                return RawRows.of(raw, tensor.columns)
-        values = np.ascontiguousarray(evaluate(tensor.value, source), dtype=np.float32)
-        return RawRows.of(torch.from_numpy(values), tensor.columns)
+            if raw.dtype in _STORED:
+                return raw.reshape(-1, tensor.columns)
+        elif (moved := self._moved_rows(tensor, source)) is not None:
+            return moved
+        values = evaluate(tensor.value, lambda name: source(name).cpu())
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(-1, tensor.columns)
+
+    def _moved_rows(self, tensor: Captured, source: Callable[[str], torch.Tensor]) -> torch.Tensor | None:
+        """On a card, a tensor whose rows the converter moves about; None where the converter has to do it."""
+        origins = self._origins.trace(tensor) if self._device.type == "cuda" else None
+        leaves = {name: source(name) for name in origins or {}}
+        dtypes = {leaf.dtype for leaf in leaves.values()}
+        if not origins or len(dtypes) != 1 or not dtypes <= _STORED:
+            return None
+        moved = torch.empty((tensor.rows, tensor.columns), dtype=dtypes.pop(), device=self._device)
+        for name, rows in origins.items():
+            ours, theirs = (torch.from_numpy(index).to(self._device) for index in (rows.ours, rows.theirs))
+            found = leaves[name].to(self._device).reshape(-1, leaves[name].shape[-1])[theirs]
+            moved[ours] = found if rows.columns is None else found[:, torch.from_numpy(rows.columns).to(self._device)]
+        return moved
 
     # --- the importance matrix --------------------------------------------------------------------
 
@@ -364,13 +396,21 @@ class GgufFormat:
                 key = (leaf, variant.importance, *kinds)  # equal types and importance: equal bytes
                 if key not in made:
                     shape = tuple(self._facts.tensors[leaf].shape)
-                    made[key] = decoded_tensor(shape, holders, self._place(name), weights.get(leaf))
+                    made[key] = decoded_tensor(shape, holders, self._place(name), weights.get(leaf), self._device)
                 result[name][leaf] = made[key]
         return result
 
-    def _place(self, variant: str) -> Callable[[Captured], tuple[int, Callable[[], npt.NDArray[np.uint8]]]]:
-        def place(tensor: Captured) -> tuple[int, Callable[[], npt.NDArray[np.uint8]]]:
+    def _place(self, variant: str) -> Callable[[Captured], tuple[int, Callable[[], torch.Tensor]]]:
+        weighed = self._plan.variants[variant].importance
+
+        def place(tensor: Captured) -> tuple[int, Callable[[], torch.Tensor]]:
             file = next(file for file in self._files[variant] if tensor.name in file.placed)
-            return file.placed[tensor.name].kind, lambda: file.read(tensor.name)
+            kind = file.placed[tensor.name].kind
+
+            def read() -> torch.Tensor:
+                kept = self._queue.kept(tensor.name, kind, weighed=weighed)
+                return torch.from_numpy(file.read(tensor.name)) if kept is None else kept
+
+            return kind, read
 
         return place

@@ -71,18 +71,19 @@ class Origins:
 def decoded_tensor(
     shape: tuple[int, ...],
     holders: tuple[Held, ...],
-    place: Callable[[Captured], tuple[int, Callable[[], npt.NDArray[np.uint8]]]],
+    place: Callable[[Captured], tuple[int, Callable[[], torch.Tensor]]],
     weight: torch.Tensor | None,
+    device: torch.device,
 ) -> DecodedTensor:
     """A checkpoint tensor out of a file. place: GGUF tensor -> its type there, and how to read its bytes.
 
-    weight: the source tensor, for rows that the converter leaves out.
+    weight: the source tensor, for rows that the converter leaves out. device: where it is decoded.
     """
     pieces = []
     for held in holders:
         kind, read = place(held.tensor)
         pieces.append(Piece(read=read, kind=kind, columns=held.tensor.columns, rows=held.rows))
-    return DecodedTensor(shape=shape, pieces=pieces, rest=_rest(shape, holders, weight))
+    return DecodedTensor(shape=shape, pieces=pieces, device=device, rest=_rest(shape, holders, weight))
 
 
 def _rest(
@@ -95,4 +96,4 @@ def _rest(
     missing = np.setdiff1d(np.arange(int(np.prod(shape[:-1]))), theirs)
     if not missing.size:
         return None
-    return missing, weight.detach().reshape(-1, shape[-1])[torch.from_numpy(missing)].float().cpu()
+    return missing, weight.detach().reshape(-1, shape[-1])[torch.from_numpy(missing).to(weight.device)].float().cpu()

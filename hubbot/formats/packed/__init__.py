@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from hubbot.domain import Family, Gptq, Packed, Source, Speed, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
-from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
+from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading, beyond_float16
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
     from hubbot.model.chat import Chat
+    from hubbot.model.finite import Large
 
 _NAME = re.compile(r"w(?:(8)|(4))a16-(32|64|128|-1)g(?(2)(-asym)?)")  # no reader takes 8 bits with zero points
 
@@ -76,6 +77,22 @@ def costs(
     return gptq.costs(variants, facts, source, settings.gptq, PACKED)
 
 
+def overflows(
+    variants: Sequence[Packed],
+    *,
+    source: Source,  # noqa: ARG001
+    facts: ModelFacts,
+    work: Path,  # noqa: ARG001
+    settings: Settings,  # noqa: ARG001
+    large: Mapping[str, Large],
+) -> dict[str, str]:
+    """The solver's scales are floats of 16 bits in this container too."""
+    from hubbot.formats.linears import first_large
+
+    found = first_large(facts, large)
+    return {variant.name: beyond_float16(variant.name, *found) for variant in variants} if found else {}
+
+
 def open_format(
     variants: Sequence[Packed],
     *,
@@ -86,6 +103,7 @@ def open_format(
     settings: Settings,
     calibration: TextRecord | None,  # noqa: ARG001
     decoded: bool,  # noqa: ARG001
+    device: str,  # noqa: ARG001
 ) -> Format:
     from hubbot.formats.gptq.format import GptqFormat
     from hubbot.formats.packed.checkpoint import PACKED
