@@ -28,26 +28,38 @@ def _nearest(weight, scale, zero, top):
 
 
 @triton.jit
+def _cost(value, cost, scale, zero, top):
+    code = _nearest(value, scale[None, :], zero[None, :], top)
+    lost = scale[None, :] * (code - zero[None, :]) - value
+    return tl.sum(cost[:, None] * lost * lost, axis=0)
+
+
+@triton.jit
 def _best_kernel(
     weight, importance, scales, zeros, best, columns, features, candidates, top,
-    ROWS: tl.constexpr, FEATURES: tl.constexpr,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     live = feature < features
+    row = tl.arange(0, ROWS)
+    inside = (row < columns)[:, None] & live[None, :]
+    held = tl.load(weight + row[:, None] * features + feature[None, :], mask=inside, other=0.0)
+    held_cost = tl.load(importance + row, mask=row < columns, other=0.0)
     least = tl.full((FEATURES,), float("inf"), tl.float32)
     chosen = tl.zeros((FEATURES,), tl.int32)
     for candidate in range(candidates):
         scale = tl.load(scales + candidate * features + feature, mask=live, other=1.0)
         zero = tl.load(zeros + candidate * features + feature, mask=live, other=0.0)
         error = tl.zeros((FEATURES,), tl.float32)
-        for first in range(0, columns, ROWS):
-            row = first + tl.arange(0, ROWS)
-            inside = (row < columns)[:, None] & live[None, :]
-            value = tl.load(weight + row[:, None] * features + feature[None, :], mask=inside, other=0.0)
-            cost = tl.load(importance + row, mask=row < columns, other=0.0)
-            code = _nearest(value, scale[None, :], zero[None, :], top)
-            lost = scale[None, :] * (code - zero[None, :]) - value
-            error += tl.sum(cost[:, None] * lost * lost, axis=0)
+        if WHOLE:  # the columns fit a tile, which stays in registers while all grids are tried
+            error += _cost(held, held_cost, scale, zero, top)
+        else:
+            for first in range(0, columns, ROWS):
+                row = first + tl.arange(0, ROWS)
+                inside = (row < columns)[:, None] & live[None, :]
+                value = tl.load(weight + row[:, None] * features + feature[None, :], mask=inside, other=0.0)
+                cost = tl.load(importance + row, mask=row < columns, other=0.0)
+                error += _cost(value, cost, scale, zero, top)
         better = error < least
         least = tl.where(better, error, least)
         chosen = tl.where(better, candidate, chosen)
@@ -106,7 +118,8 @@ def best_candidate(
     best = torch.empty(features, dtype=torch.int32, device=weight.device)
     _best_kernel[_grid(features)](
         weight.contiguous(), importance.contiguous(), scales.contiguous(), zeros.contiguous(), best,
-        columns, features, scales.shape[0], float(2**bits - 1), ROWS=_ROWS, FEATURES=_FEATURES, num_warps=1,
+        columns, features, scales.shape[0], float(2**bits - 1),
+        ROWS=min(_rows(columns), _ROWS), FEATURES=_FEATURES, WHOLE=columns <= _ROWS, num_warps=1,
     )  # fmt: skip
     return best.long()
 

@@ -12,7 +12,9 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["best_candidate", "descend", "nearest_code", "round_columns"]
+__all__ = ["BLOCK", "best_candidate", "descend", "nearest_code", "round_columns"]
+
+BLOCK = 128  # columns that are worked on before the rest of the matrix is updated
 
 
 def nearest_code(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:

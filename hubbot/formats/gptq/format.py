@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hubbot.domain import Family, Gptq, Named, Source
 from hubbot.errors import Unsupported, UnsupportedShape
-from hubbot.formats.folder import VariantFolder, folder_cost, to_json
+from hubbot.formats.folder import VariantFolder, finish_folders, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
-from hubbot.formats.gptq.solver import Curvature, prepare, solve
+from hubbot.formats.gptq.solver import Curvature, prepare, solve_together
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
@@ -192,21 +192,21 @@ class GptqFormat:
         known = {**statistics, **even_statistics(seldom, like=statistics)}
         for names in _sharing_inputs(here, known):
             solver = _Solver(_hessian(names[0], known), self._damping)
-            for name in names:
+            for together in _solved_together(names, weights):
                 for variant in self.variants:
-                    solved = solver.solved(name, weights[name], variant.layout)
-                    encoded[variant.name][name] = solved.tensor
-                    stored[variant.name] |= self._container.named(solved.tensor, name, weights[name].dtype)
-                    errors[variant.name][name] = solved.error
-                    if solved.damping != self._damping:
-                        notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
+                    for name, solved in solver.solved(together, variant.layout).items():
+                        encoded[variant.name][name] = solved.tensor
+                        stored[variant.name] |= self._container.named(solved.tensor, name, weights[name].dtype)
+                        errors[variant.name][name] = solved.error
+                        if solved.damping != self._damping:
+                            notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
         for key, folder in self._folders.items():
             told = [*notes[key], *note_of(part, here, seldom)]
             folder.store(part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
         return encoded
 
     def finish(self) -> Mapping[str, VariantFiles]:
-        return {name: folder.finish() for name, folder in self._folders.items()}
+        return finish_folders(self._folders)
 
 
 def _hessian(name: str, statistics: Mapping[str, InputStatistics]) -> torch.Tensor:
@@ -239,6 +239,15 @@ def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputSta
     return together
 
 
+def _solved_together(names: Sequence[str], weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Layers with the same inputs: on a card all at once, on a CPU one by one, for there it saves no time and takes memory."""
+    if all(weights[name].is_cuda for name in names):
+        yield {name: weights[name] for name in names}
+        return
+    for name in names:
+        yield {name: weights[name]}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Solved:
     tensor: GptqTensor
@@ -260,13 +269,16 @@ class _Solver:
         self._curvatures: dict[tuple[int, bool], Curvature] = {}
         self._known: dict[tuple[str, Gptq, float], _Solved] = _KNOWN.setdefault(hessian, {})  # type: ignore[no-untyped-call]
 
-    def solved(self, name: str, weight: torch.Tensor, layout: Gptq) -> _Solved:
-        key = (name, layout, self._damping)
-        if key not in self._known:
-            solution = solve(weight, self._curvature(layout), layout)
+    def solved(self, weights: Mapping[str, torch.Tensor], layout: Gptq) -> dict[str, _Solved]:
+        """Layers in one go, but for those that are known."""
+        missing = {name: weight for name, weight in weights.items() if (name, layout, self._damping) not in self._known}
+        found = solve_together(list(missing.values()), self._curvature(layout), layout) if missing else []
+        for name, solution in zip(missing, found, strict=True):
             tensor = checkpoint.pack(solution, layout)
-            self._known[key] = _Solved(tensor=tensor, damping=solution.damping, error=solution.error)
-        return self._known[key]
+            self._known[name, layout, self._damping] = _Solved(
+                tensor=tensor, damping=solution.damping, error=solution.error
+            )
+        return {name: self._known[name, layout, self._damping] for name in weights}
 
     def _curvature(self, layout: Gptq) -> Curvature:
         key = (layout.group_size, layout.act_order)

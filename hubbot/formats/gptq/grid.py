@@ -17,7 +17,7 @@ import torch
 from hubbot.domain import Gptq
 from hubbot.formats.gptq.columns import best_candidate
 
-__all__ = ["Grid", "fit_grid", "storable"]
+__all__ = ["Grid", "candidate_shares", "fit_grid", "storable"]
 
 _SHRINK = tuple(
     1.15 - 0.75 * step / 49 for step in range(50)
@@ -47,6 +47,11 @@ def fit_grid(weight: torch.Tensor, importance: torch.Tensor, layout: Gptq) -> Gr
     scales, zeros = _candidates(weight, layout)
     best = best_candidate(weight, importance, scales, zeros, layout.bits)[None]
     return Grid(scales.gather(0, best)[0], zeros.gather(0, best)[0])
+
+
+def candidate_shares() -> torch.Tensor:
+    """float32 [tried], what a kernel makes the candidates of."""
+    return torch.tensor(_SHRINK)
 
 
 def _candidates(weight: torch.Tensor, layout: Gptq) -> tuple[torch.Tensor, torch.Tensor]:

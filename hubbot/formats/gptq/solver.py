@@ -12,25 +12,28 @@ same sum at the same size and in the same file format:
   minimum for its codes, then every code to the minimum for all others (Behdin et al. 2023,
   arXiv:2309.01885, without outliers).
 
-All maths is float32 but the factorization, which is float64: a Hessian of few tokens is nearly singular.
+All maths is float32 but the factorization, which is float64: a Hessian of few tokens is nearly singular. On a card
+products are TF32, which moves the errors by less than their own spread; see docs/numbers.md.
 Matrices are held transposed, [in, out], so that a column of the paper is a contiguous row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hubbot.domain import Gptq
 from hubbot.errors import Unsupported
-from hubbot.formats.gptq.columns import descend, round_columns
-from hubbot.formats.gptq.grid import Grid, fit_grid, storable
+from hubbot.formats.gptq.columns import BLOCK, round_columns
+from hubbot.formats.gptq.grid import Grid, fit_grid
+from hubbot.formats.gptq.groups import refine_groups, round_groups, stacked, subtract_product
+from hubbot.kernels.products import tf32
 
-__all__ = ["Curvature", "Solution", "prepare", "solve"]
+__all__ = ["Curvature", "Solution", "prepare", "solve", "solve_together"]
 
 SWEEPS = 2  # of refinement; docs/quality.md has what more of them bring
-BLOCK = 128  # columns rounded before the rest of the matrix is updated
 DAMPING_RISE = 2.0  # factor by which damping rises when the Hessian cannot be factored
 MAX_DAMPING = 16.0  # of the mean diagonal; a Hessian that needs more is not finite
 
@@ -145,35 +148,71 @@ def solve(weight: torch.Tensor, curvature: Curvature, layout: Gptq, *, sweeps: i
 
     sweeps: rounds of refinement after the columns' own pass; 0 leaves plain GPTQ.
     """
-    wanted = weight.to(curvature.hessian.device, torch.float32).t()[curvature.order].contiguous()
-    codes, grids = _round_columns(wanted, curvature, layout)
-    if sweeps:
-        codes, grids = _refine(wanted, codes, grids, curvature, layout, sweeps)
-    return _solution(wanted, codes, grids, curvature)
+    return solve_together([weight], curvature, layout, sweeps=sweeps)[0]
 
 
-def _round_columns(wanted: torch.Tensor, curvature: Curvature, layout: Gptq) -> tuple[torch.Tensor, list[Grid]]:
-    """GPTQ proper. wanted: [in, out] in rounding order -> codes, float32 [in, out], and a grid per group in that order."""
+def solve_together(
+    weights: Sequence[torch.Tensor], curvature: Curvature, layout: Gptq, *, sweeps: int = SWEEPS
+) -> list[Solution]:
+    """Weights with the same inputs, each as `solve` rounds it, in one go: outputs never meet, and a card likes them wide."""
+    device = curvature.hessian.device
+    wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights], dim=1)
+    with tf32():
+        codes, grid = _round_columns(wanted, curvature, layout)
+        if sweeps:
+            codes, grid = _refine(wanted, codes, grid, curvature, layout, sweeps)
+        solutions, first = [], 0
+        for weight in weights:
+            own = slice(first, first + weight.shape[0])
+            of_own = Grid(grid.scale[:, own], grid.zero[:, own])
+            solutions.append(_solution(wanted[:, own], codes[:, own], of_own, curvature))
+            first = own.stop
+    return solutions
+
+
+def _round_columns(wanted: torch.Tensor, curvature: Curvature, layout: Gptq) -> tuple[torch.Tensor, Grid]:
+    """GPTQ proper. wanted: [in, out] in rounding order -> codes, float32 [in, out], and the groups' grids in that order."""
     rest = wanted.clone()  # what is still to be rounded, with the errors made so far passed on to it
     codes = torch.empty_like(wanted)
     importance = curvature.factor.diagonal().pow(-2)  # what one unit of error in a column costs
     grids: list[Grid] = []
     for start in range(0, wanted.shape[0], BLOCK):
-        stop = min(start + BLOCK, wanted.shape[0])
-        U = curvature.factor[start:stop, start:]
-        errors = torch.zeros_like(rest[start:stop])
-        for first in range(start, stop, min(BLOCK, curvature.group_size)):
-            if first % curvature.group_size == 0:
-                group = slice(first, first + curvature.group_size)
-                grids.append(fit_grid(_with_errors(rest, group, stop, U, errors, start), importance[group], layout))
-            last = min(first + curvature.group_size, stop)
-            here, part = slice(first - start, last - start), slice(first, last)
-            codes[part], errors[here] = round_columns(
-                rest[part], U[here, here], grids[-1].scale, grids[-1].zero, layout.bits
+        block = slice(start, min(start + BLOCK, wanted.shape[0]))
+        U = curvature.factor[start : block.stop, start:]
+        if BLOCK % curvature.group_size == 0:
+            codes[block], errors, found = round_groups(
+                rest[block], U[:, : block.stop - start], importance[block], curvature.group_size, layout
             )
-            rest[last:stop] -= U[here, last - start : stop - start].t() @ errors[here]
-        rest[stop:] -= U[:, stop - start :].t() @ errors
-    return codes, grids
+            grids += [Grid(scale, zero) for scale, zero in zip(found.scale, found.zero, strict=True)]
+        else:
+            codes[block], errors = _round_within_groups(rest, block, U, importance, grids, curvature.group_size, layout)
+        subtract_product(rest[block.stop :], U[:, block.stop - start :].t(), errors)
+    return codes, stacked(grids)
+
+
+def _round_within_groups(
+    rest: torch.Tensor,
+    block: slice,
+    U: torch.Tensor,
+    importance: torch.Tensor,
+    grids: list[Grid],
+    group_size: int,
+    layout: Gptq,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block whose groups reach beyond it, or do not fill it: `grids` grows by those that begin in it."""
+    start, stop = block.start, block.stop
+    codes, errors = torch.empty_like(rest[block]), torch.zeros_like(rest[block])
+    for first in range(start, stop, min(BLOCK, group_size)):
+        if first % group_size == 0:
+            group = slice(first, first + group_size)
+            grids.append(fit_grid(_with_errors(rest, group, stop, U, errors, start), importance[group], layout))
+        last = min(first + group_size, stop)
+        here = slice(first - start, last - start)
+        codes[here], errors[here] = round_columns(
+            rest[first:last], U[here, here], grids[-1].scale, grids[-1].zero, layout.bits
+        )
+        rest[last:stop] -= U[here, last - start : stop - start].t() @ errors[here]
+    return codes, errors
 
 
 def _with_errors(
@@ -186,49 +225,21 @@ def _with_errors(
 
 
 def _refine(
-    wanted: torch.Tensor, codes: torch.Tensor, grids: list[Grid], curvature: Curvature, layout: Gptq, sweeps: int
-) -> tuple[torch.Tensor, list[Grid]]:
+    wanted: torch.Tensor, codes: torch.Tensor, grid: Grid, curvature: Curvature, layout: Gptq, sweeps: int
+) -> tuple[torch.Tensor, Grid]:
     """Coordinate descent on scales and codes; every step lowers the damped error or leaves it."""
-    hessian, size = curvature.hessian, curvature.group_size
-    steps = torch.cat([codes[i * size : (i + 1) * size] - grid.zero for i, grid in enumerate(grids)])
-    decoded = torch.cat([steps[i * size : (i + 1) * size] * grid.scale for i, grid in enumerate(grids)])
-    pull = hessian @ (wanted - decoded)  # half the negative gradient
-    grids = list(grids)
+    size = curvature.group_size
+    zeros = grid.zero.repeat_interleave(size, 0)
+    steps = codes - zeros
+    pull = curvature.hessian @ (wanted - steps * grid.scale.repeat_interleave(size, 0))  # half the negative gradient
+    grid = Grid(grid.scale.clone(), grid.zero)
     for _ in range(sweeps):
-        for index, grid in enumerate(grids):
-            group = slice(index * size, (index + 1) * size)
-            before = steps[group] * grid.scale
-            grid, group_pull = _refit_scale(steps[group], grid, hessian[group, group], pull[group])
-            _descend(steps[group], grid, hessian[group, group], group_pull, layout.bits)
-            pull -= hessian[:, group] @ (steps[group] * grid.scale - before)
-            grids[index] = grid
-    zeros = torch.cat([grid.zero.expand(size, -1) for grid in grids])
-    return steps + zeros, grids
+        refine_groups(steps, curvature.hessian, pull, grid, size, layout.bits)
+    return steps + zeros, grid
 
 
-def _refit_scale(
-    steps: torch.Tensor, grid: Grid, hessian: torch.Tensor, pull: torch.Tensor
-) -> tuple[Grid, torch.Tensor]:
-    """The scale with the least error for these steps (codes less zero), and the pull that is left."""
-    slope = hessian @ steps
-    curvature = (steps * slope).sum(0)
-    best = storable(grid.scale + (steps * pull).sum(0) / curvature)
-    usable = (curvature > 0) & (best * grid.scale > 0) & torch.isfinite(best)
-    scale = torch.where(usable, best, grid.scale)
-    return Grid(scale, grid.zero), pull - slope * (scale - grid.scale)
-
-
-def _descend(steps: torch.Tensor, grid: Grid, hessian: torch.Tensor, pull: torch.Tensor, bits: int) -> None:
-    """Set every code of a group, one after another, to the best one for all others; `steps` changes in place."""
-    for start in range(0, steps.shape[0], BLOCK):
-        block = slice(start, min(start + BLOCK, steps.shape[0]))
-        before = steps[block].clone()
-        descend(steps[block], hessian[block, block], pull[block], grid.scale, grid.zero, bits)
-        pull -= hessian[:, block] @ ((steps[block] - before) * grid.scale)
-
-
-def _solution(wanted: torch.Tensor, codes: torch.Tensor, grids: list[Grid], curvature: Curvature) -> Solution:
-    scales, zeros = torch.stack([grid.scale for grid in grids]), torch.stack([grid.zero for grid in grids])
+def _solution(wanted: torch.Tensor, codes: torch.Tensor, grid: Grid, curvature: Curvature) -> Solution:
+    scales, zeros = grid.scale, grid.zero
     per_column = torch.arange(wanted.shape[0], device=wanted.device) // curvature.group_size
     lost = wanted - (codes - zeros[per_column]) * scales[per_column]
     error = _energy(lost, curvature) / _energy(wanted, curvature).clamp_min(1e-30)

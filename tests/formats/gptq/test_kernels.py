@@ -10,8 +10,9 @@ import torch
 pytest.importorskip("triton", reason="make test installs triton")
 
 from hubbot.domain import Gptq
-from hubbot.formats.gptq import columns, grid, solver
+from hubbot.formats.gptq import columns, grid, groups, solver
 from hubbot.kernels import gptq as kernels
+from hubbot.kernels import gptq_groups as grouped_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -92,4 +93,54 @@ def test_a_layer_solved_by_the_kernels_is_as_good_as_by_the_twins(layout, monkey
     monkeypatch.setattr(columns, "_kernels", lambda _: kernels)
     found = solver.solve(weight, curvature, layout)
     assert _share(found.codes, wanted.codes) >= 0.98
+    assert found.error == pytest.approx(wanted.error, rel=0.02)
+
+
+GROUPED = [(128, 24, 32), (128, 19, 128), (64, 5, 16), (96, 8, 32)]  # columns, output features, columns of a group
+
+
+@pytest.mark.parametrize("shape", GROUPED)
+@pytest.mark.parametrize("layout", [Gptq(bits=4, group_size=32), Gptq(bits=3, group_size=32, symmetric=False)])
+def test_rounding_a_block_of_groups_gives_the_grids_and_codes_of_the_twin(shape, layout):
+    rows, features, size = shape
+    weight, (_, factor) = _normal(rows, features, seed=8), _curvature(rows)
+    importance = factor.diagonal().pow(-2)
+    wanted_codes, wanted_errors, wanted = groups.round_groups(weight.clone(), factor, importance, size, layout)
+    codes, errors, scale, zero = grouped_kernels.round_groups(
+        weight.clone(), factor, importance, size, layout.bits, grid.candidate_shares(), symmetric=layout.symmetric
+    )
+    same = ((scale == wanted.scale) & (zero == wanted.zero)).all(0) & (codes == wanted_codes).all(0)
+    assert _share(same, torch.ones_like(same)) >= 0.75
+    assert torch.allclose(errors[:, same], wanted_errors[:, same], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", GROUPED)
+def test_refining_a_block_of_groups_gives_the_scales_and_steps_of_the_twin(shape):
+    rows, features, size = shape
+    hessian, factor = _curvature(rows)
+    weight = _normal(rows, features, seed=9)
+    layout = Gptq(bits=4, group_size=size)
+    codes, _, fitted = groups.round_groups(weight.clone(), factor, factor.diagonal().pow(-2), size, layout)
+    steps = codes - fitted.zero.repeat_interleave(size, 0)
+    pull = hessian @ (weight - steps * fitted.scale.repeat_interleave(size, 0))
+    wanted, wanted_grid = steps.clone(), grid.Grid(fitted.scale.clone(), fitted.zero)
+    groups.refine_groups(wanted, hessian, pull.clone(), wanted_grid, size, 4)
+    found, scales = steps.clone(), fitted.scale.clone()
+    moved = grouped_kernels.refine_groups(found, hessian, pull.clone(), scales, fitted.zero, size, 4)
+    assert not torch.equal(wanted, steps)
+    same = (found == wanted).all(0) & (scales == wanted_grid.scale).all(0)
+    assert _share(same, torch.ones_like(same)) >= 0.75
+    change = found * scales.repeat_interleave(size, 0) - steps * fitted.scale.repeat_interleave(size, 0)
+    assert torch.allclose(moved, change, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [Gptq(bits=4, group_size=32), Gptq(bits=3, group_size=16, symmetric=False)])
+def test_a_layer_solved_by_the_kernels_of_groups_is_as_good_as_by_the_twins(layout, monkeypatch):
+    hessian = _curvature(160)[0]
+    weight = 0.05 * _normal(24, 160, seed=7)
+    curvature = solver.prepare(hessian, layout, 0.01)
+    wanted = solver.solve(weight, curvature, layout)
+    monkeypatch.setattr(groups, "_kernels", lambda _: grouped_kernels)
+    found = solver.solve(weight, curvature, layout)
+    assert _share(found.codes, wanted.codes) >= 0.95
     assert found.error == pytest.approx(wanted.error, rel=0.02)
