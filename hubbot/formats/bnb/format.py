@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 # On CPUs with bfloat16 instructions it warns at import of a kernel that it would fetch from the Hub.
@@ -26,8 +27,8 @@ import bitsandbytes.functional as bnb
 import torch
 
 from hubbot.domain import Bnb, Family, Source
-from hubbot.formats.bnb.layout import BLOCK, quantized_linears, texts_of
-from hubbot.formats.folder import VariantFolder
+from hubbot.formats.bnb.layout import BLOCK, SCALES_PER_BLOCK, quantized_linears, texts_of
+from hubbot.formats.folder import VariantFolder, finish_folders
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model import ModelFacts
 from hubbot.model.parts import Part
@@ -77,16 +78,43 @@ class Int8Tensor:
 
 
 def encode_4bit(weight: torch.Tensor, kind: str, *, double_quant: bool) -> PackedTensor:
-    """weight: [out, in] as stored in the source; kind: nf4 or fp4."""
+    """weight: [out, in] as stored in the source; kind: nf4 or fp4. The bytes are those of bitsandbytes on a CPU."""
+    if weight.is_cuda and _card_agrees(kind, weight.device):
+        return _encode_4bit_on_card(weight, kind, double_quant=double_quant)
     data, state = bnb.quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, compress_statistics=double_quant, quant_type=kind
+        weight.cpu().contiguous(), blocksize=BLOCK, compress_statistics=double_quant, quant_type=kind
     )
     return PackedTensor(data, state)
 
 
+def _encode_4bit_on_card(weight: torch.Tensor, kind: str, *, double_quant: bool) -> PackedTensor:
+    """Codes by the card; the scales' own scales by the CPU, whose mean of them has other last bits than a card's."""
+    data, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type=kind)
+    if double_quant:
+        scales = state.absmax.cpu()
+        state.offset = scales.mean()
+        state.absmax, state.state2 = bnb.quantize_blockwise(scales - state.offset, blocksize=SCALES_PER_BLOCK)
+        state.nested = True
+        state.to(weight.device)
+    return PackedTensor(data, state)
+
+
+@cache
+def _card_agrees(kind: str, device: torch.device) -> bool:
+    """Whether a card's codes are the CPU's; bitsandbytes 0.50 rounds fp4 by another rule there."""
+    weight = torch.randn((512, 1024), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    ours = _encode_4bit_on_card(weight.to(device), kind, double_quant=True).named("w")
+    theirs = encode_4bit(weight, kind, double_quant=True).named("w")
+    return all(torch.equal(ours[name].cpu(), value) for name, value in theirs.items())
+
+
 def encode_int8(weight: torch.Tensor) -> Int8Tensor:
     """weight: [out, in]; rounded to float16 first, as bitsandbytes does when a model is loaded."""
-    data, largest, _ = bnb.int8_vectorwise_quant(weight.contiguous().to(torch.float16))
+    halves = weight.contiguous().to(torch.float16)
+    if halves.is_cuda:  # bitsandbytes' CPU arithmetic: its own kernel for cards rounds some codes otherwise
+        largest = halves.abs().amax(1).float()
+        return Int8Tensor((halves * (127.0 / largest[:, None])).round().to(torch.int8), largest)
+    data, largest, _ = bnb.int8_vectorwise_quant(halves)
     return Int8Tensor(data, largest)
 
 
@@ -157,4 +185,4 @@ class BnbFormat:
         return encoded
 
     def finish(self) -> Mapping[str, VariantFiles]:
-        return {name: folder.finish() for name, folder in self._folders.items()}
+        return finish_folders(self._folders)

@@ -15,7 +15,7 @@ from hubbot.formats.shards import TensorSpec
 from hubbot.model import ModelFacts
 from hubbot.settings import BnbSettings
 
-__all__ = ["BLOCK", "costs", "quantized_linears", "texts_of"]
+__all__ = ["BLOCK", "SCALES_PER_BLOCK", "costs", "quantized_linears", "texts_of"]
 
 BLOCK = 64  # weights that share a scale
 SCALES_PER_BLOCK = 256  # scales that share a scale of their own under double quantization
