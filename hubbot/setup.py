@@ -41,6 +41,9 @@ _OPTIONS = (
     "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF "
     "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__ -DCMAKE_C_FLAGS=-U__AMX_INT8__"
 ).split()
+# A compiler whose own folder has libstdc++ as an archive alone links it into every library. Left visible, these copies
+# and the one that Python's libraries brought mix, and the load check dies in std::codecvt.
+_OWN_LIBSTDCXX = ("-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--exclude-libs,libstdc++.a",) if sys.platform == "linux" else ()
 
 
 def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None] = print) -> None:
@@ -147,7 +150,7 @@ def _compile(part: Path, options: Sequence[str], path: str) -> None:
     """cmake and ninja; object files go when all is linked."""
     made = part / "build"
     steps = (
-        ["cmake", "-S", str(part / "source"), "-B", str(made), "-G", "Ninja", *_OPTIONS, *options],
+        ["cmake", "-S", str(part / "source"), "-B", str(made), "-G", "Ninja", *_OPTIONS, *_OWN_LIBSTDCXX, *options],
         ["cmake", "--build", str(made), "--target", *_PROGRAMS],
     )
     for command in steps:

@@ -130,7 +130,9 @@ def test_setup_keeps_the_tree_and_the_bindings_and_neither_git_packs_nor_objects
         "bindings/llama_cpp/__init__.py", "build/bin/llama-bench", "log", "source/conversion/base.py",
         "source/models/ggml-vocab-gpt-2.gguf", "source/vendor/stb/stb.h",
     }  # fmt: skip
-    assert "-DGGML_CUDA=ON" in (machine / "calls").read_text()
+    calls = (machine / "calls").read_text()
+    assert "-DGGML_CUDA=ON" in calls
+    assert ("--exclude-libs,libstdc++.a" in calls) is (sys.platform == "linux")
 
 
 def test_a_finished_llama_cpp_is_left_as_it_is(machine: Path):

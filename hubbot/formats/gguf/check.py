@@ -7,12 +7,14 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hubbot import llamacpp
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
+from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.protocol import Reading
 from hubbot.model.chat import Chat, Tokens
@@ -26,6 +28,7 @@ __all__ = ["TOLERANCE", "ask_llama_cpp", "read"]
 TOLERANCE = 0.02
 
 _GENERATED = 16  # tokens
+_SOUND = "models/ggml-vocab-gpt-2.gguf"  # what comes with llama.cpp is no stranger's
 _PATIENCE = 3600.0  # seconds: a 70B model on a CPU is slow, a hang is for ever
 
 
@@ -88,13 +91,42 @@ def _judged(answer: dict[str, Any], tolerance: float) -> LoadCheck:
 
 
 def ask_llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
-    """The child's answer; a child that dies answers with its last words."""
-    command = [sys.executable, "-m", "hubbot.formats.gguf.runtime"]
+    """The child's answer; a child that dies answers with its last words.
+
+    Raises ToolMissing where it dies on a sound file too: then the build is at fault, and no file.
+    """
     try:
-        answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
+        answer = _answered(request)
     except NoAnswer as error:
+        _require_sound_build()
         return {"error": f"llama.cpp {error}" if error.late else f"llama.cpp crashed: {last_words(error.said)}"}
     return answer
+
+
+def _answered(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "hubbot.formats.gguf.runtime"]
+    answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
+    return answer
+
+
+@cache
+def _require_sound_build() -> None:
+    """Have llama.cpp read a file of its own tree."""
+    here = llamacpp.find()
+    sound = here.source / _SOUND
+    if not sound.is_file():
+        return
+    try:
+        _answered({"model": str(sound), "vocabulary": True})
+    except NoAnswer as error:
+        if error.late:
+            return
+        msg = (
+            f"llama.cpp crashed: {last_words(error.said)}. It does so on {_SOUND} of its own tree too, so the build in {here.bin} is at fault, not the "
+            "file that was checked. Remove it and build it again with the system's own compiler (unset CC and CXX, then "
+            "hubbot setup), or point HUBBOT_LLAMA_CPP at another build."
+        )
+        raise ToolMissing(msg) from error
 
 
 def last_words(said: str) -> str:
