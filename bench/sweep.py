@@ -15,7 +15,9 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,8 +34,10 @@ from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter
 from hubbot.machine.versions import tools
 from hubbot.model import part_layout, read_facts
-from hubbot.model.parts import PartKind
+from hubbot.model.parts import Part, PartKind
 from hubbot.settings import load_settings
+from hubbot.sweep.judge import Verdicts
+from hubbot.sweep.walk import _Walk
 
 COPIED = "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json README.md".split()
 
@@ -93,11 +97,31 @@ def main() -> None:
             texts=texts if asked.windows else replace(texts, evaluation=None),
         )
         start = time.monotonic()
-        with PeakMeter(work, device=asked.device) as meter:
+        with PeakMeter(work, device=asked.device) as meter, told_by_part() if asked.parts else nullcontext():
             answer = make(question)
         seconds = time.monotonic() - start
         report(asked, answer, weights, seconds, meter.peak)
         compare_memory(folder, asked, answer, meter.peak)
+
+
+@contextmanager
+def told_by_part() -> Iterator[None]:
+    """Print what every part of the model took, step by step."""
+    plain = _Walk._step
+
+    def step(walk: _Walk, part: Part) -> Verdicts:
+        before, start = dict(walk.progress.seconds), time.monotonic()
+        verdicts = plain(walk, part)
+        spent = {name: seconds - before.get(name, 0.0) for name, seconds in walk.progress.seconds.items()}
+        steps = ", ".join(f"{name} {seconds:.3f}" for name, seconds in spent.items() if seconds > 0)
+        print(f"{part.name}: {time.monotonic() - start:.2f} s ({steps})", flush=True)
+        return verdicts
+
+    _Walk._step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        _Walk._step = plain  # type: ignore[method-assign]
 
 
 def write_texts(into: Path) -> Texts:
@@ -155,6 +179,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16, help="evaluation windows; 0: none")
     parser.add_argument("--variants", default="Q8_0,Q4_K_M,gptq-4bit-128g,bnb-nf4")
+    parser.add_argument("--parts", action="store_true", help="print the seconds of every part too")
     parser.add_argument("--demo", help="folder of a trained demo model")
     parser.add_argument("--work", help="where the temporary folder is made")
     return parser.parse_args()

@@ -18,7 +18,7 @@ from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
-from hubbot.sweep.batches import BATCH_TOKENS, LOGIT_BYTES
+from hubbot.sweep.batches import batch_tokens, logit_bytes
 
 __all__ = ["Need", "Shapes", "shapes_of", "sweep_need"]
 
@@ -27,6 +27,7 @@ _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
 _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
 _FLOAT = 4
+_PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -92,7 +93,7 @@ def sweep_need(
     source_bytes: what fetching the model will write; 0 where it is a local folder.
     """
     streams = _streams(variants, facts, settings)
-    host, computing = _working_memory(variants, shapes, costs, settings)
+    host, computing = _working_memory(variants, shapes, costs, settings, device)
     gpu = device.startswith("cuda")
     files = sum(costs[variant.name].file_bytes for variant in variants)
     # Folders of safetensors are merged from parts, so the largest of them is there twice for a moment; and the
@@ -129,7 +130,7 @@ def _statistics(variants: Sequence[Variant], settings: Settings) -> Needs:
 
 
 def _working_memory(
-    variants: Sequence[Variant], shapes: Shapes, costs: Mapping[str, Cost], settings: Settings
+    variants: Sequence[Variant], shapes: Shapes, costs: Mapping[str, Cost], settings: Settings, device: str
 ) -> tuple[int, int]:
     """What stays in RAM with any device, and what lies where the computing is done."""
     bits = sum(costs[variant.name].bits_per_weight for variant in variants)
@@ -138,13 +139,17 @@ def _working_memory(
     host = shapes.block_bytes + encodings + 2 * _FLOAT * shapes.widest * shapes.hidden
     # The block's weights and a variant's decoded ones, or the embedding's; then activations.
     weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights) + shapes.expert_bytes
-    activations = _FLOAT * BATCH_TOKENS * (4 * shapes.widest + 8 * shapes.hidden)
+    activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.hidden)
     hessians = 0
     if _statistics(variants, settings) is Needs.HESSIAN:
         hessians = _FLOAT * (shapes.hessians + 3 * shapes.widest * shapes.widest)  # and the factor of the widest
-    window = min(LOGIT_BYTES, _FLOAT * settings.evaluation.context * shapes.vocabulary)  # a batch ends with its window
+    window = min(
+        logit_bytes(device), _FLOAT * settings.evaluation.context * shapes.vocabulary
+    )  # a batch ends with its window
     logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
-    return host, weights + max(activations + hessians, logits)
+    computing = weights + max(activations + hessians, logits)
+    # On a GPU the encoders work too, so that what they hold lies there; bytes pass the host on their way to files.
+    return (host + min(_PINNED, encodings), computing + host) if device.startswith("cuda") else (host, computing)
 
 
 def _experts(facts: ModelFacts, part: Part) -> dict[str, list[str]]:

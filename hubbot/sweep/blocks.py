@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubbot.errors import Unsupported
+from hubbot.kernels.products import allow_tf32
 from hubbot.model.agreement import refuse_gaps
 from hubbot.model.empty import build_model, decoder_blocks, is_tied
 from hubbot.model.foreign import foreign
@@ -65,12 +66,15 @@ class BlockModel:
         self._map = map_checkpoint(self.model, [name for part in parts for name in part.tensors])
         refuse_gaps(self.model, self._map)
         self.blocks = _blocks(self.model, parts, self._map)
+        self.largest_part = _largest(self.model, self.blocks)
         self._places = _places(self.model)
         self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
         self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
         self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
         self._output: Output = _OUTPUTS[0]  # found out by `arguments`
         _to_device(self.model, device)
+        if device.type == "cuda":
+            _use_matrix_units(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -303,6 +307,12 @@ def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], checkpoint: Checkpo
     return decoder_blocks(model, [group.target for group in groups], len(blocks))
 
 
+def _largest(model: PreTrainedModel, blocks: nn.ModuleList) -> int:
+    """Weights of the largest block or of the embedding, whichever has more."""
+    parts = [*blocks, model.get_input_embeddings()]
+    return int(max(sum(parameter.numel() for parameter in part.parameters()) for part in parts))
+
+
 def _places(model: PreTrainedModel) -> dict[str, list[tuple[nn.Module, str]]]:
     """Parameter or buffer of the model's state -> the modules and attributes that hold it; a tied weight has several."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -356,6 +366,18 @@ def _set(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
         module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
     else:
         module._buffers[attribute] = value
+
+
+def _use_matrix_units(model: PreTrainedModel) -> None:
+    """Let the linear layers multiply in TF32, and nothing else: a rotary table in it would be far off.
+
+    docs/numbers.md has what this does to the numbers.
+    """
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda *_: allow_tf32(True))
+            module.register_forward_hook(lambda *_: allow_tf32(False), always_call=True)
 
 
 def _to_device(model: PreTrainedModel, device: torch.device) -> None:

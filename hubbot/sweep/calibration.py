@@ -73,5 +73,14 @@ class StatisticsCollector:
         if self._hessian:
             if name not in self._hessians:
                 self._hessians[name] = torch.zeros((rows.shape[1],) * 2, dtype=torch.float32, device=rows.device)
-            self._hessians[name].addmm_(rows.T, rows)
+            _add_products(self._hessians[name], rows)
         self._tokens[name] = self._tokens.get(name, 0) + rows.shape[0]
+
+
+def _add_products(hessian: torch.Tensor, rows: torch.Tensor) -> None:
+    """hessian += rows' rows. On a card of bfloat16 inputs, summed in float32: docs/numbers.md has what that costs."""
+    if not rows.is_cuda:
+        hessian.addmm_(rows.T, rows)
+        return
+    rounded = rows.to(torch.bfloat16)
+    hessian.add_(torch.mm(rounded.T, rounded, out_dtype=torch.float32))

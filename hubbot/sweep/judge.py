@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hubbot.domain import Perplexity, Score
-from hubbot.sweep.batches import LOGIT_BYTES
+from hubbot.sweep.batches import logit_bytes
 from hubbot.sweep.passage import Decoders, Passage
 from hubbot.sweep.references import References
 from hubbot.sweep.scores import BaseScores, VariantScores
@@ -84,7 +84,7 @@ class _Court:
 
     def _batches(self) -> Iterator[_Batch]:
         windows = self._evaluation
-        size = max(16, LOGIT_BYTES // (4 * self._passage.model.vocab_size))
+        size = max(16, logit_bytes(str(self._passage.model.device)) // (4 * self._passage.model.vocab_size))
         for window in range(windows.count):
             for start in range(windows.first_target[window] - 1, windows.length - 1, size):
                 rows = slice(start, min(start + size, windows.length - 1))

@@ -10,10 +10,11 @@ import torch
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs
 from hubbot.model.parts import Part
 from hubbot.sweep.arguments import Arguments
-from hubbot.sweep.batches import BATCH_TOKENS
+from hubbot.sweep.batches import batch_tokens
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
 from hubbot.sweep.experts import ExpertStatistics
+from hubbot.sweep.home import Home
 from hubbot.sweep.streams import Progress, Streams, timed
 from hubbot.sweep.windows import Windows
 
@@ -48,6 +49,9 @@ class Passage:
         self._evaluation = evaluation
         self._embedding: Decoders = {}
         self._arguments = Arguments(model)
+        self._batch = batch_tokens(str(model.device))
+        self._home = Home.of(model, calibration, evaluation, len(self.variants))
+        streams.hidden = {name: self._home.taken_in(tensor) for name, tensor in streams.hidden.items()}
 
     def leave(self, variants: Iterable[str]) -> None:
         """Carry these variants no further."""
@@ -99,8 +103,8 @@ class Passage:
         collector = StatisticsCollector(linears, needs)
         rows = self.streams.hidden["calibration"].flatten(0, 1)
         with timed(self.progress.seconds, "calibration"), collector.listening():
-            for first in range(0, len(rows), BATCH_TOKENS):
-                batch = rows[first : first + BATCH_TOKENS].to(self.model.device)
+            for first in range(0, len(rows), self._batch):
+                batch = rows[first : first + self._batch].to(self.model.device)
                 self.model.reach_head(batch, linears.values())
                 collector.next_batch()
         return collector.statistics()
@@ -134,16 +138,18 @@ class Passage:
     def _carry(self, stream: str, part: Part, after_batch: Callable[[], None] = lambda: None) -> None:
         hidden = self.streams.hidden[stream]
         length = hidden.shape[1]
-        batch = max(1, BATCH_TOKENS // length)
-        for first in range(0, hidden.shape[0], batch):
-            rows = hidden[first : first + batch].to(self.model.device)
+
+        def through_block(rows: torch.Tensor) -> torch.Tensor:
             arguments = self._arguments.of(length, rows.shape[0])[part.index]
-            hidden[first : first + batch] = self.model.run_block(part.index, rows, arguments)
+            carried = self.model.run_block(part.index, rows, arguments)
             after_batch()
+            return carried
+
+        self._home.replace(hidden, through_block, max(1, self._batch // length))
 
     def _embedded(self, windows: Windows) -> torch.Tensor:
-        hidden = torch.empty((windows.count, windows.length, self.model.hidden_size), dtype=torch.float32)
-        batch = max(1, BATCH_TOKENS // windows.length)
+        hidden = self._home.empty((windows.count, windows.length, self.model.hidden_size))
+        batch = max(1, self._batch // windows.length)
         for first in range(0, windows.count, batch):
             hidden[first : first + batch] = self.model.embed(windows.tokens[first : first + batch])
         return hidden

@@ -18,6 +18,7 @@ __all__ = ["CheckpointClock", "Progress", "Streams", "load_checkpoint", "save_ch
 
 # At most this share of the time goes into writing checkpoints; with small models that is one a block.
 _CHECKPOINT_SHARE = 0.05
+_WRITTEN = 1e9  # bytes a second, until the first one was timed
 
 
 @dataclass(slots=True)
@@ -28,6 +29,10 @@ class Streams:
     """
 
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.hidden.values())
 
 
 @dataclass(slots=True)
@@ -41,15 +46,17 @@ class Progress:
 
 
 class CheckpointClock:
-    """Decides when the next checkpoint is due, from what the last one cost."""
+    """Decides when the next checkpoint is due: when what it costs is little against the work that it would save."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._last = -float("inf")
-        self._cost = 0.0
+        self._last = now()
+        self._cost: float | None = None
 
-    def due(self) -> bool:
-        return self._now() - self._last >= self._cost / _CHECKPOINT_SHARE
+    def due(self, size: int) -> bool:
+        """size: bytes that would be written."""
+        cost = size / _WRITTEN if self._cost is None else self._cost
+        return self._now() - self._last >= cost / _CHECKPOINT_SHARE
 
     def spent(self, seconds: float) -> None:
         self._last, self._cost = self._now(), seconds
@@ -77,7 +84,9 @@ def load_checkpoint(path: Path) -> tuple[Streams, Progress] | None:
 
 @contextmanager
 def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
-    """Add the time spent inside to `seconds[what]`."""
+    """Add the time spent inside to `seconds[what]`, that of the card included."""
     start = time.monotonic()
     yield
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # a call returns before the card is done
+        torch.cuda.synchronize()
     seconds[what] = seconds.get(what, 0.0) + time.monotonic() - start

@@ -93,6 +93,7 @@ class _Walk:
         self._formats = formats
         self._checkpoint = task.work / "streams.safetensors"
         self._clock = CheckpointClock()
+        self._on_card: tuple[str, Mapping[str, torch.Tensor]] | None = None
         streams, self.progress = self._taken_up() or (Streams(), Progress())
         self._passage = self._open(streams)
 
@@ -115,6 +116,7 @@ class _Walk:
                 continue
             report(part.name, number, len(parts))
             verdicts = self._step(part)
+            self._on_card = None
             give_back()
             if part.kind is not PartKind.HEAD:
                 self.progress.parts_done = number + 1
@@ -125,7 +127,8 @@ class _Walk:
         """The files of every family that made its own."""
         files: dict[str, VariantFiles] = {}
         for family in self._going:
-            files |= self._attempt(family, family.finish)
+            with timed(self.progress.seconds, f"files {family.family}"):
+                files |= self._attempt(family, family.finish)
         return files
 
     @property
@@ -152,7 +155,8 @@ class _Walk:
         if passage is None:
             self._encode(part, {})
             return Verdicts()
-        passage.enter(self._weights(part))
+        with timed(self.progress.seconds, "weights"):
+            passage.enter(self._weights(part))
         match part.kind:
             case PartKind.EMBEDDING:
                 passage.embed(part, self._encode(part, {}))
@@ -179,8 +183,14 @@ class _Walk:
                 decoders |= self._attempt(family, lambda f=family, w=weights: f.encode(part, w, statistics))  # type: ignore[misc]
         return decoders
 
-    def _weights(self, part: Part) -> CheckpointWeights:
-        return CheckpointWeights(self._task.folder, self._task.files, part.tensors)
+    def _weights(self, part: Part) -> Mapping[str, torch.Tensor]:
+        """A part's tensors as stored: read when asked for, or lying on the card from when they were first wanted."""
+        stored = CheckpointWeights(self._task.folder, self._task.files, part.tensors)
+        if self._task.device.type != "cuda":
+            return stored
+        if self._on_card is None or self._on_card[0] != part.name:
+            self._on_card = part.name, {name: tensor.to(self._task.device) for name, tensor in stored.items()}
+        return self._on_card[1]
 
     def _open(self, streams: Streams) -> Passage | None:
         """None where nothing passes through the model: static variants that nobody evaluates need none of it."""
@@ -198,11 +208,12 @@ class _Walk:
         )
 
     def _save(self) -> None:
-        if not self._clock.due():
+        streams = self._passage.streams if self._passage else Streams()
+        if not self._clock.due(streams.bytes):
             return
         start = time.monotonic()
-        streams = self._passage.streams if self._passage else Streams()
-        save_checkpoint(self._checkpoint, streams, self.progress)
+        with timed(self.progress.seconds, "checkpoint"):
+            save_checkpoint(self._checkpoint, streams, self.progress)
         self._clock.spent(time.monotonic() - start)
 
 
