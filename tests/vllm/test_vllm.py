@@ -1,0 +1,133 @@
+"""The table of runtimes against vLLM itself, in the environment that $HUBBOT_VLLM names: `make test-vllm`."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hubbot.runtimes.layouts import EXAMPLES, Layout
+from hubbot.runtimes.table import Runtime, answer
+from tests.models import make_model
+from tests.quantized import bnb_format, encode_all, gptq_format, logits, packed_format, statistics, tokens
+
+VLLM = os.environ.get("HUBBOT_VLLM")
+HERE = Path(__file__).parent
+NAMES = [
+    *dict.fromkeys(name for layout, name in EXAMPLES.items() if layout not in (Layout.GGUF, Layout.GPTQ_EXPERTS)),
+    "gptq-4bit-32g",
+    "gptq-4bit--1g-actorder",
+    "w4a16--1g",
+]
+# Mean difference of log-probabilities between float32 and vLLM's float16, of random models: 0.0005 were measured.
+TOLERANCE = 0.003
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not VLLM, reason="$HUBBOT_VLLM names no environment with vLLM")]
+
+
+def environment() -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": f"{VLLM}/home",  # where it keeps what it found out about architectures
+        "PYTHONPATH": str(HERE / "plain"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, dict[str, Path], dict[str, dict[str, torch.Tensor]]]:
+    """The model, and of every variant its folder and decoded weights."""
+    work = tmp_path_factory.mktemp("vllm")
+    model = make_model("llama", work / "tiny", tied=False)
+    seen = statistics(model)
+    kinds = {"gptq": gptq_format, "w": packed_format, "bnb": bnb_format}
+    made: dict[str, Path] = {}
+    decoded: dict[str, dict[str, torch.Tensor]] = {}
+    for start, open_format in kinds.items():
+        form = open_format(model, [name for name in NAMES if name.startswith(start)], work / "out")
+        decoded |= encode_all(form, model, seen)
+        made |= {name: files.paths[0].parent for name, files in form.finish().items()}
+    return model, made, decoded
+
+
+@pytest.fixture(scope="module")
+def answers(folders) -> dict[str, dict[str, Any]]:
+    """What vLLM says to every folder, one after another in one process."""
+    _, made, _ = folders
+    asked = {
+        "tokens": tokens(2, 48).tolist(),
+        "prompts": [[5, 6, 7, 8]],
+        "new_tokens": 8,
+        "length": 128,
+        "dtype": "float16",
+    }
+    requests = "".join(json.dumps({"folder": str(made[name]), **asked}) + "\n" for name in NAMES)
+    command = [f"{VLLM}/bin/python", str(HERE / "ask.py")]
+    done = subprocess.run(command, input=requests, capture_output=True, text=True, check=False, env=environment())
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(NAMES), done.stderr[-2000:]
+    return dict(zip(NAMES, lines, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vllm_reads_what_the_table_says_and_refuses_the_rest(folders, answers, name) -> None:
+    row, found = answer(name, Runtime.VLLM), answers[name]
+    if not row.reads or row.only == "GPU":
+        assert "error" in found, f"vLLM reads {name} by now: {row.how}"
+        return
+    assert "error" not in found, found
+    model, _, decoded = folders
+    wanted = logits(model, decoded[name]).log_softmax(-1)[:, :-1].gather(-1, tokens(2, 48)[:, 1:, None])[..., 0]
+    assert float((torch.tensor(found["logprobs"]) - wanted).abs().mean()) < TOLERANCE
+    assert len(found["continuations"][0]) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not answer(name, Runtime.VLLM).reads])
+def test_vllm_refuses_with_the_words_that_the_table_quotes(answers, name) -> None:
+    quoted = answer(name, Runtime.VLLM).how.split('"')[1]
+    assert quoted in answers[name]["error"]
+
+
+def test_a_chat_is_answered_over_http(folders, tmp_path) -> None:
+    _, made, _ = folders
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--model", str(made["w4a16-128g"]), "--dtype", "float16", "--max-model-len", "128", "--enforce-eager"]
+    command = [f"{VLLM}/bin/python", "-m", "vllm.entrypoints.openai.api_server", *words, "--port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment(), start_new_session=True)
+    try:
+        body = {"model": str(made["w4a16-128g"]), "messages": [{"role": "user", "content": "def"}], "max_tokens": 8}
+        reply = _post(f"http://127.0.0.1:{port}/v1/chat/completions", body, server, log)
+        assert reply["choices"][0]["message"]["role"] == "assistant"
+        assert reply["usage"]["completion_tokens"] > 0
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(60)
+
+
+def _post(url: str, body: dict[str, Any], server: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(request) as answered:
+                found: dict[str, Any] = json.load(answered)
+                return found
+        except ConnectionError:
+            time.sleep(1)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionError):
+                raise
+            time.sleep(1)
+    raise AssertionError(log.read_text()[-3000:])
