@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from hubbot import __version__
 from hubbot.bot.deliver import Route, delivering
@@ -35,6 +36,8 @@ _ANSWERS = {
     422: "No payload of the Hub.",
     503: "The state file cannot be written; send it again.",
 }
+HEAD_SECONDS = 10.0  # for the head of a request
+CONNECTIONS = 100  # at once; the descriptors that a service usually has are 256 and more
 BODY_SECONDS = 10.0  # a sender that takes longer is hung up on
 
 
@@ -51,6 +54,7 @@ def serve(state: Path, settings: ServeSettings, secret: str, *, route: Route | N
         app = make_app(receiver, threads, secret=secret, max_body=settings.max_body, state=state)
         config = uvicorn.Config(
             app,
+            http=Patience,
             host=settings.host,
             port=settings.port,
             log_level="warning",
@@ -65,6 +69,42 @@ def serve(state: Path, settings: ServeSettings, secret: str, *, route: Route | N
         say(f"listening on http://{host}:{port}/webhook, state in {state}")
         with on_signals():  # uvicorn stops on them, then raises them again: that shall not end us half-way
             uvicorn.Server(config).run(sockets=[socket])
+
+
+class Patience(AutoHTTPProtocol):
+    """A connection that has sent the whole head of a request in time, or is hung up on; and no more of them than fit.
+
+    Without it, whoever opens connections and says half a line on each takes up every descriptor of the process.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        if len(self.connections) > CONNECTIONS:
+            transport.close()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        if self._deadline is None and self._between_requests():
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        self._deadline = None
+        if self._between_requests():
+            self.transport.close()
+
+    def _between_requests(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
 
 
 def make_app(

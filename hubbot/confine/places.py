@@ -31,12 +31,19 @@ def system_places(environment: Mapping[str, str]) -> list[Path]:
     """What any program may read. environment: the confined process's own."""
     paths = [*map(Path, _SYSTEM), *(Path("/etc") / name for name in _OF_ETC)]
     paths += [path for name in _OF_OPT for path in Path("/opt").glob(name)]
+    paths += _compilers_of_opt(environment.get("PATH", ""))
     paths += python_places()
     paths += (Path(path) for path in environment["PYTHONPATH"].split(os.pathsep) if Path(path) != HUBBOT.parent)
     paths += map(Path, environment.get("LD_LIBRARY_PATH", "").split(os.pathsep))
     if llama := environment.get("HUBBOT_LLAMA_CPP"):
         paths += [Path(llama), Path(llama, "source"), Path(llama, "build")]  # each may be a link to somewhere else
     return _resolved(paths)
+
+
+def _compilers_of_opt(search_path: str) -> list[Path]:
+    """What belongs to programs below /opt that the PATH names: Triton calls a compiler, which may lie there."""
+    prefixes = [Path(path).parent for path in search_path.split(os.pathsep) if path.startswith("/opt/")]
+    return [prefix / name for prefix in prefixes for name in (*_OF_PREFIX, "libexec", "share")]
 
 
 def python_places() -> list[Path]:

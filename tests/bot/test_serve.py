@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -30,7 +31,7 @@ from hubbot.bot.receiver import Receiver, receiving
 from hubbot.bot.route import route_of
 from hubbot.bot.verdicts import Verdict
 from hubbot.bot.webhook import from_job, knows_secret, required_secret
-from hubbot.bot.webhook_server import make_app
+from hubbot.bot.webhook_server import CONNECTIONS, make_app
 from hubbot.domain import Job
 from hubbot.errors import BadSettings, HubFailed, LedgerFailed
 from hubbot.hub.rate_limit import RateLimit
@@ -651,3 +652,23 @@ def test_a_job_whose_webhook_is_not_ours_does_nothing(changes):
     with pytest.raises(BadSettings) as refused:
         from_job(_job_environment(**changes))
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_half_said_requests_hold_neither_descriptors_nor_the_service(tmp_path):
+    server = start(tmp_path / "state.sqlite")
+    try:
+        half = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(CONNECTIONS + 20)]
+        for one in half:
+            with suppress(OSError):  # the last ones are hung up on at once
+                one.sendall(b"POST /webhook HT")
+        descriptors = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        for one in half:
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+            one.close()
+        assert server.post(delivery("maker/patient"))[0] == 202
+        assert descriptors < CONNECTIONS + 50
+    finally:
+        server.process.terminate()
+        server.process.communicate(timeout=20)

@@ -18,7 +18,7 @@ from hubbot import llamacpp
 from hubbot.confine import isolate
 from hubbot.confine.environment import confined
 from hubbot.confine.isolate import call
-from hubbot.confine.places import HUBBOT
+from hubbot.confine.places import HUBBOT, system_places
 from hubbot.confine.stage import Stage
 from hubbot.errors import BudgetExceeded, HubbotError, ToolMissing, UnsafeSource
 from hubbot.machine import measure_machine
@@ -401,3 +401,10 @@ def test_missing_walls_are_said_once(tmp_path, monkeypatch, capsys):
         assert call(stage("echo"), None, work=tmp_path).walls.network == "seccomp"
     assert capsys.readouterr().err.count("files: none") == 1
     isolate._warn.cache_clear()
+
+
+def test_a_compiler_below_opt_that_the_path_names_can_be_used_and_nothing_else_of_opt_be_read():
+    places = system_places({"PATH": "/opt/gcc/bin:/home/ada/.local/bin", "PYTHONPATH": ""})
+    assert {Path("/opt/gcc/bin"), Path("/opt/gcc/libexec")} <= set(places)
+    assert not {Path("/opt"), Path("/opt/gcc")} & set(places)
+    assert not [place for place in places if place.is_relative_to("/home/ada")]
