@@ -130,7 +130,12 @@ def test_nothing_is_kept_of_a_training_that_failed(tmp_path: Path, monkeypatch: 
 
 def test_the_demos_flags_are_settings_and_its_variants_are_of_every_family(tmp_path: Path):
     settings = load_settings(None, demo_settings(tmp_path))
-    assert {type(variant).__name__ for variant in parse_variants(settings.variants)} == {"Gguf", "Gptq", "Bnb"}
+    assert {type(variant).__name__ for variant in parse_variants(settings.variants)} == {
+        "Gguf",
+        "Gptq",
+        "Packed",
+        "Bnb",
+    }
     assert settings.calibration.dataset != settings.evaluation.dataset
 
 

@@ -176,7 +176,7 @@ class GgufFormat:
         imatrix = self._finish_imatrix(entries)
         self._journal.complete([file.final.name for files in self._files.values() for file in files])
         with ThreadPoolExecutor(_FLUSHED, thread_name_prefix="gguf-flush") as pool:
-            list(pool.map(GgufFile.finish, (file for files in self._files.values() for file in files)))
+            list(pool.map(lambda file: file.finish(), (file for files in self._files.values() for file in files)))
         finished = {}
         for name, files in self._files.items():
             paths = tuple(file.path for file in files)
