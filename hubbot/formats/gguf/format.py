@@ -176,10 +176,10 @@ class GgufFormat:
         imatrix = self._finish_imatrix(entries)
         self._journal.complete([file.final.name for files in self._files.values() for file in files])
         with ThreadPoolExecutor(_FLUSHED, thread_name_prefix="gguf-flush") as pool:
-            list(pool.map(lambda file: file.finish(), (file for files in self._files.values() for file in files)))
+            list(pool.map(GgufFile.flush, (file for files in self._files.values() for file in files)))
         finished = {}
         for name, files in self._files.items():
-            paths = tuple(file.path for file in files)
+            paths = tuple(file.finish() for file in files)
             variant = self._plan.variants[name]
             extra = (imatrix,) if imatrix and variant.importance else ()
             finished[name] = VariantFiles(

@@ -69,10 +69,15 @@ class GgufFile:
         _write(self._descriptor, shard.header, 0)
         self.shard = shard
 
+    def flush(self) -> None:
+        """Have the disk hold what was written so far."""
+        if self._descriptor >= 0:
+            os.fsync(self._descriptor)
+
     def finish(self) -> Path:
         """Flush to disk and rename to the final name; calling it again is harmless."""
         if self._descriptor >= 0:
-            os.fsync(self._descriptor)
+            self.flush()
             os.close(self._descriptor)
             self._descriptor = -1
             self.final.parent.mkdir(parents=True, exist_ok=True)
