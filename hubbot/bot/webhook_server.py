@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hubbot import __version__
 from hubbot.bot.deliver import Route, delivering
@@ -71,7 +71,7 @@ def serve(state: Path, settings: ServeSettings, secret: str, *, route: Route | N
             uvicorn.Server(config).run(sockets=[socket])
 
 
-class Patience(AutoHTTPProtocol):
+class Patience(HttpToolsProtocol):
     """A connection that has sent the whole head of a request in time, or is hung up on; and no more of them than fit.
 
     Without it, whoever opens connections and says half a line on each takes up every descriptor of the process.
@@ -104,7 +104,8 @@ class Patience(AutoHTTPProtocol):
             self.transport.close()
 
     def _between_requests(self) -> bool:
-        return self.cycle is None or bool(self.cycle.response_complete)
+        cycle: Any = self.cycle  # None until the first request, whatever its annotation says
+        return cycle is None or bool(cycle.response_complete)
 
 
 def make_app(

@@ -49,7 +49,7 @@ def folders(tmp_path_factory) -> tuple[Path, dict[str, Path], dict[str, dict[str
     work = tmp_path_factory.mktemp("vllm")
     model = make_model("llama", work / "tiny", tied=False)
     seen = statistics(model)
-    kinds = {"gptq": gptq_format, "w": packed_format, "bnb": bnb_format}
+    kinds: dict[str, Any] = {"gptq": gptq_format, "w": packed_format, "bnb": bnb_format}
     made: dict[str, Path] = {}
     decoded: dict[str, dict[str, torch.Tensor]] = {}
     for start, open_format in kinds.items():
