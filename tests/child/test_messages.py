@@ -30,7 +30,7 @@ ANSWER = MakeAnswer(
     made={},
     failed={"Q8_0": "no"},
     seconds={},
-    references={"Q8_0": Path("/work/x")},
+    references={"Q8_0": Path("/job/x")},
     chat_template=None,
     special_tokens={},
     tokenizer="0" * 64,
@@ -52,7 +52,7 @@ def test_the_messages_are_read_without_torch() -> None:
 
 
 def test_a_question_arrives_as_it_was_asked() -> None:
-    text = Text(path=Path("/work/a.jsonl"), name="a", revision=None, sha256="0" * 64)
+    text = Text(path=Path("/job/a.jsonl"), name="a", revision=None, sha256="0" * 64)
     question = MakeQuestion(
         source=records.record().source,
         settings=load_settings(None, {"variants": "Q8_0", "budget.disk": "1GB", "out": Path("out")}),
