@@ -254,7 +254,7 @@ def test_a_family_that_cannot_round_the_model_fails_alone(
     asked = [*settings(tmp_path), "--variants", "gptq-4bit-64g,bnb-nf4"]
     found = run(model, tmp_path / "out", asked, ends=7)
     assert [variant.status for variant in found.variants] == [Status.FAILED, Status.PASSED]
-    assert "inputs of a layer are not finite" in str(found.variants[0].reason)
+    assert "passes through float16, whose largest number is 65,504" in str(found.variants[0].reason)
     assert found.variants[0].files == ()
     assert "gptq-4bit-64g" in capsys.readouterr().err
     assert not (tmp_path / "out" / "gptq").exists()

@@ -89,9 +89,17 @@ def test_keys_and_tensors_are_the_programs_own(name, folders, tmp_path):
     ours, theirs = (
         keys_and_tensors(path) for path in (files["BF16"].paths[0], folders[name].with_name(f"{name}.gguf"))
     )
-    assert ours == theirs
+    assert ours[0] == theirs[0]
+    assert ours[1] == {key: (kind, _quantized(shape), data) for key, (kind, shape, data) in theirs[1].items()}
     if name == "qwen-embedding":
         assert ours[0]["qwen3.pooling_type"] == llamacpp.gguf().PoolingType.LAST
+
+
+def _quantized(shape):
+    """A shape as llama-quantize writes it: no outer dimension of one."""
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 @pytest.mark.slow
@@ -99,7 +107,7 @@ def test_keys_and_tensors_are_the_programs_own(name, folders, tmp_path):
 def test_llama_cpp_loads_what_a_class_made_of_its_own_parameters(name, folders, tmp_path):
     files, _ = make(folders[name], ["Q8_0"], tmp_path)
     check = read(files["Q8_0"].paths, None).check
-    assert check.passed, check
+    assert check.passed, check.error
 
 
 TEMPLATES = {"tool_use": "{{ 'tool' }}", "default": "{{ 'usual' }}", "rag": "{{ 'rag' }}"}
