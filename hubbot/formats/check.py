@@ -182,7 +182,8 @@ def measure_speed(
 
 
 def _folder(paths: Sequence[Path]) -> Path:
-    return next(path.parent for path in paths if path.name == "config.json")
+    """The variant's folder: the uppermost with a config.json, for sentence-transformers' parts have one too."""
+    return min((path.parent for path in paths if path.name == "config.json"), key=lambda folder: len(folder.parts))
 
 
 def _load(reader: Reader, folder: Path, device: str) -> PreTrainedModel:

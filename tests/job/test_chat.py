@@ -37,11 +37,24 @@ def test_llama_cpp_and_transformers_answer_a_chat_prompt_with_the_same_tokens(re
     assert tokenizer.decode(answers["Q8_0"]) == "A week is approximately 7 days.<|im_end|>"
 
 
-def _run(folder: Path, tmp_path: Path, **changes: object) -> Record:
-    record = make(folder, tmp_path, variants="F32,gptq-8bit-32g", **changes)
+def _run(folder: Path, tmp_path: Path) -> Record:
+    record = make(folder, tmp_path, variants="F32,gptq-8bit-32g")
     for variant in record.variants:
         assert variant.status is Status.PASSED, variant.reason
     return record
+
+
+def test_the_parts_of_a_sentence_embedding_go_into_every_folder_and_are_no_model_of_their_own(tmp_path: Path) -> None:
+    folder = make_model("qwen3", tmp_path / "tiny", tied=True)
+    modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    record = make(folder, tmp_path, variants="gptq-8bit-32g,bnb-int8", evaluation__samples=False)
+    for variant in record.variants:
+        assert variant.status is Status.PASSED, variant.reason
+        names = [file.path.partition(f"{variant.name}/")[2] for file in variant.files]
+        assert {"modules.json", "1_Pooling/config.json"} <= set(names)
 
 
 def test_a_generation_configuration_for_callers_changes_neither_checks_nor_samples(tmp_path: Path) -> None:
