@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable
 from email.parser import HeaderParser
 from pathlib import Path
 from zipfile import ZipFile
@@ -69,6 +70,7 @@ def test_the_metadata_names_what_each_familys_checks_need(wheel: Path):
     assert {"hubbot/templates/card/head.md.j2", "hubbot/formats/gguf/search.h"} <= set(names)
 
 
+@pytest.mark.heavy
 def test_the_demo_runs_from_the_wheel_alone(installed: Path, demo_model: Path, tmp_path: Path):
     """One variant of each family, through every stage and every runtime."""
     places = {"HUBBOT_LLAMA_CPP": str(llamacpp.place()), "HUBBOT_DEMO_CACHE": str(demo_model.parents[1])}
@@ -85,10 +87,10 @@ def test_the_demo_runs_from_the_wheel_alone(installed: Path, demo_model: Path, t
 
 
 def test_a_missing_llama_cpp_is_answered_with_a_command_that_the_wheel_has(
-    installed: Path, demo_model: Path, tmp_path: Path
+    installed: Path, tiny_model: Callable[..., Path], tmp_path: Path
 ):
     done = call(
-        installed, "plan", str(demo_model), "--variants", "Q4_K_M", "--evaluation", "none", home=tmp_path / "home"
+        installed, "plan", str(tiny_model()), "--variants", "Q4_K_M", "--evaluation", "none", home=tmp_path / "home"
     )
     assert done.returncode == 9, done.stderr
     assert "hubbot setup" in done.stderr

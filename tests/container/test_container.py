@@ -20,10 +20,8 @@ from tests.workflows.test_workflows import ATTACKS, needs_node
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.heavy,
     pytest.mark.skipif(engine.missing() is not None, reason=str(engine.missing())),
-    pytest.mark.skipif(
-        not os.environ.get("HUBBOT_CONTAINER"), reason="HUBBOT_CONTAINER=1 builds the image (10 minutes)"
-    ),
 ]
 
 

@@ -140,6 +140,7 @@ def test_the_demos_flags_are_settings_and_its_variants_are_of_every_family(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_the_trained_model_has_learnt_the_language(demo_model: Path):
     """A model that guessed from the frequency of tokens alone would have a perplexity in the hundreds."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 QUESTION = [{"role": "user", "content": "How many days are there in a week?"}]
 
 
+@pytest.mark.heavy
 def test_llama_cpp_and_transformers_answer_a_chat_prompt_with_the_same_tokens(real_model: Path, tmp_path: Path) -> None:
     variants = "Q8_0,gptq-8bit-32g"
     record = make(real_model, tmp_path, variants=variants, evaluation__windows=2, evaluation__samples=False)

@@ -31,6 +31,7 @@ from tests.models import FAMILIES
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_the_demo_model_becomes_a_judged_set_of_releases(demo_model: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "variants": "Q8_0,Q4_K_M,Q2_K,gptq-4bit-128g,bnb-nf4",

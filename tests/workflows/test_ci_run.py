@@ -14,8 +14,8 @@ import pytest
 from tests.workflows.test_workflows import ROOT
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-STUB = '#!/bin/bash\necho "$(basename "$0") $* container=${HUBBOT_CONTAINER:-}" >> "$TOLD"\n'
-HERE = ("git", "cc", "c++", "buildah", "podman", "crun", "mmdebstrap", "npm", "make", "apt-get")
+STUB = '#!/bin/bash\necho "$(basename "$0") $*" >> "$TOLD"\n'
+HERE = ("git", "cc", "c++", "npm", "make", "apt-get")
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def test_what_the_tests_need_is_installed_a_browser_too(machine):
 
 
 @as_root
-def test_root_installs_by_itself_and_builds_the_container(machine):
+def test_root_installs_by_itself(machine):
     lines = told_by(machine, 0)
     assert not [line for line in lines if line.startswith("sudo")]
-    assert [line for line in lines if line.startswith("make test")] == ["make test container=1"]
+    assert "make test" in lines
 
 
 @as_root
-def test_another_user_installs_through_sudo_and_leaves_the_container_to_its_own_job(machine):
+def test_another_user_installs_through_sudo(machine):
     lines = told_by(machine, 65534)
     assert [line.split()[1] for line in lines if line.startswith("sudo")] == ["apt-get", "env"]
-    assert [line for line in lines if line.startswith("make test")] == ["make test container="]
+    assert "make test" in lines

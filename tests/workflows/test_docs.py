@@ -23,7 +23,6 @@ PAGES = ("README.md", "docs/quickstart.md", "docs/github.md", "docs/container.md
 KNOWN = {
     "make",
     "source",
-    "HUBBOT_CONTAINER=1",
     "docker",
     "gh",
     "hubbot",
