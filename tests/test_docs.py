@@ -8,7 +8,7 @@ import pytest
 
 from hubbot import errors
 from hubbot.cards.reference import settings_page
-from hubbot.runtimes.page import runtimes_page
+from hubbot.runtimes.page import filled, runtimes_page
 from hubbot.settings import Settings
 from hubbot.settings.sections import Section
 
@@ -64,3 +64,10 @@ def test_links_between_pages_lead_to_files_that_exist(page: Path):
 
 def test_the_runtimes_page_is_what_make_docs_writes():
     assert (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8") == runtimes_page()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/formats.md"])
+def test_what_other_pages_say_of_runtimes_is_what_make_docs_writes(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- runtimes " in text
+    assert filled(text) == text

@@ -13,7 +13,7 @@ from typing import Any
 
 from hubbot.cards import figures
 from hubbot.cards.card_facts import facts, link, notes, samples, speed_table
-from hubbot.cards.commands import commands, layouts_of_run
+from hubbot.cards.commands import also_of, commands
 from hubbot.cards.escape import code, inline, line
 from hubbot.cards.frontmatter import dump, front_matter, licence_link
 from hubbot.cards.layout import markdown_environment
@@ -25,7 +25,7 @@ from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.release.licence import judge_licence
 from hubbot.release.repos import Repo, kind_of, plan_repos
-from hubbot.runtimes.table import Runtime, readers
+from hubbot.runtimes.table import runs_in
 from hubbot.settings import PublishSettings
 
 __all__ = ["CARDS", "PICTURE", "check_files", "picture", "render_card", "write_cards"]
@@ -195,13 +195,8 @@ def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> 
 
 
 def _runs_in(record: Record, variant: VariantRecord) -> str:
-    """The runtimes that read a variant, by the table of runtimes; Humming only where vLLM needs it."""
-    rows = {row.runtime: row for row in readers(variant.name, also=layouts_of_run(record))}
-    if Runtime.VLLM in rows:
-        rows.pop(Runtime.HUMMING, None)
-    if sum(file.path.endswith(".gguf") for file in variant.files) > 1:
-        rows.pop(Runtime.OLLAMA, None)  # the Hub refuses to hand it a file in shards
-    return ", ".join(f"{name} ({row.only})" if row.only else name for name, row in rows.items())
+    sharded = sum(file.path.endswith(".gguf") for file in variant.files) > 1
+    return runs_in(variant.name, also_of(record), sharded=sharded)
 
 
 def _runs_alike(record: Record, repo: Repo) -> bool:

@@ -14,10 +14,10 @@ from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.domain import Record, VariantRecord
 from hubbot.release.repos import Repo
-from hubbot.runtimes.layouts import Layout
+from hubbot.runtimes.layouts import Layout, layouts_of_run
 from hubbot.runtimes.table import Row, Runtime, answer
 
-__all__ = ["commands", "layouts_of_run"]
+__all__ = ["also_of", "commands"]
 
 _SHOWN = 8  # revisions that a comment names
 
@@ -32,14 +32,11 @@ def commands(record: Record, repo: Repo, *, chat: bool = False) -> list[tuple[st
     return list(form(record, repo, where, chat=chat))
 
 
-def layouts_of_run(record: Record) -> tuple[Layout, ...]:
+def also_of(record: Record) -> tuple[Layout, ...]:
     """What the model and the settings of a run make of its GPTQ variants."""
     settings = record.config.get("gptq")
     head = bool(settings.get("lm_head")) if isinstance(settings, dict) else False
-    return (
-        *((Layout.GPTQ_HEAD,) if head else ()),
-        *((Layout.GPTQ_EXPERTS,) if record.source.experts > 1 else ()),
-    )
+    return layouts_of_run(quantized_head=head, experts=record.source.experts)
 
 
 def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
@@ -62,14 +59,14 @@ def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[
         if served:
             yield runtime, fence("\n".join(_server(record, repo, where, served, chat=chat)), "sh")
     others = [repo.revision(variant) for variant in repo.variants if repo.revision(variant) != "main"]
-    also = layouts_of_run(record)
+    also = also_of(record)
     python = python_lines(where, repo.recommended.name, also=also, chat=chat, revisions=others)
     alone = also and not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
     yield "GPTQModel" if alone else "transformers", fence("\n".join(python), "python")
 
 
 def _row(record: Record, variant: VariantRecord, runtime: Runtime) -> Row:
-    return answer(variant.name, runtime, also=layouts_of_run(record))
+    return answer(variant.name, runtime, also=also_of(record))
 
 
 def _server(

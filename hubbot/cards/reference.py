@@ -1,4 +1,7 @@
-"""Writes docs/settings.md from the settings themselves and docs/runtimes.md from the table of runtimes: `make docs`."""
+"""Writes docs/settings.md from the settings themselves and docs/runtimes.md from the table of runtimes: `make docs`.
+
+README.md and docs/formats.md hold parts of that table.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
-from hubbot.runtimes.page import runtimes_page
+from hubbot.runtimes.page import filled, runtimes_page
 from hubbot.settings import Settings
 from hubbot.settings.sections import Count, Section, Size
 
@@ -134,6 +137,8 @@ def main() -> None:
     for name, text in (("settings.md", settings_page()), ("runtimes.md", runtimes_page())):
         (docs / name).write_text(text, encoding="utf-8")
         sys.stdout.write(f"wrote docs/{name}\n")
+    for page in (docs.parent / "README.md", docs / "formats.md"):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

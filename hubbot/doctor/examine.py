@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +21,14 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.confine.environment import allowed
 from hubbot.confine.stage import Stage
 from hubbot.confine.walls import Walls
+from hubbot.doctor.finding import Finding, Status
+from hubbot.doctor.runtimes import runtimes_here
 from hubbot.environment import PROCESS
 from hubbot.errors import HubbotError, ToolMissing
 from hubbot.machine import Machine, measure_machine
 from hubbot.machine.place import REMEDIES, Place, place
 from hubbot.machine.versions import INSTALL
+from hubbot.runtimes.table import versions_seen
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -40,22 +42,6 @@ _FEW_WORKERS = {"GPTQMODEL_CPU_WORKERS": "2"}  # it hangs on two cores without
 _SETUP = "Run `hubbot setup`."
 
 
-class Status(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at. remedy is empty where nothing is amiss."""
-
-    name: str
-    status: Status
-    found: str
-    remedy: str = ""
-
-
 Ask = Callable[[str], str]  # a line of Python -> what it printed; raises ToolMissing with the last line of its error
 
 
@@ -66,38 +52,39 @@ class _Import:
     package: str
     code: str
     serves: str
-    tested: str | None = None  # the version that hubbot's tests ran with
     remedy: str = _AGAIN
 
 
 _IMPORTS = (
-    _Import(package="transformers", code="import transformers", serves="reads every model", tested="5.23.0"),
-    _Import(package="bitsandbytes", code="import bitsandbytes", serves="makes and loads bnb variants", tested="0.50.2"),
+    _Import(package="transformers", code="import transformers", serves="reads every model"),
+    _Import(package="bitsandbytes", code="import bitsandbytes", serves="makes and loads bnb variants"),
     _Import(
         package="compressed-tensors",
         code="import compressed_tensors",
         serves="loads w4a16 and w8a16 variants",
-        tested="0.20.0",
     ),
     _Import(
         package="gptqmodel",
         code="import gptqmodel, optimum",
         serves="loads GPTQ variants",
-        tested="7.7.0",
         remedy=INSTALL["gptqmodel"],
     ),
 )
 
 
-def examine(work: Path, *, device: str = "auto", token: bool, environ: Mapping[str, str] = PROCESS) -> list[Finding]:
+def examine(
+    work: Path, *, device: str = "auto", token: bool, vllm: Path | None = None, environ: Mapping[str, str] = PROCESS
+) -> list[Finding]:
     """Look at everything once, in the order of a report.
 
     work: the folder that runs will write to. token: whether a Hub token was given; its value is not wanted here.
+    vllm: the environment of vLLM that `check.vllm` names.
     """
     machine = measure_machine(work, device)
     findings = [_python(sys.version_info[:3])]
     findings += [_torch(machine, _ask), *_gpu_road(machine, Path("/"), environ)]
     findings += [_llama_cpp(), _bindings(_ask), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
+    findings += runtimes_here(vllm)
     return [*findings, _disk(machine, work), _ram(machine), _token(token)]
 
 
@@ -181,7 +168,8 @@ def _bindings(ask: Ask) -> Finding:
     return Finding(name=name, status=Status.OK, found=version)
 
 
-def _imported(each: _Import, ask: Ask) -> Finding:
+def _imported(each: _Import, ask: Ask, seen: Mapping[str, str] | None = None) -> Finding:
+    """seen: as `versions_seen` has it, the releases that the table of runtimes was made with."""
     try:
         version = metadata.version(each.package)
     except metadata.PackageNotFoundError:
@@ -192,8 +180,9 @@ def _imported(each: _Import, ask: Ask) -> Finding:
     except ToolMissing as error:
         found = f"{version} does not load: {error}"
         return Finding(name=each.package, status=Status.FAIL, found=found, remedy=each.remedy)
-    if each.tested not in (None, version):
-        found = f"{version}, tested with {each.tested}"
+    tested = (versions_seen() if seen is None else seen).get(each.package, version)
+    if tested != version:
+        found = f"{version}, tested with {tested}"
         return Finding(name=each.package, status=Status.WARN, found=found, remedy=each.remedy)
     return Finding(name=each.package, status=Status.OK, found=version)
 

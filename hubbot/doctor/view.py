@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hubbot.doctor.examine import Finding, Status, examine
+from hubbot.doctor.examine import examine
+from hubbot.doctor.finding import Finding, Status
 from hubbot.errors import HubbotError
 from hubbot.hub.client import Hub
 from hubbot.hub.rights import Rights, token_rights

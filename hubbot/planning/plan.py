@@ -24,6 +24,8 @@ from hubbot.model import ModelFacts
 from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
 from hubbot.planning.presets import Costs
 from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
+from hubbot.runtimes.layouts import layouts_of_run
+from hubbot.runtimes.table import runs_in
 from hubbot.settings import Settings
 from hubbot.settings.sections import format_size
 
@@ -59,6 +61,7 @@ class PlannedVariant:
     file_bytes: int
     weight_bytes: int
     bits_per_weight: float
+    runs_in: str = ""  # the runtimes that read it, by the table of runtimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,7 @@ def plan(
         parameters=facts.parameters,
         weight_bytes=facts.weight_bytes,
         device=device,
-        variants=tuple(_planned(variant, sizes[variant.name]) for variant in makeable),
+        variants=tuple(_planned(variant, sizes[variant.name], facts, settings) for variant in makeable),
         sweeps=sweeps,
         need=need,
         budget=budget,
@@ -268,13 +271,16 @@ def device_elsewhere(settings: Settings) -> str:
     return "cuda" if settings.budget.vram else "cpu"
 
 
-def _planned(variant: Variant, cost: Cost) -> PlannedVariant:
+def _planned(variant: Variant, cost: Cost, facts: ModelFacts, settings: Settings) -> PlannedVariant:
+    also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=facts.experts)
+    sharded = variant.family is Family.GGUF and cost.file_bytes > settings.gguf.shard_size
     return PlannedVariant(
         name=variant.name,
         family=variant.family,
         file_bytes=cost.file_bytes,
         weight_bytes=cost.weight_bytes,
         bits_per_weight=cost.bits_per_weight,
+        runs_in=runs_in(variant.name, also, sharded=sharded),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -49,7 +50,8 @@ def as_table(found: Plan) -> RenderableType:
         needs.add_column(heading, justify="left" if not heading else "right")
     for name, needed, there in _resources(found):
         needs.add_row(name, Text(format_size(needed), style="" if needed <= there else "bold red"), _limit(there))
-    verdicts = [Text(f"licence: {found.licence.reason}")]
+    verdicts = list(_runtimes(found))
+    verdicts += [Text(f"licence: {found.licence.reason}")]
     verdicts += [
         Text("gated: the author asks for consent before a download; accept it with your account")
     ] * found.gated
@@ -57,6 +59,13 @@ def as_table(found: Plan) -> RenderableType:
     verdicts += [Text(f"{failed.name} cannot be made: {failed.error}", style="bold red") for failed in found.failed]
     verdicts += [Text(f"refused: {error}", style="bold red") for error in found.refusals]
     return Group(variants, needs, *verdicts)
+
+
+def _runtimes(found: Plan) -> Iterator[Text]:
+    """A line for every set of runtimes, with the variants that it reads."""
+    for runtimes in dict.fromkeys(variant.runs_in for variant in found.variants):
+        names = ", ".join(variant.name for variant in found.variants if variant.runs_in == runtimes)
+        yield Text(f"{names}: runs in {runtimes or 'no runtime that is known here'}")
 
 
 def _resources(found: Plan) -> list[tuple[str, int, int]]:

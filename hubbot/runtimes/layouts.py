@@ -9,7 +9,7 @@ from enum import StrEnum
 from hubbot.domain import Family
 from hubbot.formats.names import find_variant
 
-__all__ = ["EXAMPLES", "Layout", "layouts_of"]
+__all__ = ["EXAMPLES", "Layout", "layouts_of", "layouts_of_run"]
 
 
 class Layout(StrEnum):
@@ -65,6 +65,11 @@ _NAMES = {
     Layout.BNB_4: r"bnb-(nf4|fp4)",
     Layout.BNB_8: r"bnb-int8",
 }
+
+
+def layouts_of_run(*, quantized_head: bool, experts: int) -> tuple[Layout, ...]:
+    """What the settings and the model of a run make of its GPTQ variants."""
+    return (*((Layout.GPTQ_HEAD,) if quantized_head else ()), *((Layout.GPTQ_EXPERTS,) if experts > 1 else ()))
 
 
 def layouts_of(name: str, also: Sequence[Layout] = ()) -> tuple[Layout, ...]:

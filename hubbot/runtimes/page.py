@@ -1,13 +1,14 @@
-"""docs/runtimes.md, from the table."""
+"""docs/runtimes.md from the table, and what README.md and docs/formats.md say of it between marks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from hubbot.runtimes.layouts import EXAMPLES, Layout
-from hubbot.runtimes.table import ROWS, Row, Runtime
+from hubbot.runtimes.table import ROWS, Row, Runtime, runs_in
 
-__all__ = ["runtimes_page"]
+__all__ = ["filled", "runtimes_page"]
 
 _HEAD = """# Runtimes
 
@@ -21,6 +22,33 @@ A variant may be several of these things at once; a runtime must read all of the
 def runtimes_page() -> str:
     """The page as Markdown."""
     return "\n".join([_HEAD, *_grid(), "", "## Why, with what, and where it was seen", "", *_rows(), ""])
+
+
+def filled(page: str) -> str:
+    """A page with the list of runtimes of every block `<!-- runtimes FAMILY -->`; of the block `all`, of all families."""
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{_block(block[2])}\n{block[3]}", page)
+
+
+_BLOCK = re.compile(r"(<!-- runtimes (\S+) -->).*?(<!-- end -->)", re.DOTALL)
+
+
+def _block(name: str) -> str:
+    if name != "all":
+        return "\n".join(["| layout | read by |", "| --- | --- |", *_readers(name)])
+    families = dict.fromkeys(_family(layout) for layout in Layout)
+    return "\n".join(["| layout | read by |", "| --- | --- |", *(row for each in families for row in _readers(each))])
+
+
+def _readers(family: str) -> Iterator[str]:
+    """A row for all layouts of a family that the same runtimes read."""
+    read = {layout: _read_by(layout) for layout in Layout if _family(layout) == family}
+    for runtimes in dict.fromkeys(read.values()):
+        same = [layout for layout, found in read.items() if found == runtimes]
+        yield f"| {'; '.join(f'{layout} (`{EXAMPLES[layout]}`)' for layout in same)} | {runtimes} |"
+
+
+def _read_by(layout: Layout) -> str:
+    return runs_in(EXAMPLES[layout], [layout] if layout in (Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS) else ())
 
 
 def _grid() -> Iterator[str]:

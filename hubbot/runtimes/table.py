@@ -6,13 +6,14 @@ whose source or documentation says so. A row that cannot be run on a machine wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hubbot.runtimes.layouts import Layout, layouts_of
 
-__all__ = ["ROWS", "Row", "Runtime", "answer", "readers"]
+__all__ = ["ROWS", "Row", "Runtime", "answer", "readers", "runs_in", "versions_seen"]
 
 
 class Runtime(StrEnum):
@@ -236,6 +237,37 @@ def readers(name: str, also: Sequence[Layout] = ()) -> tuple[Row, ...]:
     """The rows of the runtimes that read a variant, in the table's order of runtimes."""
     rows = (answer(name, runtime, also) for runtime in Runtime)
     return tuple(row for row in rows if row.reads)
+
+
+def runs_in(name: str, also: Sequence[Layout] = (), *, sharded: bool = False, but: Collection[Runtime] = ()) -> str:
+    """The runtimes that read a variant, in words; Humming only where vLLM needs it.
+
+    also: as for `layouts_of`. sharded: several GGUF files, which the Hub refuses to hand to Ollama. but: runtimes left out.
+    """
+    rows = {row.runtime: row for row in readers(name, also) if row.runtime not in but}
+    if Runtime.VLLM in rows:
+        rows.pop(Runtime.HUMMING, None)
+    if sharded:
+        rows.pop(Runtime.OLLAMA, None)
+    return ", ".join(f"{runtime} ({row.only})" if row.only else runtime for runtime, row in rows.items())
+
+
+def versions_seen() -> dict[str, str]:
+    """Name of a runtime or package, in small letters -> the newest release in which a row was run, or else read."""
+    seen: dict[str, str] = {}
+    for how in ("read", "run"):  # what was run goes last and stays
+        sources = [row.source for row in ROWS if row.source.startswith(f"{how}: ")]
+        found = [pair for source in sources for pair in _RELEASE.findall(source)]
+        for name, version in sorted(found, key=lambda pair: _number(pair[1])):
+            seen[name.lower()] = version
+    return seen
+
+
+_RELEASE = re.compile(r"([A-Za-z][\w-]*) (\d+(?:\.\d+)+)")
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _row(layout: Layout, runtime: Runtime) -> Row:

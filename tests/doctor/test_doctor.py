@@ -9,7 +9,8 @@ import pytest
 from hubbot import llamacpp
 from hubbot.confine.walls import Walls
 from hubbot.doctor import examine as doctor
-from hubbot.doctor.examine import Status
+from hubbot.doctor.finding import Status
+from hubbot.doctor.runtimes import runtimes_here
 from hubbot.errors import ToolMissing
 from hubbot.machine import Machine
 
@@ -57,8 +58,9 @@ def test_a_package_that_crashes_the_interpreter_is_a_finding_and_no_crash():
 def test_a_missing_package_and_another_version_than_the_tested_are_told():
     absent = doctor._Import(package="no-such-package", code="pass", serves="is for this test")
     assert doctor._imported(absent, doctor._ask).found == "not installed; it is for this test"
-    other = doctor._Import(package="pytest", code="pass", serves="x", tested="0.1")
-    assert doctor._imported(other, doctor._ask).status is Status.WARN
+    other = doctor._Import(package="pytest", code="pass", serves="x")
+    finding = doctor._imported(other, doctor._ask, {"pytest": "0.1"})
+    assert (finding.status, finding.found.endswith("tested with 0.1")) == (Status.WARN, True)
 
 
 def test_the_child_that_imports_does_not_inherit_a_token(monkeypatch: pytest.MonkeyPatch):
@@ -119,3 +121,24 @@ def test_a_kernel_that_builds_no_walls_is_told_and_one_that_does_is_well():
 
 def test_the_walls_are_those_that_a_confined_process_really_gets():
     assert doctor._built().network != ""
+
+
+def test_the_runtimes_of_this_machine_are_held_against_the_releases_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "ollama"
+    program.write_text("#!/bin/sh\necho ollama version is 0.99.1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    [same, rest] = runtimes_here(seen={"ollama": "0.99.1"})
+    assert (same.name, same.status, same.found) == ("Ollama", Status.OK, "0.99.1")
+    assert "Ollama" not in rest.found
+    assert "vLLM" in rest.found
+    [other, _] = runtimes_here(seen={"ollama": "0.98.0"})
+    assert (other.status, other.found) == (Status.WARN, "0.99.1, the table has 0.98.0")
+
+
+def test_an_environment_of_vllm_that_has_none_is_told(tmp_path: Path):
+    failed = [finding for finding in runtimes_here(tmp_path) if finding.status is Status.FAIL]
+    assert [finding.name for finding in failed] == ["vLLM"]
+    assert str(tmp_path) in failed[0].found

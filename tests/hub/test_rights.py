@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.doctor.examine import Status
+from hubbot.doctor.finding import Status
 from hubbot.doctor.view import rights_findings
 from hubbot.errors import TokenRefused
 from hubbot.hub.publish.current_release import read_current, read_record, read_text

@@ -18,6 +18,7 @@ from hubbot.model import read_facts
 from hubbot.planning.plan import Plan, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.release.licence import judge_licence
+from hubbot.runtimes.table import runs_in
 from hubbot.settings import load_settings
 from tests.hostile import model
 
@@ -248,3 +249,14 @@ def test_the_plan_is_json_and_a_table_that_shows_markup_as_text(planned, facts):
 def test_a_licence_with_duties_names_them(fields, duty):
     found = judge_licence(*fields)
     assert found.duty is None if duty is None else duty in found.duty
+
+
+def test_a_plan_says_where_every_variant_runs_by_the_table_of_runtimes(planned):
+    found = planned()
+    assert [variant.runs_in for variant in found.variants] == [runs_in(variant.name) for variant in found.variants]
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(as_table(found))
+    shown = console.export_text()
+    assert {f": runs in {variant.runs_in}" in shown for variant in found.variants} == {True}
+    [head] = {one.runs_in for one in planned(gptq__lm_head=True).variants if one.name == "gptq-4bit-128g"}
+    assert "transformers" not in head

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+from importlib.metadata import version
 
 import pytest
 
 from hubbot.formats.gguf import TYPES
 from hubbot.formats.names import PRESETS, parse_variant
 from hubbot.runtimes.layouts import EXAMPLES, Layout, layouts_of
-from hubbot.runtimes.table import ROWS, Runtime, answer, readers
+from hubbot.runtimes.table import ROWS, Runtime, answer, readers, runs_in, versions_seen
 
 GPTQ = [
     f"gptq-{bits}bit-{group}g{order}{zeros}"
@@ -85,3 +86,15 @@ def test_gptq_files_of_experts_are_promised_to_vllm_on_a_gpu_alone() -> None:
         (Runtime.VLLM, "GPU")
     ]
     assert "GPTQModel.load" in answer("gptq-4bit-128g", Runtime.TRANSFORMERS, [Layout.GPTQ_EXPERTS]).how
+
+
+def test_files_in_shards_are_not_promised_to_ollama() -> None:
+    assert runs_in("Q4_K_M").split(", ")[:2] == ["llama.cpp", "Ollama"]
+    assert "Ollama" not in runs_in("Q4_K_M", sharded=True)
+    assert "LM Studio" not in runs_in("Q4_K_M", but=[Runtime.LM_STUDIO])
+
+
+def test_the_releases_that_the_tests_run_are_those_that_the_table_names() -> None:
+    seen = versions_seen()
+    for package in ("transformers", "gptqmodel", "compressed-tensors", "bitsandbytes"):
+        assert version(package) == seen[package], package
