@@ -73,6 +73,7 @@ class Cost:
     file_bytes: int  # of all its files together
     weight_bytes: int  # of the weight tensors alone
     bits_per_weight: float  # 8 * weight_bytes / number of weights
+    note: str | None = None  # what the plan should say of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,13 +149,22 @@ def plan(
             for variant in variants
             if variant.name in failed
         ),
-        notes=(*notes, *facts.notes),
+        notes=(*notes, *_of_costs(makeable, sizes), *facts.notes),
         refusals=(
             *_licence_refusal(licence, settings),
             *_budget_refusals(sweeps, budget),
             *(failed.values() if settings.strict or not makeable else ()),
         ),
     )
+
+
+def _of_costs(variants: Sequence[Variant], sizes: Mapping[str, Cost]) -> Iterator[str]:
+    """What the families say of their variants, once for all of which it is true."""
+    names: dict[str, list[str]] = {}
+    for variant in variants:
+        if note := sizes[variant.name].note:
+            names.setdefault(note, []).append(variant.name)
+    return (f"{', '.join(told)}: {note}" for note, told in names.items())
 
 
 def _failures(

@@ -12,7 +12,6 @@ variants use that, and GPTQModel refuses asymmetric files of version 1 from any 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +19,13 @@ import torch
 
 from hubbot import __version__
 from hubbot.domain import Gptq
-from hubbot.errors import UnsupportedShape
-from hubbot.formats.gptq.packing import CODES_PER_UNIT, pack_codes, pack_zeros, packed_rows, unpack_codes, unpack_zeros
+from hubbot.formats.gptq.choice import Choice
+from hubbot.formats.gptq.packing import pack_codes, pack_zeros, packed_rows, unpack_codes, unpack_zeros
 from hubbot.formats.gptq.solver import Solution
 from hubbot.formats.linears import Linear
 from hubbot.formats.shards import TensorSpec
 
-__all__ = ["GptqTensor", "check_shapes", "named", "pack", "quantization_config", "specs", "stem"]
+__all__ = ["GptqTensor", "named", "pack", "quantization_config", "specs", "stem"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,26 +75,6 @@ def named(tensor: GptqTensor, weight_name: str, stored: torch.dtype) -> dict[str
     }
 
 
-def check_shapes(linears: Iterable[Linear], layout: Gptq) -> None:
-    """Raises UnsupportedShape for the first layer that the format cannot hold with this layout."""
-    for linear in linears:
-        rows, columns = linear.out_features, linear.in_features
-        for what, found in (("inputs", columns), ("outputs", rows)):
-            if found % CODES_PER_UNIT:
-                msg = (
-                    f"{linear.name} has {found} {what}; GPTQ packs {CODES_PER_UNIT} codes at a time and needs a multiple "
-                    f"of that. Leave {layout.name} out for this model; GGUF types such as Q8_0 have no such limit."
-                )
-                raise UnsupportedShape(msg)
-        if layout.group_size != -1 and columns % layout.group_size:
-            fitting = [size for size in (256, 128, 64, 32, 16) if size < layout.group_size and columns % size == 0]
-            msg = (
-                f"{linear.name} has {columns} columns, not a multiple of the group size {layout.group_size} of {layout.name}. "
-                f"Use group size {fitting[0] if fitting else -1} instead."
-            )
-            raise UnsupportedShape(msg)
-
-
 def specs(linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:  # noqa: ARG001 - for other containers
     """What a linear layer's weight turns into. stored: the source's type."""
     rows, columns, bits = linear.out_features, linear.in_features, layout.bits
@@ -109,7 +88,7 @@ def specs(linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:  # noq
     ]
 
 
-def quantization_config(layout: Gptq, damping: float, *, lm_head: bool) -> dict[str, Any]:
+def quantization_config(layout: Gptq, damping: float, choice: Choice, *, lm_head: bool) -> dict[str, Any]:
     """What stands in quantize_config.json and in config.json under `quantization_config`."""
     return {
         "bits": layout.bits,
@@ -125,4 +104,13 @@ def quantization_config(layout: Gptq, damping: float, *, lm_head: bool) -> dict[
         "checkpoint_format": "gptq" if layout.symmetric else "gptq_v2",
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"hubbot:{__version__}"], "damp_percent": damping},
+        **(_left_out(choice) if choice.kept else {}),
+    }
+
+
+def _left_out(choice: Choice) -> dict[str, Any]:
+    """Layers that stay as they are: GPTQModel and vLLM are told those, transformers all others."""
+    return {
+        "dynamic": {rf"-:.*\.{kind}$": {} for kind in choice.kept_kinds},
+        "modules_in_block_to_quantize": [list(choice.rounded_kinds)],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +15,14 @@ from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.folder import VariantFolder, finish_folders, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
+from hubbot.formats.gptq.choice import Choice, choose
 from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
 from hubbot.formats.gptq.solver import Curvature, prepare, solve_together
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
 from hubbot.model import ModelFacts
-from hubbot.model.parts import Part
+from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GptqSettings
 
 __all__ = ["GPTQ", "Container", "GptqFormat", "costs"]
@@ -39,7 +40,7 @@ class Container:
     """How solved layers lie in a folder.
 
     named: tensor, name of the weight, the source's type -> checkpoint name -> tensor. specs: the same of a layer
-    that is not solved yet. config: layout, settings, module paths that stay as they are -> `quantization_config`.
+    that is not solved yet. config: layout, settings, which layers are rounded -> `quantization_config`.
     apart: name of a file that holds the configuration too. head: whether the output head may be quantized. experts:
     whether a reader was seen to take experts in it.
     """
@@ -47,7 +48,7 @@ class Container:
     family: Family
     named: Callable[[GptqTensor, str, torch.dtype], dict[str, torch.Tensor]]
     specs: Callable[[Linear, Gptq, str], list[TensorSpec]]
-    config: Callable[[Gptq, GptqSettings, tuple[str, ...]], dict[str, Any]]
+    config: Callable[[Gptq, GptqSettings, Choice], dict[str, Any]]
     apart: str | None = None
     head: bool = False
     experts: bool = False
@@ -57,8 +58,8 @@ GPTQ = Container(
     family=Family.GPTQ,
     named=checkpoint.named,
     specs=checkpoint.specs,
-    config=lambda layout, settings, _outside: checkpoint.quantization_config(
-        layout, settings.damping, lm_head=settings.lm_head
+    config=lambda layout, settings, choice: checkpoint.quantization_config(
+        layout, settings.damping, choice, lm_head=settings.lm_head
     ),
     apart="quantize_config.json",
     head=True,
@@ -73,36 +74,35 @@ def costs(
     settings: GptqSettings,
     container: Container = GPTQ,
 ) -> dict[str, Cost | Unsupported]:
-    """Exact sizes, before any weight is read; UnsupportedShape, naming the tensor, of a layout that cannot hold it.
+    """Exact sizes, before any weight is read; UnsupportedShape, naming the tensor, of a layout that cannot hold the model.
 
     Raises Unsupported for other blocks than those of linear layers.
     """
-    found_linears = find_linears(facts)
-    linears = _chosen(found_linears, settings, container)
+    linears, head = _layers(facts, settings, container)
     found: dict[str, Cost | Unsupported] = {}
     for variant in variants:
         try:
-            checkpoint.check_shapes(linears.values(), variant.layout)
+            choice = choose(linears, variant.layout, head=head)
         except UnsupportedShape as error:
             found[variant.name] = error
             continue
-        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears, variant.layout, container)]
-        texts = _texts(variant.layout, facts, found_linears, settings, container)
-        found[variant.name] = folder_cost(specs, facts, source, texts, settings.shard_size)
+        specs = [spec for name in facts.tensors for spec in _specs(name, facts, choice, variant.layout, container)]
+        texts = _texts(variant.layout, facts, choice, settings, container)
+        cost = folder_cost(specs, facts, source, texts, settings.shard_size)
+        found[variant.name] = replace(cost, note=choice.note)
     return found
 
 
-def _specs(
-    name: str, facts: ModelFacts, linears: Mapping[str, Linear], layout: Gptq, container: Container
-) -> list[TensorSpec]:
+def _specs(name: str, facts: ModelFacts, choice: Choice, layout: Gptq, container: Container) -> list[TensorSpec]:
     info = facts.tensors[name]
-    if name in linears:
-        return container.specs(linears[name], layout, info.dtype)
+    if name in choice.rounded:
+        return container.specs(choice.rounded[name], layout, info.dtype)
     return [TensorSpec(name, info.dtype, info.shape)]
 
 
-def _chosen(linears: Linears, settings: GptqSettings, container: Container) -> dict[str, Linear]:
-    """The layers to quantize, by the checkpoint name of their weight."""
+def _layers(facts: ModelFacts, settings: GptqSettings, container: Container) -> tuple[Linears, Linear | None]:
+    """The model's linear layers, and its head where that is to be quantized too."""
+    linears = find_linears(facts)
     if linears.stacked:
         msg = (
             f"The checkpoint stores all experts of a block as one tensor ({linears.stacked[0]}), and GPTQ's readers want a "
@@ -112,23 +112,21 @@ def _chosen(linears: Linears, settings: GptqSettings, container: Container) -> d
     if not container.experts and any(linear.expert for linear in linears.blocks):
         msg = f"No reader was seen to take experts in {container.family}. Leave its variants out for this model."
         raise Unsupported(msg)
-    chosen = linears.by_name
-    if settings.lm_head and container.head:
-        if linears.head is None:
-            msg = (
-                "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
-                "Leave gptq.lm_head out of hubbot.toml."
-            )
-            raise Unsupported(msg)
-        chosen[linears.head.name] = linears.head
-    return chosen
+    if not (settings.lm_head and container.head):
+        return linears, None
+    if linears.head is None:
+        msg = (
+            "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
+            "Leave gptq.lm_head out of hubbot.toml."
+        )
+        raise Unsupported(msg)
+    return linears, linears.head
 
 
 def _texts(
-    layout: Gptq, facts: ModelFacts, linears: Linears, settings: GptqSettings, container: Container
+    layout: Gptq, facts: ModelFacts, choice: Choice, settings: GptqSettings, container: Container
 ) -> dict[str, str]:
-    head = (linears.head_module,) if linears.head_module else ()
-    config = container.config(layout, settings, (*head, *linears.outside))
+    config = container.config(layout, settings, choice)
     apart = {container.apart: to_json(config)} if container.apart else {}
     return {"config.json": to_json({**facts.config, "quantization_config": config}), **apart}
 
@@ -157,17 +155,16 @@ class GptqFormat:
         self.variants = tuple(variants)
         self._container = container
         self._damping = settings.damping
-        found = find_linears(facts)
-        self._linears = _chosen(found, settings, container)
-        for variant in self.variants:
-            checkpoint.check_shapes(self._linears.values(), variant.layout)
+        linears, head = _layers(facts, settings, container)
+        self._choices = {variant.name: choose(linears, variant.layout, head=head) for variant in self.variants}
+        self._rounded = {name: layer for choice in self._choices.values() for name, layer in choice.rounded.items()}
         self._folders = {
             variant.name: VariantFolder(
                 source=source,
                 facts=facts,
                 parts=work / container.family / variant.name,
                 out=out / container.family / variant.name,
-                texts=_texts(variant.layout, facts, found, settings, container),
+                texts=_texts(variant.layout, facts, self._choices[variant.name], settings, container),
                 shard_size=settings.shard_size,
             )
             for variant in self.variants
@@ -183,25 +180,26 @@ class GptqFormat:
         stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self.variants}
         notes: dict[str, list[str]] = {variant.name: [] for variant in self.variants}
         errors: dict[str, dict[str, float]] = {variant.name: {} for variant in self.variants}
-        for name in part.tensors:
-            if name not in self._linears:
-                for tensors in stored.values():
-                    tensors[name] = weights[name]
-        here = [self._linears[name] for name in part.tensors if name in self._linears]
+        for key, tensors in stored.items():
+            tensors |= {name: weights[name] for name in part.tensors if name not in self._choices[key].rounded}
+        here = [self._rounded[name] for name in part.tensors if name in self._rounded]
         seldom = seldom_seen(here, statistics)
         known = {**statistics, **even_statistics(seldom, like=statistics)}
         for names in _sharing_inputs(here, known):
             solver = _Solver(_hessian(names[0], known), self._damping)
             for together in _solved_together(names, weights):
                 for variant in self.variants:
-                    for name, solved in solver.solved(together, variant.layout).items():
+                    rounded = self._choices[variant.name].rounded
+                    fitting = {name: weight for name, weight in together.items() if name in rounded}
+                    for name, solved in solver.solved(fitting, variant.layout).items():
                         encoded[variant.name][name] = solved.tensor
                         stored[variant.name] |= self._container.named(solved.tensor, name, weights[name].dtype)
                         errors[variant.name][name] = solved.error
                         if solved.damping != self._damping:
                             notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
         for key, folder in self._folders.items():
-            told = [*notes[key], *note_of(part, here, seldom)]
+            left = self._choices[key].note if part.kind is PartKind.EMBEDDING else None
+            told = [*([left] if left else []), *notes[key], *note_of(part, here, seldom)]
             folder.store(part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
         return encoded
 

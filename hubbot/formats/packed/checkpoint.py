@@ -17,6 +17,7 @@ import torch
 from hubbot.domain import Family, Gptq
 from hubbot.errors import SourceRefused
 from hubbot.formats.gptq.checkpoint import GptqTensor, stem
+from hubbot.formats.gptq.choice import Choice
 from hubbot.formats.gptq.format import Container
 from hubbot.formats.gptq.packing import packed_rows, unpack_codes
 from hubbot.formats.linears import Linear
@@ -62,7 +63,7 @@ def _specs(linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:
     return specs
 
 
-def _config(layout: Gptq, _settings: GptqSettings, outside: tuple[str, ...]) -> dict[str, Any]:
+def _config(layout: Gptq, _settings: GptqSettings, choice: Choice) -> dict[str, Any]:
     weights = {
         "type": "int",
         "num_bits": layout.bits,
@@ -78,7 +79,8 @@ def _config(layout: Gptq, _settings: GptqSettings, outside: tuple[str, ...]) -> 
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": {**group, "format": FORMAT}},
-        "ignore": list(outside),  # the head too, which is a module even where it is the embedding
+        # the head too, which is a module even where it is the embedding
+        "ignore": [*choice.outside, *(linear.module for linear in choice.kept)],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from hubbot.formats import packed
 from hubbot.formats.gptq import format as gptq
-from hubbot.formats.gptq.solver import solve
+from hubbot.formats.gptq.solver import solve_together
 from tests.models import make_model
 from tests.quantized import encode_all, gptq_format, logits, packed_format, statistics, tokens
 
@@ -25,12 +25,12 @@ def made(tmp_path_factory):
     seen = statistics(folder)
     runs: list[object] = []
 
-    def counted(*words):
-        runs.append(words)
-        return solve(*words)
+    def counted(weights, *words):
+        runs.extend(weights)
+        return solve_together(weights, *words)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gptq, "solve", counted)
+        patch.setattr(gptq, "solve_together", counted)
         first, second = (
             gptq_format(folder, [*TWINS.values()], work / "out"),
             packed_format(folder, [*TWINS], work / "out"),

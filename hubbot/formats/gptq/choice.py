@@ -1,0 +1,124 @@
+"""Which layers a layout rounds, and which narrow ones stay as they are.
+
+A state space's projections and a gate often have a few rows or columns that no reader unpacks. They hold little, so
+they stay at 16 bits and the configuration says so; where they hold much, the layout is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hubbot.domain import Gptq
+from hubbot.errors import UnsupportedShape
+from hubbot.formats.gptq.packing import CODES_PER_UNIT
+from hubbot.formats.linears import Linear, Linears
+
+__all__ = ["Choice", "choose"]
+
+# Shares of the weights that may stay. A group size that fits more layers is mostly there, other rows and columns are not.
+_UNPACKED = 1 / 3
+_UNGROUPED = 1 / 20
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """rounded: by the checkpoint name of the weight, a head among them. kept: the layers of blocks that stay as they are.
+
+    outside: module paths of the linear layers that no family touches, a head that stays among them.
+    """
+
+    rounded: Mapping[str, Linear]
+    kept: tuple[Linear, ...]
+    outside: tuple[str, ...]
+
+    @property
+    def kept_kinds(self) -> tuple[str, ...]:
+        """Patterns that end a module's path: `mamba\\.x_proj`."""
+        kinds = dict.fromkeys(map(_kind, self.kept))
+        return tuple(re.escape(kind).replace(r"\#", r"\d+") for kind in kinds)
+
+    @property
+    def rounded_kinds(self) -> tuple[str, ...]:
+        """Ends of the paths of the modules in blocks that are rounded: `.mamba.out_proj`."""
+        return tuple(dict.fromkeys(f".{_in_block(linear)}" for linear in self.rounded.values()))
+
+    @property
+    def note(self) -> str | None:
+        """For plan and record."""
+        if not self.kept:
+            return None
+        first, share = self.kept[0], _weights(self.kept) / _weights((*self.kept, *self.rounded.values()))
+        layers = "1 layer stays" if len(self.kept) == 1 else f"{len(self.kept)} layers stay"
+        return (
+            f"{layers} at 16 bits, {share:.1%} of the layers' weights: their rows or columns do not fit, "
+            f"{first.name} [{first.out_features}, {first.in_features}] the first"
+        )
+
+
+def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None) -> Choice:
+    """The layers of blocks that fit, and the head where it is asked for.
+
+    Raises UnsupportedShape, naming the first layer, where the others hold too much or the head does not fit.
+    """
+    unpacked, packed = _of_same_kind(linears.blocks, _unpacked)
+    ungrouped, _ = _of_same_kind(packed, lambda linear: _ungrouped(linear, layout))
+    for layers, most in ((unpacked, _UNPACKED), (ungrouped, _UNGROUPED)):
+        if layers and _weights(layers) > most * _weights(linears.blocks):
+            raise UnsupportedShape(_why(layers, layout))
+    if head and (_unpacked(head) or _ungrouped(head, layout)):
+        raise UnsupportedShape(_why([head], layout))
+    kept = {linear.name for linear in (*unpacked, *ungrouped)}
+    heads = [head] if head else []
+    return Choice(
+        rounded={each.name: each for each in (*linears.blocks, *heads) if each.name not in kept},
+        kept=tuple(linear for linear in linears.blocks if linear.name in kept),
+        outside=((linears.head_module,) if linears.head_module and not head else ()) + linears.outside,
+    )
+
+
+def _of_same_kind(linears: Sequence[Linear], unfit: Callable[[Linear], bool]) -> tuple[list[Linear], list[Linear]]:
+    """The layers that do not fit, with those of the same place in other blocks, by which a configuration tells them; the rest."""
+    kinds = {_kind(linear) for linear in linears if unfit(linear)}
+    with_them = [linear for linear in linears if _kind(linear) in kinds]
+    return with_them, [linear for linear in linears if _kind(linear) not in kinds]
+
+
+def _kind(linear: Linear) -> str:
+    return _NUMBER.sub("#", _in_block(linear))
+
+
+def _in_block(linear: Linear) -> str:
+    """`model.layers.3.mlp.experts.7.up_proj` -> `mlp.experts.7.up_proj`."""
+    return re.sub(r"^.*?\.\d+\.", "", linear.module)
+
+
+def _unpacked(linear: Linear) -> bool:
+    return bool(linear.in_features % CODES_PER_UNIT or linear.out_features % CODES_PER_UNIT)
+
+
+def _ungrouped(linear: Linear, layout: Gptq) -> bool:
+    return layout.group_size != -1 and linear.in_features % layout.group_size != 0
+
+
+def _weights(linears: Sequence[Linear]) -> int:
+    return sum(linear.out_features * linear.in_features for linear in linears)
+
+
+def _why(layers: Sequence[Linear], layout: Gptq) -> str:
+    linear = next((each for each in layers if _unpacked(each) or _ungrouped(each, layout)), layers[0])
+    for what, found in (("inputs", linear.in_features), ("outputs", linear.out_features)):
+        if found % CODES_PER_UNIT:
+            return (
+                f"{linear.name} has {found} {what}; GPTQ packs {CODES_PER_UNIT} codes at a time and needs a multiple of that, "
+                f"and such layers hold too much of the model to stay at 16 bits. Leave {layout.name} out for this model; "
+                "GGUF types such as Q8_0 have no such limit."
+            )
+    columns = linear.in_features
+    fitting = [size for size in (256, 128, 64, 32, 16) if size < layout.group_size and columns % size == 0]
+    return (
+        f"{linear.name} has {columns} columns, not a multiple of the group size {layout.group_size} of {layout.name}. "
+        f"Use group size {fitting[0] if fitting else -1} instead."
+    )

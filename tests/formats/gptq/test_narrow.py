@@ -1,0 +1,116 @@
+"""Narrow layers of otherwise wide models stay at 16 bits, and every reader is told which."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hubbot.domain import Gptq
+from hubbot.errors import UnsupportedShape
+from hubbot.formats import gptq, packed
+from hubbot.formats.gptq.choice import choose
+from hubbot.formats.gptq.format import costs
+from hubbot.formats.linears import Linear, Linears
+from hubbot.model import read_facts
+from hubbot.settings import GptqSettings
+from tests.models import make_model
+from tests.quantized import encode_all, gptq_format, gptqs, logits, packed_format, source_of, tokens
+
+LAYOUT = Gptq(bits=4, group_size=128)
+WIDE = [
+    Linear(f"model.layers.{n}.mamba.out_proj.weight", f"model.layers.{n}.mamba.out_proj", 1024, 512) for n in (0, 1)
+]
+
+
+def with_layer(path: str, rows: int, columns: int) -> Linears:
+    narrow = Linear(f"model.layers.1.{path}.weight", f"model.layers.1.{path}", rows, columns)
+    return Linears((*WIDE, narrow), None, "lm_head", ("model.per_layer",))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(48, 512), (512, 8), (1, 512), (256, 32)])
+def test_a_layer_whose_rows_columns_or_groups_do_not_fit_stays(rows: int, columns: int) -> None:
+    choice = choose(with_layer("mamba.x_proj", rows, columns), LAYOUT)
+    assert [linear.module for linear in choice.kept] == ["model.layers.1.mamba.x_proj"]
+    assert list(choice.rounded) == [linear.name for linear in WIDE]
+    assert choice.kept_kinds == (r"mamba\.x_proj",)
+    assert choice.rounded_kinds == (".mamba.out_proj",)
+    assert choice.note is not None
+    assert choice.note.startswith("1 layer stays at 16 bits, ")
+    assert f"model.layers.1.mamba.x_proj.weight [{rows}, {columns}]" in choice.note
+    assert choice.outside == ("lm_head", "model.per_layer")
+
+
+def test_layers_of_the_same_place_stay_together() -> None:
+    wide = with_layer("mlp.experts.7.gate", 64, 128)
+    narrow = replace(wide.blocks[-1], name="other", module="model.layers.0.mlp.experts.3.gate", out_features=48)
+    choice = choose(replace(wide, blocks=(*wide.blocks, narrow)), LAYOUT)
+    assert len(choice.kept) == 2
+    assert choice.kept_kinds == (r"mlp\.experts\.\d+\.gate",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "told"), [(1000, 1024, "1000 outputs"), (1024, 96, "group size 32 instead")]
+)
+def test_what_holds_much_of_the_model_is_refused(rows: int, columns: int, told: str) -> None:
+    with pytest.raises(UnsupportedShape, match=told):
+        choose(with_layer("mamba.in_proj", rows, columns), LAYOUT)
+
+
+def test_a_head_that_was_asked_for_and_does_not_fit_is_refused() -> None:
+    with pytest.raises(UnsupportedShape, match=r"lm_head\.weight has 500 outputs"):
+        choose(with_layer("mamba.x_proj", 64, 128), LAYOUT, head=Linear("lm_head.weight", "lm_head", 500, 512))
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("falcon_h1", tmp_path_factory.mktemp("narrow") / "tiny")
+
+
+@pytest.mark.slow
+def test_the_plan_says_how_many_layers_stay_and_its_size_is_exact(hybrid: Path, tmp_path: Path) -> None:
+    (cost,) = costs(gptqs(["gptq-4bit-128g"]), read_facts(hybrid), source_of(hybrid), GptqSettings()).values()
+    family = gptq_format(hybrid, ["gptq-4bit-128g"], tmp_path)
+    encode_all(family, hybrid)
+    (made,) = family.finish().values()
+    assert made.weight_bytes == cost.weight_bytes
+    assert made.notes == (cost.note,)
+    assert cost.note.startswith("2 layers stay at 16 bits, ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "write", "read"), [
+    ("gptq-4bit-128g", gptq_format, gptq.read),
+    ("w4a16-64g", packed_format, packed.read),
+])  # fmt: skip
+def test_readers_compute_with_the_narrow_layers_as_they_were(name, write, read, hybrid, tmp_path) -> None:
+    family = write(hybrid, [name], tmp_path)
+    decoded = encode_all(family, hybrid)[name]
+    (made,) = family.finish().values()
+    folder = made.paths[0].parent
+    narrow = "model.layers.0.mamba.in_proj.weight"
+    assert narrow not in decoded
+    assert torch.equal(load_file(folder / "model.safetensors")[narrow], load_file(hybrid / "model.safetensors")[narrow])
+    reference = tmp_path / "reference.safetensors"
+    found = logits(hybrid, decoded)[:, 8:].contiguous()
+    save_file({"tokens": tokens(2, 48), "logits": found, "first": torch.tensor([8])}, reference)
+    check = read(made.paths, reference).check
+    assert check.passed, check
+    assert check.kld < 1e-5
+
+
+@pytest.mark.slow
+def test_quantize_config_names_them_for_gptqmodel_and_the_others_for_transformers(hybrid: Path, tmp_path: Path) -> None:
+    from gptqmodel.quantization.config import QuantizeConfig
+
+    family = gptq_format(hybrid, ["gptq-4bit-128g"], tmp_path)
+    encode_all(family, hybrid)
+    folder = next(iter(family.finish().values())).paths[0].parent
+    theirs = QuantizeConfig.from_pretrained(str(folder))
+    assert theirs.dynamic_get("model.layers.1.mamba.in_proj") is False
+    assert theirs.dynamic_get("model.layers.1.mamba.out_proj") is None
+    told = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert ".mamba.out_proj" in told["modules_in_block_to_quantize"][0]
+    assert ".mamba.in_proj" not in told["modules_in_block_to_quantize"][0]
