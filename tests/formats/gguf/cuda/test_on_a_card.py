@@ -20,7 +20,7 @@ from tests.models import make_model
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card"), pytest.mark.slow]
 
 CARD = torch.device("cuda:0")
-TYPES = ("Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "Q2_K", "IQ4_XS", "IQ3_XXS", "BF16", "F16")
+TYPES = ("Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "Q2_K", "IQ4_XS", "BF16", "F16")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
