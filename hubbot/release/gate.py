@@ -2,7 +2,7 @@
 
 A variant is refused when its files fail the load check, its tokenizer or chat template is not the
 source's, its numbers are not finite, or its perplexity ratio or mean divergence passes the limit of its
-class. The reason names what was found and the limit. The other variants go on.
+class and of the model's size. The reason names what was found and the limit. The other variants go on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def gate(record: Record, limits: GateSettings, *, tokenizer: str | None = None, 
     if tokenizer is None:
         tokenizer = _most_common(variant.load_check.tokenizer for variant in record.variants if variant.load_check)
     template = template_digest(record.chat_template) if record.chat_template else None
+    limits = limits.of_size(record.source.parameters)
     judged = []
     for variant in record.variants:
         complaint = next(

@@ -87,6 +87,7 @@ class BnbSettings(Section):
 
 _MAX_RATIO = {"16": 1.005, "8": 1.01, "6": 1.02, "5": 1.05, "4": 1.15, "3": 1.5, "2": 3.0, "1": 10.0}
 _MAX_KLD = {"16": 0.005, "8": 0.02, "6": 0.03, "5": 0.05, "4": 0.15, "3": 0.5, "2": 1.5, "1": 3.0}
+_SMALL = 500_000_000  # parameters
 _Limits = dict[Annotated[str, Field(pattern=r"^[1-9][0-9]?$")], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
 
@@ -96,17 +97,30 @@ class GateSettings(Section):
     enabled: bool = Field(True, description="refuse variants past a limit; without the gate nothing is published")
     max_ratio: _Limits = Field(
         default=_MAX_RATIO,
-        description="limits on perplexity over the base's by whole bits per weight; the others keep theirs",
+        description="limits on perplexity over the base's by whole bits per weight, for models from 0.5 B parameters on; the others keep theirs",
     )
     max_kld: _Limits = Field(
         default=_MAX_KLD,
-        description="limits on the mean divergence from the base in nats by whole bits per weight; the others keep theirs",
+        description="limits on the mean divergence from the base in nats by whole bits per weight, for models from 0.5 B parameters on; the others keep theirs",
     )
 
     @field_validator("max_ratio", "max_kld")
     @classmethod
     def _with_defaults(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
         return {**(_MAX_RATIO if info.field_name == "max_ratio" else _MAX_KLD), **value}
+
+    def of_size(self, parameters: int | None) -> GateSettings:
+        """The limits for a model of that many parameters. Those of a small one at 4, 3 and 2 bits are the ones of a bit less,
+        where they were left as they are. docs/numbers.md has what that rests on."""
+        if parameters is None or parameters >= _SMALL:
+            return self
+        eased = {"max_ratio": _eased(self.max_ratio, _MAX_RATIO), "max_kld": _eased(self.max_kld, _MAX_KLD)}
+        return self.model_copy(update=eased)
+
+
+def _eased(limits: dict[str, float], default: dict[str, float]) -> dict[str, float]:
+    untouched = [bits for bits in ("4", "3", "2") if limits[bits] == default[bits]]
+    return {**limits, **{bits: default[str(int(bits) - 1)] for bits in untouched}}
 
 
 class PublishSettings(Section):

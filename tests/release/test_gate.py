@@ -85,6 +85,30 @@ def test_each_class_refuses_just_above_its_limits_and_not_at_them(bits: str) -> 
     assert f"{kld:g} nats, the limit for {bits}-bit variants" in str(by_kld.reason)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "limits", "status"),
+    [
+        (134_515_008, LIMITS, Status.PASSED),
+        (500_000_000, LIMITS, Status.REFUSED),
+        (None, LIMITS, Status.REFUSED),
+        (134_515_008, GateSettings(max_kld={"4": 0.2}), Status.REFUSED),
+    ],
+)
+def test_a_small_model_may_lose_what_bitsandbytes_own_nf4_costs_one_unless_a_limit_was_set(
+    parameters: int | None, limits: GateSettings, status: Status
+) -> None:
+    source = replace(record().source, parameters=parameters)
+    made = only(scored("bnb-nf4", ratio=1.274, kld=0.263), chat_template=None, source=source)
+    assert gate(made, limits).variants[0].status is status
+
+
+@pytest.mark.parametrize("parameters", [134_515_008, 8_000_000_000])
+def test_what_many_bits_may_lose_does_not_depend_on_the_models_size(parameters: int) -> None:
+    source = replace(record().source, parameters=parameters)
+    made = only(scored("Q8_0", ratio=1.0, kld=0.021), chat_template=None, source=source)
+    assert gate(made, LIMITS).variants[0].status is Status.REFUSED
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize("what", ["perplexity", "ratio", "kld"])
 def test_a_number_that_is_not_finite_is_refused(what: str, number: float) -> None:
