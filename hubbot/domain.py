@@ -227,6 +227,7 @@ class Score:
     perplexity: float
     stderr: float
     ratio: float  # perplexity / base perplexity
+    ratio_stderr: float  # its standard error, token against token
     kld: Divergence
     top1: float  # share of tokens whose most likely successor is the base's, 0..1
     rms_dp: float  # root mean square change of the true token's probability, 0..1
@@ -300,7 +301,7 @@ class VariantRecord:
     reason: str | None = None  # of a refusal or failure
     files: tuple[File, ...] = ()
     bits_per_weight: float | None = None  # 8 * bytes of all weight tensors / number of weights
-    score: Score | None = None  # flattened into hubbot.json: perplexity, stderr, ratio, kld, top1, rms_dp
+    score: Score | None = None  # flattened into hubbot.json: perplexity, stderr, ratio, …
     load_check: LoadCheck | None = None
     speed: Speed | None = None
     samples: tuple[Sample, ...] = ()

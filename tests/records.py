@@ -82,6 +82,7 @@ def score(kld: float) -> Score:
         perplexity=BASE * ratio,
         stderr=0.0731 * ratio,
         ratio=ratio,
+        ratio_stderr=0.02 * math.sqrt(kld),
         kld=Divergence(mean=kld, stderr=kld / 90, median=kld * 0.31, p99=kld * 9.2, max=kld * 170),
         top1=math.exp(-0.55 * math.sqrt(kld)) if kld == kld else kld,
         rms_dp=min(0.9, 0.31 * math.sqrt(kld)) if kld == kld else kld,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hubbot.cards import figures
+from hubbot.cards.advice import advice
 from hubbot.cards.card_facts import facts, link, notes, samples, speed_table
 from hubbot.cards.commands import also_of, commands
 from hubbot.cards.escape import code, inline, line
@@ -69,7 +70,6 @@ def picture(record: Record, repo: Repo | None) -> str:
     return draw(
         quality_points(record, repo.recommended if repo else None),
         title=f"{line(record.source.name, limit=48)}: size against divergence",
-        axis="mean KL divergence from the original, nats per token",
     )
 
 
@@ -80,12 +80,17 @@ def quality_points(record: Record, recommended: VariantRecord | None) -> list[Po
             family=variant.family,
             size=sum(file.size for file in variant.files),
             value=variant.score.kld.mean,
+            error=_known(variant.score.kld.stderr),
             refused=variant.status is Status.REFUSED,
             recommended=recommended is not None and variant.name == recommended.name,
         )
         for variant in record.variants
         if variant.score is not None and variant.files
     ]
+
+
+def _known(error: float) -> float:
+    return error if math.isfinite(error) else 0.0
 
 
 def check_files(record: Record, out: Path) -> None:
@@ -156,11 +161,12 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
     links: link file names by their path in the repo, which only its card can resolve.
     """
     thing = "Variant" if repo.about.folder else "File"
-    head = [(thing, ":--"), ("Revision", ":--"), ("Size", "--:"), ("Bits/weight", "--:")]
+    head = [(thing, ":--"), ("Revision", ":--"), ("Size", "--:"), ("Advice", ":--"), ("Bits/weight", "--:")]
     head += [
         ("Perplexity", "--:"),
         ("Change", "--:"),
         ("KL mean", "--:"),
+        ("Runtime adds", "--:"),
         ("KL 99 %", "--:"),
         ("Same top token", "--:"),
     ]
@@ -171,27 +177,36 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
     ]
     if record.base and any(variant.score for variant in repo.variants):
         shown = figures.perplexity(record.base.perplexity, record.base.stderr)
-        rows.append(["*original*", None, None, None, shown, None, None, None, None, None, None])
+        rows.append(["*original*", *[None] * 4, shown, *[None] * (len(head) - 6)])
     return figures.table(head, rows)
 
 
 def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> list[str | None]:
-    score, best = variant.score, variant is repo.recommended and len(repo.variants) > 1
+    score, check, best = variant.score, variant.load_check, variant is repo.recommended and len(repo.variants) > 1
     several = repo.about.folder and len(repo.variants) > 1
     name = _name(repo, variant) if links else code(variant.name, cell=True)
     return [
         f"**{name}** ★" if best else name,
         code(repo.revision(variant), cell=True) if several else None,
         figures.size(_bytes(variant)),
+        _advice(record, repo, variant),
         figures.bits(variant.bits_per_weight),
         figures.perplexity(score.perplexity, score.stderr) if score else None,
         figures.ratio(score.ratio) if score else None,
         figures.nats(score.kld.mean) if score else None,
+        figures.nats(check.kld) if score and check else None,
         figures.nats(score.kld.p99) if score else None,
         figures.percent(score.top1) if score else None,
         figures.size(memory_needed(variant, record.source)),
         None if _runs_alike(record, repo) else _runs_in(record, variant),
     ]
+
+
+def _advice(record: Record, repo: Repo, variant: VariantRecord) -> str | None:
+    """In words; None where nothing finite was measured."""
+    names = {one.name for one in repo.variants}
+    points = [point for point in quality_points(record, None) if point.label in names and math.isfinite(point.value)]
+    return next((inline(advice(point, points)) for point in points if point.label == variant.name), None)
 
 
 def _runs_in(record: Record, variant: VariantRecord) -> str:
@@ -238,7 +253,12 @@ def _legend(record: Record, repo: Repo) -> list[str]:
     if any(variant.score for variant in repo.variants):
         lines.append(
             "Perplexity ± its standard error; *change* is against the original. KL is the divergence of the next-token "
-            "distribution from the original's, in nats per token (mean, and 99th percentile): the smaller, the closer. "
+            "distribution from the original's, in nats per token (mean, and 99th percentile): the smaller, the closer."
+        )
+    if _rounding(repo):
+        lines.append(
+            "*Runtime adds* is how far the answers of the runtime itself lie from those of the same bytes in hubbot's "
+            "pass, in the same unit: its own rounding."
         )
     cache = record.source.kv_bytes_per_token
     tokens = context(record.source)

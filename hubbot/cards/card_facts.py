@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from hubbot.cards import figures
 from hubbot.cards.escape import clean, code, inline, line, repo_id
 from hubbot.cards.frontmatter import dataset_parts, used
+from hubbot.cards.sides import Pieces, sides
 from hubbot.domain import Record, Sample, TextRecord, VariantRecord
 from hubbot.formats.protocol import Needs
 from hubbot.release.repos import Repo
 
-__all__ = ["facts", "link", "notes", "parted", "samples", "speed_table"]
+__all__ = ["facts", "link", "notes", "samples", "speed_table"]
 
 _OPEN = 4  # samples that stand in the open; the others fold away
 _SAMPLE = 360  # characters of a continuation
@@ -102,43 +103,22 @@ def _sample_table(chosen: Sequence[Sample], variant: VariantRecord) -> str:
     head = [("Prompt", ":--"), ("Original", ":--"), (code(variant.name, cell=True), ":--")]
     rows = []
     for sample in chosen:
-        same, base, other = parted(sample)
-        identical = not base and not other
-        if base.split() == other.split():  # they part in blanks alone, which nobody would see
-            base, other = _blanks_shown(base), _blanks_shown(other)
-        rows.append(
-            [
-                _cell(sample.prompt, ""),
-                _cell(same, base),
-                "*the same*" if identical else _cell(same, other),
-            ]
-        )
+        found = sides(sample, limit=_SAMPLE)
+        base, other = found or ([(clean(sample.base, limit=_SAMPLE).strip(), False)], None)
+        beyond = f"*differs from token {(sample.differs_at or 0) + 1}, beyond what is shown*"
+        same = "*the same*" if sample.base == sample.variant else beyond
+        rows.append([_cell([(sample.prompt.strip("\n"), False)]), _cell(base), _cell(other) if other else same])
     return figures.table(head, rows) if rows else ""
 
 
-def parted(sample: Sample) -> tuple[str, str, str]:
-    """What both continuations share at the start, then the rest of the original and of the variant.
-
-    The cut stands before the word in which they part.
-    """
-    base, other = clean(sample.base, limit=_SAMPLE), clean(sample.variant, limit=_SAMPLE)
-    if base == other:
-        return base, "", ""
-    cut = next(
-        (i for i, (one, two) in enumerate(zip(base, other, strict=False)) if one != two), min(len(base), len(other))
-    )
-    while cut and not base[cut - 1].isspace():
-        cut -= 1
-    return base[:cut], base[cut:], other[cut:]
+def _cell(pieces: Pieces) -> str:
+    """The pieces as Markdown of one line; those that differ are bold."""
+    return "".join("<br>".join(_row(row, bold=differs) for row in text.split("\n")) for text, differs in pieces).strip()
 
 
-def _blanks_shown(text: str) -> str:
-    return text.translate({ord(" "): "␣", ord("\t"): "⇥", ord("\n"): "⏎\n"})
-
-
-def _cell(plain: str, bold: str) -> str:
-    def shown(text: str) -> str:
-        return "<br>".join(inline(row, limit=_SAMPLE) for row in text.strip("\n").split("\n"))
-
-    lead = shown(plain) if plain.strip() else ""
-    return f"{lead} <b>{shown(bold)}</b>".strip() if bold else lead
+def _row(text: str, *, bold: bool) -> str:
+    shown = inline(text, limit=_SAMPLE)
+    if not shown:
+        return " " if text else ""
+    before, after = (" " if end.isspace() else "" for end in (text[0], text[-1]))
+    return f"{before}<b>{shown}</b>{after}" if bold else f"{before}{shown}{after}"

@@ -1,4 +1,4 @@
-"""Size against quality, as an SVG: one mark a variant, both axes logarithmic, labels that never overlap.
+"""Size against quality, as an SVG: one mark a variant with its standard error, labels that never overlap.
 
 The colours follow the reader's light or dark setting; the picture brings its own background, so it can
 be read on either. Families differ in shape as well as in colour. No style attributes and no scripts: the
@@ -8,21 +8,20 @@ same drawing stands in a card, on GitHub and in a report with a strict content p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import TypeAlias
 
+from hubbot.cards import figures
+from hubbot.cards.axis import Axis, axis_of, plain
 from hubbot.cards.escape import line, markup
+from hubbot.cards.labels import GLYPH, WIDE, Box, Frame, place_labels
 from hubbot.domain import Family
 from hubbot.formats import FAMILIES
 
-__all__ = ["NARROW", "WIDE", "Frame", "Point", "css", "draw", "place_labels"]
+__all__ = ["CHANGE", "DIVERGENCE", "Measure", "Point", "css", "draw", "surely_below"]
 
-_FONT = 12.5
-_GLYPH = 0.62 * _FONT  # width of a character, on the broad side
-
-Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+_GROWTHS = 12  # how often a frame may grow by 60 pixels to make room for labels
 
 # In the light, in the dark, and the shape, of the first family of the table, the second and so on.
 _MARKS = (
@@ -49,7 +48,7 @@ def css() -> str:
 .pic{{--ground:#fff;--ink:#1c2430;--soft:#5b6675;--grid:#e3e7ed;{light}--best:#be123c}}
 @media(prefers-color-scheme:dark){{.pic{{--ground:#141a22;--ink:#e8edf3;--soft:#9fabba;--grid:#2a3441;{dark}--best:#fda4af}}}}
 .pic{{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-size:12.5px;color-scheme:light dark}}
-.pic .ground{{fill:var(--ground)}}.pic .grid{{stroke:var(--grid);stroke-width:1}}.pic text{{fill:var(--ink)}}
+.pic .ground{{fill:var(--ground)}}.pic .grid{{stroke:var(--grid);stroke-width:1}}.pic .zero{{stroke:var(--soft)}}.pic .bar{{stroke:var(--soft);stroke-width:1.4;opacity:.7}}.pic text{{fill:var(--ink)}}
 .pic .tick,.pic .axis{{fill:var(--soft)}}.pic .title{{font-size:16px;font-weight:600}}.pic .leader{{stroke:var(--soft);stroke-width:.8;opacity:.7}}
 .pic .front{{fill:none;stroke:var(--soft);stroke-width:1.4;stroke-dasharray:2 5;stroke-linecap:round;opacity:.8}}
 {filled}
@@ -65,140 +64,130 @@ class Point:
     family: Family
     size: int  # bytes
     value: float  # what the vertical axis shows
+    error: float = 0.0  # its standard error; 0 where it is not known
     refused: bool = False
     recommended: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The drawing's size and where its axes stand, in pixels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What the vertical axis shows, in the words and units of the tables."""
 
-    width: int = 860
-    height: int = 470
-    left: int = 76
-    top: int = 92
-
-    @property
-    def right(self) -> int:
-        return self.width - 24
-
-    @property
-    def bottom(self) -> int:
-        return self.height - 54
+    axis: str
+    shown: Callable[[float], str | None]  # a value, as tables have it
+    error: Callable[[float], str | None]  # its standard error
+    tick: Callable[[float], str] = plain  # a round value beside the axis
 
 
-WIDE = Frame()
-NARROW = Frame(width=400, height=440, left=62, top=118)  # for a phone, where a wide one would shrink out of sight
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """A logarithmic axis: values low..high onto pixels first..last."""
-
-    low: float
-    high: float
-    first: float
-    last: float
-
-    def __call__(self, value: float) -> float:
-        share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
-        return self.first + min(share, 1.0) * (self.last - self.first)
-
-    def ticks(self) -> list[float]:
-        """Round values inside the axis: decades, 1-2-5, or even steps, whichever gives four to nine or so."""
-        low, high = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        decades = [10.0**power for power in range(low, high + 1)]
-        if self.high / self.low > 3_000:
-            candidates = decades
-        elif self.high / self.low > 12:
-            candidates = [step * decade for decade in decades for step in (1, 2, 5)]
-        else:
-            step = _round_step((self.high - self.low) / 5)
-            candidates = [step * count for count in range(1, 400)]
-        return [value for value in candidates if self.low <= value * 1.0000001 and value <= self.high * 1.0000001]
+DIVERGENCE = Measure(
+    axis="KL mean: divergence from the original, nats per token", shown=figures.nats, error=figures.nats
+)
+CHANGE = Measure(
+    axis="change of the perplexity against the original",
+    shown=lambda moved: figures.ratio(1 + moved),
+    error=figures.percent,
+    tick=lambda moved: f"{'+' if moved > 0 else ''}{plain(moved * 100)} %" if moved else "0 %",
+)
 
 
 def draw(
-    points: Sequence[Point],
-    *,
-    title: str,
-    axis: str,
-    frame: Frame = WIDE,
-    standalone: bool = True,
+    points: Sequence[Point], *, title: str, measure: Measure = DIVERGENCE, frame: Frame = WIDE, standalone: bool = True
 ) -> str:
-    """An SVG of `points`: file size along, `axis` upward.
+    """An SVG of `points`: file size along, `measure` upward, a bar of one standard error up and down.
 
     standalone: with its own style, as a file; otherwise the page that holds it brings `css()`. Points
-    whose value is not finite are left out; without any point the result is empty. Values of zero or
-    less stand at the foot of the axis.
+    whose value is not finite are left out; without any point the result is empty. A drawing that has no
+    place for a label grows until it has.
     """
     shown = [point for point in points if math.isfinite(point.value) and point.size > 0]
     if not shown:
         return ""
-    across = _axis([point.size / 1e9 for point in shown], frame.left, frame.right)
-    up = _axis([point.value for point in shown], frame.bottom, frame.top)
-    spots = [(across(point.size / 1e9), up(point.value)) for point in shown]
+    frame, spots, boxes = _laid_out(shown, frame)
+    across, up = _axes(shown, frame)
     parts = [
         f'<rect class="ground" width="{frame.width}" height="{frame.height}" rx="12"/>',
         f'<text class="title" x="20" y="32">{markup(line(title, limit=frame.width // 9))}</text>',
         *_legend(shown, frame),
-        *_grid(across, up, axis, frame),
+        *_grid(across, up, measure, frame),
+        *_bars(shown, spots, up),
         *_front(shown, spots),
-        *_labels(shown, spots, frame),
-        *(_mark(point, spot, axis) for point, spot in zip(shown, spots, strict=True)),
+        *_labels(shown, spots, boxes),
+        *(_mark(point, spot, measure) for point, spot in zip(shown, spots, strict=True)),
     ]
     style = f"<style>{css()}</style>" if standalone else ""
-    spoken = markup(line(_spoken(shown, title, axis), limit=2_000))
+    spoken = markup(line(_spoken(shown, title, measure), limit=4_000))
     size = f'viewBox="0 0 {frame.width} {frame.height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="pic" {size} role="img" aria-label="{spoken}">'
     return f"{head}{style}{''.join(parts)}</svg>\n"
 
 
-def _axis(values: Sequence[float], first: float, last: float) -> _Scale:
-    positive = [value for value in values if value > 0] or [1.0]
-    low, high = min(positive), max(positive)
-    room = max((high / low) ** 0.07, 1.04)
-    foot = 0.3 if min(values) <= 0 else 1.0  # room below for what cannot stand on a logarithmic axis
-    return _Scale(low / room * foot, high * room, first, last)
+def _axes(points: Sequence[Point], frame: Frame) -> tuple[Axis, Axis]:
+    sizes = [float(point.size) for point in points]
+    across = axis_of(sizes, [0.0] * len(sizes), frame.left, frame.right)
+    return across, axis_of([p.value for p in points], [p.error for p in points], frame.bottom, frame.top)
 
 
-def _round_step(step: float) -> float:
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)
+def _laid_out(
+    points: Sequence[Point], frame: Frame, growths: int = _GROWTHS
+) -> tuple[Frame, list[tuple[float, float]], list[Box | None]]:
+    """A frame high enough for every label, where each mark stands in it, and each label's box."""
+    labels = [line(point.label, limit=32) for point in points]
+    across, up = _axes(points, frame)
+    spots = [(across(point.size), up(point.value)) for point in points]
+    order = sorted(range(len(points)), key=lambda i: (not points[i].recommended, points[i].refused, spots[i][0]))
+    boxes = place_labels(labels, spots, order, frame)
+    if None in boxes and growths:
+        return _laid_out(points, replace(frame, height=frame.height + 60), growths - 1)
+    return frame, spots, boxes
 
 
-def _number(value: float) -> str:
-    text = f"{value:.3g}"
-    return f"{float(text):g}" if 1e-4 <= abs(value) < 1e5 else text.replace("e-0", "e-").replace("e+0", "e")
-
-
-def _grid(across: _Scale, up: _Scale, axis: str, frame: Frame) -> list[str]:
+def _grid(across: Axis, up: Axis, measure: Measure, frame: Frame) -> list[str]:
     parts = []
-    for value in across.ticks():
+    for value in across.ticks(room=58):
         x = across(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{frame.bottom}"/>')
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{frame.bottom + 20}" text-anchor="middle">{_number(value)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{frame.bottom + 20}" text-anchor="middle">{_round_size(value)}</text>'
         )
-    for value in up.ticks():
+    for value in up.ticks(room=24):
         y = up(value)
-        parts.append(f'<line class="grid" x1="{frame.left}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        kind = "grid" if value else "grid zero"
+        parts.append(f'<line class="{kind}" x1="{frame.left}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{frame.left - 10}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+            f'<text class="tick" x="{frame.left - 8}" y="{y + 4:.1f}" text-anchor="end">{measure.tick(value)}</text>'
         )
-    parts.append(f'<text class="axis" x="{frame.right}" y="{frame.bottom + 42}" text-anchor="end">size in GB →</text>')
-    parts.append(f'<text class="axis" x="20" y="56">↑ {markup(line(axis))}</text>')
+    parts.append(f'<text class="axis" x="{frame.right}" y="{frame.bottom + 42}" text-anchor="end">size →</text>')
+    parts.append(f'<text class="axis" x="20" y="56">↑ {markup(line(measure.axis))}</text>')
     return parts
+
+
+def _round_size(count: float) -> str:
+    number, _, unit = (figures.size(count) or "").partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+
+def _bars(points: Sequence[Point], spots: Sequence[tuple[float, float]], up: Axis) -> list[str]:
+    """One standard error up and down, where it can be seen beside the mark."""
+    bars = [
+        (x, up(point.value + point.error), up(point.value - point.error))
+        for point, (x, _) in zip(points, spots, strict=True)
+    ]
+    return [f'<path class="bar" d="M{x:.1f} {top:.1f}V{foot:.1f}"/>' for x, top, foot in bars if foot - top > 12]
 
 
 def _shape(family: Family, x: float, y: float, refused: bool = False) -> str:
     return _looks()[family][2].format(c=f"{family}{' off' if refused else ''}", x=x, y=y, l=x - 5, t=y - 5, u=y - 6.8)
 
 
-def _mark(point: Point, spot: tuple[float, float], axis: str) -> str:
+def _told(point: Point, measure: Measure) -> str:
+    error = f" ± {measure.error(point.error)}" if point.error else ""
+    return f"{figures.size(point.size)}, {measure.shown(point.value)}{error}"
+
+
+def _mark(point: Point, spot: tuple[float, float], measure: Measure) -> str:
     x, y = spot
     state = ", refused" if point.refused else ", recommended" if point.recommended else ""
-    hint = f"<title>{markup(line(point.label))}{state}: {point.size / 1e9:.2f} GB, {markup(line(axis))} {_number(point.value)}</title>"
+    hint = f"<title>{markup(line(point.label))}{state}: {_told(point, measure)}</title>"
     tag = _shape(point.family, x, y, point.refused)
     ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="10.5"/>' if point.recommended else ""
     return f"{ring}{tag}>{hint}</{tag[1:].split(' ', 1)[0]}>"
@@ -214,7 +203,7 @@ def _legend(points: Sequence[Point], frame: Frame) -> list[str]:
         entries.append((f"{_shape(Family.GGUF, 0, 0, True)}/>", "refused"))
     parts, x, y = [], 28.0, 76.0
     for mark, text in entries:
-        width = len(text) * _GLYPH
+        width = len(text) * GLYPH
         if x + 14 + width > frame.right:
             x, y = 28.0, y + 21
         parts.append(
@@ -225,21 +214,23 @@ def _legend(points: Sequence[Point], frame: Frame) -> list[str]:
 
 
 def _front(points: Sequence[Point], spots: Sequence[tuple[float, float]]) -> list[str]:
-    """A dotted line through the variants that nothing smaller equals."""
-    best, path = math.inf, []
+    """A dotted line through the variants that are closer than everything smaller, by more than the errors explain."""
+    best, path = None, []
     for point, (x, y) in sorted(zip(points, spots, strict=True), key=lambda pair: (pair[0].size, pair[0].value)):
-        if point.value < best and not point.refused:
-            best = point.value
+        if not point.refused and (best is None or surely_below(point, best)):
+            best = point
             path.append(f"{x:.1f} {y:.1f}")
     return [f'<path class="front" d="M{"L".join(path)}"/>'] if len(path) > 1 else []
 
 
-def _labels(points: Sequence[Point], spots: Sequence[tuple[float, float]], frame: Frame) -> list[str]:
-    labels = [line(point.label, limit=32) for point in points]
-    order = sorted(range(len(points)), key=lambda i: (not points[i].recommended, points[i].refused, spots[i][0]))
-    boxes = place_labels(labels, spots, order, frame)
+def surely_below(one: Point, other: Point) -> bool:
+    """Whether the difference is more than twice its standard error."""
+    return other.value - one.value > 2 * math.hypot(one.error, other.error)
+
+
+def _labels(points: Sequence[Point], spots: Sequence[tuple[float, float]], boxes: Sequence[Box | None]) -> list[str]:
     parts = []
-    for point, label, (x, y), box in zip(points, labels, spots, boxes, strict=True):
+    for point, (x, y), box in zip(points, spots, boxes, strict=True):
         if box is None:
             continue
         left, top, right, bottom = box
@@ -247,63 +238,13 @@ def _labels(points: Sequence[Point], spots: Sequence[tuple[float, float]], frame
         if math.dist(near, (x, y)) > 14:
             parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}"/>')
         kind = "best" if point.recommended else "refused" if point.refused else "label"
+        label = markup(line(point.label, limit=32))
         parts.append(
-            f'<text class="{kind}" x="{(left + right) / 2:.1f}" y="{bottom - 4:.1f}" text-anchor="middle">{markup(label)}</text>'
+            f'<text class="{kind}" x="{(left + right) / 2:.1f}" y="{bottom - 4:.1f}" text-anchor="middle">{label}</text>'
         )
     return parts
 
 
-def place_labels(
-    labels: Sequence[str], spots: Sequence[tuple[float, float]], order: Sequence[int], frame: Frame = WIDE
-) -> list[Box | None]:
-    """A box for every label, in pixels, that touches no other box and no mark; None where there is no room.
-
-    Greedy in `order`, with places ever farther from the mark; the mark's tooltip still names a label left out.
-    """
-    marks: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in spots]
-    placed: list[Box | None] = [None] * len(labels)
-    for index in order:
-        width = len(labels[index]) * _GLYPH + 4
-        taken = [box for box in placed if box] + marks[:index] + marks[index + 1 :]
-        free = (
-            box
-            for box in _places(spots[index], width)
-            if _inside(box, frame) and not any(_meet(box, other) for other in taken)
-        )
-        placed[index] = next(free, None)
-    return placed
-
-
-def _places(spot: tuple[float, float], width: float) -> list[Box]:
-    x, y = spot
-    half = (_FONT + 5) / 2
-    boxes = []
-    for gap in (12.0, 20.0, 32.0, 46.0, 64.0):
-        side, rise = gap + width / 2, gap + half
-        for dx, dy in (
-            (side, 0),
-            (-side, 0),
-            (0, -rise),
-            (0, rise),
-            (side, -rise),
-            (-side, -rise),
-            (side, rise),
-            (-side, rise),
-        ):
-            boxes.append((x + dx - width / 2, y + dy - half, x + dx + width / 2, y + dy + half))
-    return boxes
-
-
-def _inside(box: Box, frame: Frame) -> bool:
-    """Right of the vertical axis, above the horizontal one, clear of the legend."""
-    left, top, right, bottom = box
-    return left >= frame.left + 2 and right <= frame.width - 8 and top >= frame.top - 8 and bottom <= frame.bottom - 1
-
-
-def _meet(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _spoken(points: Sequence[Point], title: str, axis: str) -> str:
-    told = "; ".join(f"{point.label} {point.size / 1e9:.2f} GB, {_number(point.value)}" for point in points)
-    return f"{title}. Size and {axis}: {told}."
+def _spoken(points: Sequence[Point], title: str, measure: Measure) -> str:
+    told = "; ".join(f"{point.label} {_told(point, measure)}" for point in points)
+    return f"{title}. Size and {measure.axis}: {told}."

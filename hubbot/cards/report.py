@@ -8,11 +8,9 @@ text from outside could not act even if it were not escaped. Without a script ev
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +22,16 @@ from hubbot.cards import figures
 from hubbot.cards.card import quality_points
 from hubbot.cards.escape import clean, line, repo_id
 from hubbot.cards.heat import LEVELS, heat_map, heat_style
+from hubbot.cards.labels import NARROW, WIDE
 from hubbot.cards.layout import html_environment
 from hubbot.cards.memory import memory_needed
-from hubbot.cards.picture import NARROW, WIDE, Point, css, draw
+from hubbot.cards.picture import CHANGE, DIVERGENCE, Measure, Point, css, draw
+from hubbot.cards.sides import sides
 from hubbot.domain import Record, Sample, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.release.gate import recommend
 
-__all__ = ["FILE_NAME", "parts", "render_report", "write_report"]
+__all__ = ["FILE_NAME", "render_report", "write_report"]
 
 FILE_NAME = "report.html"
 _SAMPLE = 1_500  # characters
@@ -120,14 +120,14 @@ def _best_facts(best: VariantRecord | None) -> str:
 
 _HEADINGS = (
     ("size", "Size"),
-    ("bits", "Bits per weight"),
-    ("perplexity", "Perplexity"),
-    ("ratio", "Change"),
     ("kld", "KL mean"),
+    ("ratio", "Change"),
+    ("perplexity", "Perplexity"),
+    ("top1", "Same top token"),
     ("p99", "KL 99 %"),
     ("worst", "KL max"),
-    ("top1", "Same top token"),
     ("rms", "RMS Δp"),
+    ("bits", "Bits per weight"),
     ("memory", "Memory needed"),
     ("prompt", "Prompt tok/s"),
     ("speed", "Generation tok/s"),
@@ -160,7 +160,12 @@ def _cells(record: Record, variant: VariantRecord) -> dict[str, Cell]:
             "prompt": (figures.per_second(speed.prompt_tokens_per_second), speed.prompt_tokens_per_second),
             "speed": (figures.per_second(speed.generation_tokens_per_second), speed.generation_tokens_per_second),
         }
-    return {key: Cell(shown, value if shown else None) for key, (shown, value) in measured.items()}
+    return {key: Cell(_whole(shown), value if shown else None) for key, (shown, value) in measured.items()}
+
+
+def _whole(shown: str | None) -> str | None:
+    """A number stays with its unit; before its error the line may break."""
+    return shown and shown.replace(" ", "\u00a0").replace("\u00a0±", " ±")
 
 
 def _columns(record: Record) -> list[tuple[str, str]]:
@@ -188,22 +193,22 @@ def _row(record: Record, variant: VariantRecord, best: VariantRecord | None) -> 
 def _plots(record: Record, best: VariantRecord | None) -> list[dict[str, Any]]:
     divergence = quality_points(record, best)
     scores = {variant.name: variant.score for variant in record.variants}
-    above = [
-        replace(point, value=(score.ratio - 1) * 100)
+    moved = [
+        replace(point, value=score.ratio - 1, error=score.ratio_stderr if math.isfinite(score.ratio_stderr) else 0.0)
         for point in divergence
         if (score := scores[point.label]) is not None
     ]
     drawn = [
-        _both(divergence, title="Size against divergence", axis="mean KL divergence, nats per token"),
-        _both(above, title="Size against perplexity", axis="perplexity above the original's, %"),
+        _both(divergence, title="Size against divergence", measure=DIVERGENCE),
+        _both(moved, title="Size against perplexity", measure=CHANGE),
     ]
     return [plot for plot in drawn if plot["wide"]]
 
 
-def _both(points: Sequence[Point], *, title: str, axis: str) -> dict[str, Any]:
+def _both(points: Sequence[Point], *, title: str, measure: Measure) -> dict[str, Any]:
     frames = {"wide": WIDE, "narrow": NARROW}
     return {
-        size: Markup(draw(points, title=title, axis=axis, frame=frame, standalone=False))  # noqa: S704 - escaped there
+        size: Markup(draw(points, title=title, measure=measure, frame=frame, standalone=False))  # noqa: S704 - escaped there
         for size, frame in frames.items()
     }
 
@@ -214,30 +219,20 @@ def _both(points: Sequence[Point], *, title: str, axis: str) -> dict[str, Any]:
 def _compared(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     compared = []
     for sample in samples[:24]:
-        base, other = parts(clean(sample.base, limit=_SAMPLE).strip(), clean(sample.variant, limit=_SAMPLE).strip())
+        found = sides(sample, limit=_SAMPLE)
+        alike = [(clean(sample.base, limit=_SAMPLE).strip(), False)]
+        base, other = found or (alike, alike)
         compared.append(
             {
                 "prompt": clean(sample.prompt, limit=_SAMPLE),
                 "base": base,
                 "variant": other,
                 "same": sample.base == sample.variant,
+                "beyond": found is None,
                 "at": sample.differs_at,
             }
         )
     return compared
-
-
-def parts(base: str, variant: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Both texts cut into (text, differs) pieces at words; the pieces of each make up its text."""
-    one, two = re.findall(r"\s+|\w+|[^\w\s]", base), re.findall(r"\s+|\w+|[^\w\s]", variant)
-    left: list[tuple[str, bool]] = []
-    right: list[tuple[str, bool]] = []
-    for tag, start, end, first, last in difflib.SequenceMatcher(a=one, b=two, autojunk=False).get_opcodes():
-        if end > start:
-            left.append(("".join(one[start:end]), tag != "equal"))
-        if last > first:
-            right.append(("".join(two[first:last]), tag != "equal"))
-    return left, right
 
 
 # --- how it was made --------------------------------------------------------------------------------

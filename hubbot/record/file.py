@@ -2,7 +2,7 @@
 
 The file is what cards, reports and `watch` live on, and it may come from a stranger's repo: unknown
 keys, other schema versions, paths out of the folder and files above 64 MiB are refused. In the file a
-variant's score is flat (perplexity, stderr, ratio, kld, top1, rms_dp); null is what was not measured,
+variant's score is flat (perplexity, stderr, ratio, ratio_stderr, kld, top1, rms_dp); null is what was not measured,
 and also what was measured and is no finite number.
 """
 

@@ -129,6 +129,7 @@ class VariantJson(Strict):
     perplexity: _Amount | None = None
     stderr: _Amount | None = None
     ratio: Annotated[_Amount | None, Field(description="perplexity over the base's")] = None
+    ratio_stderr: _Amount | None = None
     kld: Annotated[DivergenceJson | None, Field(description="D(base || variant) per token, nats")] = None
     top1: Annotated[float | None, Field(ge=0, le=1)] = None
     rms_dp: Annotated[float | None, Field(ge=0, le=1)] = None

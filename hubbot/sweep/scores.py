@@ -1,6 +1,7 @@
 """Perplexity and divergence, token by token, of every variant against the base on the same tokens.
 
 NLL_t   = -log q(x_t | x_<t)                     perplexity = exp(mean NLL)
+ratio   = exp(mean of NLL_t(q) - NLL_t(p)), whose standard error is that of the differences, token by token
 KL_t    = sum_v p(v) (log p(v) - log q(v))       p: base, q: variant, in nats
 top-1   = share of t with argmax p = argmax q
 dp_t    = q(x_t) - p(x_t)                        its root mean square
@@ -35,10 +36,11 @@ class BaseScores:
 
 
 class VariantScores:
-    """What is kept of one variant: four numbers a token."""
+    """What is kept of one variant: five numbers a token."""
 
     def __init__(self) -> None:
         self._nll: list[torch.Tensor] = []
+        self._change: list[torch.Tensor] = []
         self._kl: list[torch.Tensor] = []
         self._agrees: list[torch.Tensor] = []
         self._dp: list[torch.Tensor] = []
@@ -47,6 +49,7 @@ class VariantScores:
         """base and variant: log-probabilities, float32 [n, vocab]; targets int64 [n]."""
         p_true, q_true = _pick(base, targets), _pick(variant, targets)
         self._nll.append(-q_true.cpu())
+        self._change.append((p_true - q_true).cpu())
         self._kl.append(_divergence(base, variant).cpu())
         self._agrees.append((base.argmax(-1) == variant.argmax(-1)).cpu())
         self._dp.append((q_true.exp() - p_true.exp()).cpu())
@@ -54,10 +57,12 @@ class VariantScores:
     def result(self, base: Perplexity) -> Score:
         kl, dp = _joined(self._kl), _joined(self._dp)
         perplexity, stderr = _perplexity(_joined(self._nll))
+        ratio = perplexity / base.perplexity
         return Score(
             perplexity=perplexity,
             stderr=stderr,
-            ratio=perplexity / base.perplexity,
+            ratio=ratio,
+            ratio_stderr=ratio * _standard_error(_joined(self._change)),
             kld=Divergence(
                 mean=kl.mean().item(),
                 stderr=_standard_error(kl),

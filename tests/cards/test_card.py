@@ -215,7 +215,7 @@ def test_a_null_number_takes_its_column_with_it() -> None:
 def test_one_missing_number_leaves_a_dash_and_no_invented_one() -> None:
     text = card(made=change(record(), "Q8_0", score=None))
     row = next(row for row in rows(text) if "Q8" in row[0] and "GB" in row[1])
-    assert row.count("–") == 5
+    assert row.count("–") == 7
 
 
 def test_no_section_is_empty() -> None:
@@ -337,8 +337,33 @@ def test_samples_that_part_in_blanks_alone_do_not_look_the_same() -> None:
     best = repo(GGUF).recommended.name
     sample = Sample(prompt="def f():", base="\n    return 1", variant="\n  return 1", differs_at=1)
     text = card(GGUF, change(record(), best, samples=(sample,)))
-    assert "<b>␣␣return␣1</b>" in text
-    assert "<b>return␣1</b>" in text
+    assert "| <b>␣␣</b>return 1 | return 1 |" in text
+
+
+def test_samples_that_part_beyond_what_is_shown_are_not_called_the_same() -> None:
+    best = repo(GGUF).recommended.name
+    sample = Sample(prompt="Say a.", base="a" * 500 + "b", variant="a" * 500 + "c", differs_at=77)
+    text = card(GGUF, change(record(), best, samples=(sample,)))
+    assert "*differs from token 78, beyond what is shown*" in text
+    assert "*the same*" not in text
+
+
+def test_every_file_has_advice_in_words() -> None:
+    advice = {re.sub(r"[\\\\*★\[]|\]\(.*?\)", "", row[0]).strip(): row[2] for row in rows(card()) if "." in row[1]}
+    assert advice["BF16"] == advice["Q8_0"] == "like the original"
+    assert advice["Q4_K_M"] == advice["IQ4_XS"] == "close"
+    assert advice["IQ3_XXS"] == "last resort"
+    beaten = change(record(), "Q4_K_M", score=next(v for v in record().variants if v.name == "Q3_K_M").score)
+    assert re.search(r"Q4\\_K\\_M.*\| rather Q4\\_K\\_S, closer and no larger \|", card(made=beaten))
+
+
+def test_the_head_says_who_measured_and_the_table_what_the_runtime_adds() -> None:
+    text = card()
+    assert "measured by hubbot, not by llama.cpp b9999: in one pass over the decoded bytes" in text
+    assert "whose own rounding adds 0.00000120 nats at most" in text
+    head, cells = rows(text)[0], next(row for row in rows(text) if row[0].startswith("[Q8"))
+    assert head[head.index("KL mean") + 1] == "Runtime adds"
+    assert cells[head.index("Runtime adds")] == "0.00000120"
 
 
 def test_files_of_refused_variants_are_not_asked_for(tmp_path: Path) -> None:

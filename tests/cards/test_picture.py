@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubbot.cards.card import quality_points
-from hubbot.cards.picture import NARROW, WIDE, Frame, Point, draw, place_labels
+from hubbot.cards.labels import NARROW, WIDE, Frame, place_labels
+from hubbot.cards.picture import CHANGE, Measure, Point, draw
 from hubbot.domain import Family
 from hubbot.release.gate import recommend
 from tests.records import HOSTILE, record
@@ -30,7 +32,7 @@ def texts(svg: str) -> list[str]:
 
 @pytest.mark.parametrize("frame", [WIDE, NARROW])
 def test_every_measured_variant_has_a_mark_and_the_text_for_those_who_cannot_see(frame: Frame) -> None:
-    svg = draw(points(), title="t", axis="nats", frame=frame)
+    svg = draw(points(), title="t", frame=frame)
     root = ElementTree.fromstring(svg)
     titles = [str(element.text) for element in root.iter(f"{SVG}title")]
     named = [title.split(":")[0].split(",")[0] for title in titles]
@@ -42,8 +44,49 @@ def test_every_measured_variant_has_a_mark_and_the_text_for_those_who_cannot_see
 
 
 def test_wide_labels_are_all_there() -> None:
-    shown = texts(draw(points(), title="t", axis="nats"))
+    shown = texts(draw(points(), title="t"))
     assert {point.label for point in points() if math.isfinite(point.value)} <= set(shown)
+
+
+def measured(label: str, size: int, value: float, error: float = 0.0) -> Point:
+    return Point(label=label, family=Family.GGUF, size=size, value=value, error=error)
+
+
+def marks(svg: str) -> list[float]:
+    return [float(mark.attrib["cy"]) for mark in ElementTree.fromstring(svg).findall(f"{SVG}circle")]
+
+
+def test_a_fall_of_the_perplexity_stands_below_the_line_of_zero_and_apart_from_another() -> None:
+    made = [measured("a", 10**9, 0.0061), measured("b", 2 * 10**9, 0.0), measured("c", 3 * 10**9, -0.0011)]
+    svg = draw([*made, measured("d", 4 * 10**9, -0.0004)], title="t", measure=CHANGE)
+    above, zero, fallen, little = marks(svg)
+    assert above < zero < little < fallen < WIDE.bottom
+    assert "0 %" in texts(svg)
+    line = next(one for one in ElementTree.fromstring(svg).iter(f"{SVG}line") if "zero" in one.attrib["class"])
+    assert float(line.attrib["y1"]) == pytest.approx(zero, abs=0.1)
+
+
+def test_the_dotted_line_does_not_go_on_for_what_the_errors_explain() -> None:
+    def front(error: float) -> int:
+        made = [measured("small", 10**9, 0.010, error), measured("large", 2 * 10**9, 0.009, error)]
+        return draw(made, title="t").count('class="front"')
+
+    assert front(0.0001) == 1
+    assert front(0.001) == 0
+
+
+@pytest.mark.parametrize("frame", [WIDE, NARROW])
+def test_no_label_is_lost_however_close_the_marks_lie(frame: Frame) -> None:
+    made = [measured(f"gptq-4bit-{index}g-actorder", 10**9 + index, 0.01 + index * 1e-6) for index in range(40)]
+    assert {point.label for point in made} <= set(texts(draw(made, title="t", frame=frame)))
+
+
+def test_sizes_and_values_stand_there_in_the_words_of_the_tables() -> None:
+    made = [measured("a", 677_600_000, 0.0462, 0.0005), measured("b", 2_480_000_000, 0.00002)]
+    svg = draw(made, title="t")
+    assert "a: 677.6 MB, 0.0462 ± 0.000500" in svg
+    assert {"1 GB", "2 GB", "0.001"} <= set(texts(svg))
+    assert not re.search(r"\de-\d", " ".join(texts(svg)))
 
 
 @settings(max_examples=60)
@@ -75,7 +118,7 @@ def test_a_single_mark_is_always_labelled() -> None:
 )
 def test_any_numbers_give_sound_svg_inside_its_frame(numbers: list[tuple[int, float]]) -> None:
     made = [Point(label="Q8_0", family=Family.GGUF, size=size, value=value) for size, value in numbers]
-    svg = draw(made, title="t", axis="nats")
+    svg = draw(made, title="t")
     if not any(math.isfinite(value) for _, value in numbers):
         assert svg == ""
         return
@@ -90,7 +133,7 @@ def test_any_numbers_give_sound_svg_inside_its_frame(numbers: list[tuple[int, fl
 
 def test_hostile_labels_stay_text() -> None:
     made = [Point(label=text, family=Family.BNB, size=10**9 + i, value=0.1 + i) for i, text in enumerate(HOSTILE)]
-    svg = draw(made, title=HOSTILE[0], axis=HOSTILE[1])
+    svg = draw(made, title=HOSTILE[0], measure=Measure(axis=HOSTILE[1], shown=str, error=str))
     root = ElementTree.fromstring(svg)
     assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
         *("svg", "style", "rect", "text", "line", "path", "circle", "g", "title")
@@ -102,7 +145,7 @@ def test_hostile_labels_stay_text() -> None:
 
 
 def test_the_picture_carries_both_colour_schemes_and_asks_for_nothing() -> None:
-    svg = draw(points(), title="t", axis="nats")
+    svg = draw(points(), title="t")
     assert "prefers-color-scheme:dark" in svg
     assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
     assert "style=" not in svg

@@ -59,7 +59,7 @@ def test_the_score_is_flat_in_the_file() -> None:
     entry = json.loads(to_json(record()))["variants"][0]
     assert entry["perplexity"] > 0
     assert set(entry["kld"]) == {"mean", "stderr", "median", "p99", "max"}
-    assert {"stderr", "ratio", "top1", "rms_dp"} <= set(entry)
+    assert {"stderr", "ratio", "ratio_stderr", "top1", "rms_dp"} <= set(entry)
     assert "score" not in entry
 
 

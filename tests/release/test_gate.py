@@ -237,7 +237,10 @@ def test_refused_variants_and_other_families_are_never_recommended() -> None:
 
 def test_a_divergence_that_is_not_finite_is_no_measurement() -> None:
     nan = Divergence(mean=math.nan, stderr=0, median=0, p99=0, max=0)
-    broken = replace(passed("Q2_K", 0.01, 2.9), score=Score(perplexity=1, stderr=0, ratio=1, kld=nan, top1=1, rms_dp=0))
+    broken = replace(
+        passed("Q2_K", 0.01, 2.9),
+        score=Score(perplexity=1, stderr=0, ratio=1, ratio_stderr=0, kld=nan, top1=1, rms_dp=0),
+    )
     good = passed("Q8_0", 0.2, 8.5)
     assert recommend([broken, good]) is good
 

@@ -104,10 +104,13 @@ def test_scores_equal_a_plain_computation_over_whole_models(folder: Path, tmp_pa
         assert score.top1 == pytest.approx((base.argmax(1) == variant.argmax(1)).double().mean().item(), abs=1e-2)
         dp = (variant - 0).exp().gather(1, targets[:, None]) - base.exp().gather(1, targets[:, None])
         assert score.rms_dp == pytest.approx(dp.square().mean().sqrt().item(), rel=1e-3)
+        moved = (base - variant).gather(1, targets[:, None])
+        assert score.ratio_stderr == pytest.approx(score.ratio * moved.std().item() / math.sqrt(len(targets)), rel=1e-3)
         assert score.ratio == pytest.approx(score.perplexity / result.base.perplexity)
     assert result.scores["coarse"].kld.mean > 10 * result.scores["fine"].kld.mean > 0
     assert result.scores["same"].kld.max == 0
     assert result.scores["same"].top1 == 1
+    assert result.scores["same"].ratio_stderr == 0
 
 
 def test_overlapping_windows_score_every_token_once(folder: Path, tmp_path: Path) -> None:
