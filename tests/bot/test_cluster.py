@@ -181,6 +181,7 @@ def test_a_node_without_hubbot_is_said_and_its_job_waits_untouched(tmp_path, clu
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_job_asks_for_what_its_plan_needs_whatever_the_head_has(hub, tiny_model, tmp_path):
     hub.model("maker/tiny", tiny_model("llama"))
     settings = Settings(variants="Q8_0", out=tmp_path / "out")

@@ -46,6 +46,7 @@ def house(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_family_in_a_folder_and_a_row_is_planned_made_measured_checked_and_described(house, tmp_path) -> None:
     model = make_model("llama", tmp_path / "tiny", tied=True)
     out = tmp_path / "out"

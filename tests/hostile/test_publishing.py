@@ -8,6 +8,7 @@ from hubbot.cli import main
 from hubbot.errors import SourceRefused, Unsupported
 from tests.hostile import model, repos
 from tests.hub import Hub
+from tests.tiers import suite
 
 CASES = (
     "a-header-of-100-gigabytes",
@@ -26,7 +27,7 @@ CASES = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", suite(CASES, first=3))
 def test_a_hostile_repo_is_refused_on_its_way_and_nothing_is_published(hub: Hub, tmp_path, monkeypatch, capsys, case):
     folder = model.write_model(tmp_path / "model")
     repos.BAD[case][0](folder)

@@ -17,6 +17,7 @@ from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.hub.retry import Retry
 from tests.hub import Hub
 from tests.hub.models import gguf_release, gptq_release
+from tests.tiers import suite
 
 ROOT = Path(__file__).parents[2]
 ROUTES = ["/commit/", "PUT /storage", "info/lfs", "preupload", "/refs", "/tree/", "/discussions", "/branch/", "repos/create",
@@ -62,7 +63,7 @@ def assert_no_half_release(hub: Hub, repo_id: str, releases: list[RepoRelease]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["main", "pr"])
-@pytest.mark.parametrize("family", ["gguf", "gptq"])
+@pytest.mark.parametrize("family", suite(["gguf", "gptq"], first=1))
 def test_no_fault_ever_leaves_half_a_release_or_makes_two(
     hub: Hub, tmp_path: Path, mode: Literal["pr", "main"], family: str
 ):

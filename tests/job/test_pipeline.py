@@ -28,6 +28,7 @@ from hubbot.settings import load_settings
 from tests.hub import Hub
 from tests.jobs import flags, make, unconfined
 from tests.models import FAMILIES
+from tests.tiers import suite
 
 
 @pytest.mark.slow
@@ -87,7 +88,9 @@ KINDS = [(family, tied) for family in sorted(FAMILIES) for tied in FAMILIES[fami
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "tied"), KINDS, ids=[f"{family}-{'tied' if tied else 'untied'}" for family, tied in KINDS]
+    ("family", "tied"),
+    suite(KINDS, first=4, spread=True),
+    ids=[f"{family}-{'tied' if tied else 'untied'}" for family, tied in KINDS],
 )
 def test_every_family_goes_through_the_whole_job(
     family: str, tied: bool, tiny_model: Callable[..., Path], tmp_path: Path

@@ -17,6 +17,7 @@ from hubbot.sweep.walk import SweepInput, SweepResult, sweep
 from hubbot.sweep.windows import Windows
 from tests.models import HYBRIDS, MIXTURES, UNLIKE, make_model
 from tests.sweep.rounding import RoundingFormat, decoded_checkpoint
+from tests.tiers import suite
 
 LENGTH = 48
 
@@ -50,7 +51,7 @@ def perplexity(folder: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*MIXTURES, *UNLIKE, *HYBRIDS])
+@pytest.mark.parametrize("family", [*suite(MIXTURES, first=3), *suite(UNLIKE, first=2), *suite(HYBRIDS, first=2)])
 def test_perplexity_of_base_and_variant_is_that_of_plain_transformers(family: str, tmp_path: Path) -> None:
     folder = make_model(family, tmp_path / "tiny")
     result, _ = run(folder, tmp_path)

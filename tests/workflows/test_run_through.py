@@ -19,6 +19,7 @@ import pytest
 
 from tests.action.runner import read_log, read_outputs
 from tests.models import texts
+from tests.tiers import suite
 from tests.workflows.test_workflows import ATTACKS, environment, needs_node, one, told_by
 
 MODEL = "org/tiny-llama"
@@ -200,7 +201,7 @@ def plan_under_attack(runner: Runner, attack: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", suite(ATTACKS, first=2))
 def test_a_hostile_input_makes_no_file(hub, tiny_model, tmp_path, attack):
     hub.user("org")
     hub.model(MODEL, tiny_model("llama"))

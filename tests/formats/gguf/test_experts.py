@@ -12,6 +12,7 @@ from hubbot.model import part_layout, read_facts
 from hubbot.model.parts import PartKind
 from tests.formats.gguf.chain import checkpoint, convert, keys_and_tensors, open_format, quantize
 from tests.models import make_model
+from tests.tiers import suite
 
 UNSEEN = 2  # the expert that the made-up calibration never reached
 
@@ -36,7 +37,7 @@ def statistics_of(part, weights) -> dict[str, InputStatistics]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "granitemoe"])
+@pytest.mark.parametrize("family", suite(["qwen3_moe", "deepseek_v3", "mixtral", "granitemoe"], first=2))
 @pytest.mark.parametrize("imatrix", [False, True], ids=["static", "imatrix"])
 def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
     folder = make_model(family, tmp_path / "tiny")
@@ -63,7 +64,7 @@ def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bamba", "lfm2", "falcon"])
+@pytest.mark.parametrize("family", suite(["bamba", "lfm2", "falcon"], first=1))
 def test_files_of_hybrids_and_other_decoders_equal_llama_quantizes(family, tmp_path):
     folder = make_model(family, tmp_path / "tiny")
     form = open_format(folder, ["Q4_K_M"], tmp_path / "out")

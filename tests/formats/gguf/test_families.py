@@ -8,12 +8,13 @@ from safetensors.torch import save_file
 from hubbot.formats.gguf.check import read
 from tests.formats.gguf.chain import checkpoint, convert, keys_and_tensors, make, quantize
 from tests.models import FAMILIES, make_model
+from tests.tiers import suite
 
 CASES = [(name, tied) for name, family in FAMILIES.items() for tied in family.tied]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "tied"), CASES)
+@pytest.mark.parametrize(("family", "tied"), suite(CASES, first=6, spread=True))
 def test_a_familys_files_equal_llama_quantizes_and_decode_to_what_llama_cpp_computes(family, tied, tmp_path):
     folder = make_model(family, tmp_path / "tiny", tied=tied)
     files, decoded = make(folder, ["Q4_K_M", "F32"], tmp_path / "out")

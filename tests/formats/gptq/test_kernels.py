@@ -13,6 +13,7 @@ from hubbot.domain import Gptq
 from hubbot.formats.gptq import columns, grid, groups, solver
 from hubbot.kernels import gptq as kernels
 from hubbot.kernels import gptq_groups as grouped_kernels
+from tests.tiers import suite
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def _share(left: torch.Tensor, right: torch.Tensor) -> float:
     return (left == right).double().mean().item()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", suite(SHAPES, first=2))
 @pytest.mark.parametrize("bits", BITS)
 def test_rounding_a_block_gives_the_codes_and_errors_of_the_twin(shape, bits):
     weight, (_, factor) = _normal(*shape, seed=3), _curvature(shape[0])
@@ -56,7 +57,7 @@ def test_rounding_a_block_gives_the_codes_and_errors_of_the_twin(shape, bits):
     assert torch.allclose(errors[:, same], wanted_errors[:, same], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", suite(SHAPES, first=2))
 @pytest.mark.parametrize("bits", BITS)
 def test_descending_a_block_gives_the_steps_of_the_twin(shape, bits):
     hessian, _ = _curvature(shape[0])
@@ -72,7 +73,7 @@ def test_descending_a_block_gives_the_steps_of_the_twin(shape, bits):
     assert _share(same, torch.ones_like(same)) >= 0.9
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (300, 9)])  # more columns than a program holds at once
+@pytest.mark.parametrize("shape", suite([*SHAPES, (300, 9)], first=2))  # more columns than a program holds at once
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_best_grid_is_the_twins(shape, symmetric):
     weight, importance = _normal(*shape, seed=5), _normal(shape[0], seed=6).exp()
@@ -99,7 +100,7 @@ def test_a_layer_solved_by_the_kernels_is_as_good_as_by_the_twins(layout, monkey
 GROUPED = [(128, 24, 32), (128, 19, 128), (64, 5, 16), (96, 8, 32)]  # columns, output features, columns of a group
 
 
-@pytest.mark.parametrize("shape", GROUPED)
+@pytest.mark.parametrize("shape", suite(GROUPED, first=2))
 @pytest.mark.parametrize("layout", [Gptq(bits=4, group_size=32), Gptq(bits=3, group_size=32, symmetric=False)])
 def test_rounding_a_block_of_groups_gives_the_grids_and_codes_of_the_twin(shape, layout):
     rows, features, size = shape
@@ -116,7 +117,7 @@ def test_rounding_a_block_of_groups_gives_the_grids_and_codes_of_the_twin(shape,
 
 # the interpreter computes the lanes that a mask leaves out, 0 / 0 among them
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@pytest.mark.parametrize("shape", GROUPED)
+@pytest.mark.parametrize("shape", suite(GROUPED, first=2))
 def test_refining_a_block_of_groups_gives_the_scales_and_steps_of_the_twin(shape):
     rows, features, size = shape
     hessian, factor = _curvature(rows)

@@ -12,6 +12,7 @@ from hubbot.formats.linears import find_linears
 from hubbot.model import read_facts
 from tests.models import make_model
 from tests.quantized import encode_all, gptq_format, logits, tokens
+from tests.tiers import suite
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def made(tmp_path_factory):
     return folder, encode_all(family, folder), family.finish()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", suite(NAMES, first=5))
 def test_gptqmodel_decodes_every_weight_to_exactly_ours(made, name):
     from gptqmodel import BACKEND, GPTQModel
 
@@ -68,7 +69,7 @@ def test_scales_mean_the_same_to_readers_that_compute_in_bfloat16(made):
             assert torch.equal(scale.to(torch.bfloat16).to(torch.float16), scale)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", suite(NAMES, first=5))
 def test_transformers_computes_the_logits_of_the_decoded_weights(made, name, tmp_path):
     folder, decoded, files = made
     check = read(files[name].paths, _reference(folder, decoded[name], tmp_path / "reference.safetensors")).check
@@ -79,7 +80,7 @@ def test_transformers_computes_the_logits_of_the_decoded_weights(made, name, tmp
     assert check.chat_template
 
 
-@pytest.mark.parametrize("family", ["qwen2", "phi3", "gpt_neox", "gemma3", "cohere2"])
+@pytest.mark.parametrize("family", suite(["phi3", "gemma3", "qwen2", "gpt_neox", "cohere2"], first=2))
 def test_biases_fused_projections_and_tied_heads_survive(family, tmp_path):
     folder = make_model(family, tmp_path / "tiny")
     made = gptq_format(folder, ["gptq-4bit-64g"], tmp_path / "out")
