@@ -27,6 +27,7 @@ OWNED = frozenset(
     "model-index".split()
 )
 MAX_HEAD = 262_144  # characters of YAML that are parsed
+_LONGEST_NUMBER = 100  # characters
 
 # Tags that the Hub derives from files by itself, or that say what the source is and its variant is not.
 _DERIVED = frozenset(
@@ -83,10 +84,23 @@ def split(card: str) -> tuple[dict[str, Any], str]:
 def _parse(text: str) -> dict[Any, Any]:
     if len(text) > MAX_HEAD:
         raise ValueError(f"it has {len(text):,} characters")
-    head = yaml.safe_load(text) or {}
+    head = yaml.load(text, Loader=_Loader) or {}  # noqa: S506 - a safe loader
     if not isinstance(head, dict):
         raise ValueError("it is no mapping")  # noqa: TRY004 - one kind of error for all that is wrong with it
     return head
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that computes no endless numbers: `1:1:1` is one with the base 60."""
+
+    def construct_number(self, node: Any) -> Any:
+        if len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(node.value):,} characters is in it")
+        return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def join(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,15 @@ One list for all: what is fetched, what a variant's folder carries, what makes i
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 
-__all__ = ["is_carried", "is_fetched", "is_licence"]
+from hubbot.errors import UnsafeSource
+
+__all__ = ["check_companions", "is_carried", "is_fetched", "is_licence"]
+
+_MOST = 256  # files; an honest model has a dozen
+_LARGEST_SUM = 512 * 2**20  # bytes; the largest tokenizers have 35 MB
+_LARGEST_LICENCE = 8 * 2**20  # bytes; the longest have 100 KB, a notice of many parts a few MB
 
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
@@ -24,6 +31,24 @@ _CARRIED = (
     *_LICENCES,
 )
 _READ = ("config.json", "quantize_config.json", "hf_quant_config.json", "README.md")  # by hubbot; a variant has its own
+
+
+def check_companions(sizes: Mapping[str, int]) -> None:
+    """Refuse more beside the weights than any model has, before any of it is read.
+
+    sizes: path -> bytes of the files that `is_fetched` names. Raises UnsafeSource.
+    """
+    if len(sizes) > _MOST:
+        msg = f"{len(sizes):,} files lie beside the weights, {min(sizes)} first; at most {_MOST} are read. Such a repo is no honest model; take a copy without them."
+        raise UnsafeSource(msg)
+    for path, size in sizes.items():
+        if is_licence(path) and size > _LARGEST_LICENCE:
+            msg = f"{path} has {size:,} bytes; at most {_LARGEST_LICENCE:,} are read of a licence, which goes with every copy. Take a copy of the model without it."
+            raise UnsafeSource(msg)
+    if (total := sum(sizes.values())) > _LARGEST_SUM:
+        largest = max(sizes, key=lambda path: sizes[path])
+        msg = f"The files beside the weights have {total:,} bytes, {largest} the most; at most {_LARGEST_SUM:,} are read. Take a copy of the model without what it does not need."
+        raise UnsafeSource(msg)
 
 
 def is_carried(path: str) -> bool:

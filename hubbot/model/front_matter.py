@@ -7,6 +7,7 @@ in a model card, so anchors, aliases and tags are refused as such.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,31 @@ __all__ = ["Front", "parse_front_matter", "read_front_matter"]
 
 _LARGEST_README = 16 * 2**20  # bytes
 _LARGEST_YAML = 512 * 2**10  # model-index of a much-evaluated model: 200 KB
+_MOST_VALUES = 50_000  # keys, words, lists and mappings in all
 _DEEPEST = 24
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,63}")
 _TAG = re.compile(r"[A-Za-z0-9][\w .:+/-]{0,99}")
 _LINK = re.compile(r"(https?://[^\s<>\"'`\\]{1,500}|[\w][\w./-]{0,199})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A number or a date, of which a card needs none: kept as it is written, since some take for ever to compute."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _Loader(_BASE):  # type: ignore[misc]
+    """A safe loader for which `1:1:1:1` is no number with the base 60."""
+
+
+for _kind in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda _loader, node: _Number(node.value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,26 +108,28 @@ def _between_fences(text: str) -> str | None:
 
 def _load(block: str) -> dict[str, Any]:
     try:
-        _check_events(yaml.parse(block, Loader=_LOADER))
-        node = yaml.compose(block, Loader=_LOADER)
+        _check_events(yaml.parse(block, Loader=_Loader))
+        node = yaml.compose(block, Loader=_Loader)
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
             raise UnsafeSource(_broken("it is no mapping of keys to values"))
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := next((name for name, count in names.items() if count > 1), None):
             raise UnsafeSource(_broken(f"the key {ascii(twice)[:60]} is there twice"))
-        values = yaml.load(block, Loader=_LOADER)  # noqa: S506 -- _LOADER is a safe loader
+        values = yaml.load(block, Loader=_Loader)  # noqa: S506 -- a safe loader
     except yaml.YAMLError as error:
         raise UnsafeSource(_broken(str(error).replace("\n", " ")[:200])) from None
-    except (ValueError, OverflowError, RecursionError, TypeError) as error:  # dates, numbers, keys that cannot be
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:  # keys that cannot be
         raise UnsafeSource(_broken(f"{type(error).__name__}: {str(error)[:200]}")) from None
     return dict(values)
 
 
 def _check_events(events: Iterator[Any]) -> None:
     depth = 0
-    for event in events:
+    for count, event in enumerate(events):
+        if count > _MOST_VALUES:
+            raise UnsafeSource(_broken(f"it holds more than {_MOST_VALUES:,} values"))
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise UnsafeSource(_broken("it uses anchors or aliases, which a card does not need"))
         if getattr(event, "tag", None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
+from itertools import islice
 from pathlib import Path
 
 from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
@@ -39,11 +40,13 @@ def visible_files(folder: Path) -> dict[str, Path]:
     seen = 0
     while waiting:
         place, depth = waiting.pop()
-        for entry in os.scandir(place):
-            seen += 1
-            if seen > _MOST_FILES or depth > _DEEPEST:
-                msg = f"{folder} holds more than {_MOST_FILES:,} files or folders deeper than {_DEEPEST} levels. Give the model's own folder."
-                raise UnsafeSource(msg)
+        with os.scandir(place) as entries:
+            found = list(islice(entries, _MOST_FILES + 1))
+        seen += len(found)
+        if seen > _MOST_FILES or depth > _DEEPEST:
+            msg = f"{folder} holds more than {_MOST_FILES:,} files or folders deeper than {_DEEPEST} levels. Give the model's own folder."
+            raise UnsafeSource(msg)
+        for entry in found:
             if entry.name.startswith("."):
                 continue
             path = Path(entry.path)
@@ -62,7 +65,7 @@ def _kind(path: Path, root: Path) -> int:
         msg = f"The file name {shown!r} holds control characters or is not valid UTF-8. Such names are refused."
         raise UnsafeSource(msg)
     if path.is_symlink():
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # of links that go round, one of them; Path.resolve() raises
         if not target.is_relative_to(root):
             msg = f"{shown} is a symbolic link that leaves the model's folder. Copy the folder with its links followed (cp -rL), or give the Hub id."
             raise UnsafeSource(msg)
@@ -72,7 +75,7 @@ def _kind(path: Path, root: Path) -> int:
     try:
         mode = path.stat().st_mode
     except OSError:
-        msg = f"{shown} is a symbolic link that leads nowhere. Fetch the model again."
+        msg = f"{shown} is a symbolic link that leads nowhere or round in a ring. Fetch the model again."
         raise SourceRefused(msg) from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         msg = f"{shown} is neither a file nor a folder but a device, pipe or socket. A model has no use for one."

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_cards
 from hubbot.cards.frontmatter import split
 from hubbot.domain import Record, Sample, Status, VariantRecord
-from hubbot.errors import BadRecord
+from hubbot.errors import BadRecord, PublishConflict
 from hubbot.formats import FAMILIES
 from hubbot.formats.family import Kind
 from hubbot.record.file import from_json, to_json
@@ -419,3 +419,10 @@ def test_the_record_behind_a_card_is_json_that_holds_its_numbers() -> None:
     held = numbers(json.loads(to_json(record())))
     index = split(card())[0]["model-index"][0]["results"][0]["metrics"]
     assert {metric["value"] for metric in index} <= {round(float(number), 6) for number in held}
+
+
+def test_a_head_with_an_endless_number_is_told_and_not_computed() -> None:
+    for number in ("1:" * 50_000 + "1", "9" * 5_000, "1:" * 5_000 + "1.5"):
+        with pytest.raises(PublishConflict, match=r"a number of [0-9,]+ characters"):
+            split(f"---\nversion: {number}\n---\n# Ours\n")
+    assert split("---\nversion: 1.5\nyear: 2026\n---\n")[0] == {"version": 1.5, "year": 2026}

@@ -345,6 +345,12 @@ def a_symlink_that_loops_back(folder):
 
 
 @bad(SourceRefused, "leads nowhere")
+def symlinks_that_go_round(folder):
+    (folder / "one.json").symlink_to("two.json")
+    (folder / "two.json").symlink_to("one.json")
+
+
+@bad(SourceRefused, "leads nowhere")
 def a_symlink_to_nothing(folder):
     (folder / "gone.json").symlink_to("nothing.json")
 
@@ -699,6 +705,16 @@ def a_licence_link_that_runs_script(folder):
 @bad(UnsafeSource, "printable line")
 def a_licence_name_of_many_lines(folder):
     model.front_matter(folder, yaml.safe_dump({"license": "other", "license_name": "a\n| b | c |\n|---|---|"}))
+
+
+@bad(UnsafeSource, "holds more than 50,000 values")
+def yaml_of_47_000_keys(folder):
+    model.front_matter(folder, "".join(f"k{number}:\n" for number in range(47_000)))
+
+
+@bad(UnsafeSource, "licence id")
+def yaml_with_a_number_of_base_60(folder):
+    model.front_matter(folder, "license: " + "1:" * 200_000 + "1")
 
 
 @bad(UnsafeSource, "refused")

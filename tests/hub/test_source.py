@@ -589,6 +589,27 @@ def test_a_local_folder_is_used_where_it_lies(tmp_path: Path):
     assert not (tmp_path / "in").exists()
 
 
+def test_more_beside_the_weights_than_any_model_has_is_refused_unread(hub: Hub, tmp_path: Path, retry: Retry):
+    folder = write(tmp_path / "model", {"config.json": "{}", "model.safetensors": weights(1)})
+    with (folder / "LICENSE").open("wb") as stream:
+        stream.truncate(200 * 2**20)
+    with pytest.raises(UnsafeSource, match="at most 8,388,608 are read of a licence"):
+        fetch(str(folder), Seen(), into=tmp_path / "in")
+    many = {f"LICENSE-{number}": b"mine" for number in range(300)}
+    hub.model("ada/many", {"config.json": b"{}", "model.safetensors": weights(1), **many})
+    with pytest.raises(UnsafeSource, match="301 files lie beside the weights"):
+        fetch_headers("ada/many", hub.seen(retry=retry), into=tmp_path / "plan")
+    assert not [request for request in hub.journal.requests if "/resolve/" in request.path]
+
+
+def test_a_ring_of_links_in_a_local_folder_is_told(tmp_path: Path):
+    folder = write(tmp_path / "model", {"config.json": "{}", "model.safetensors": weights(1)})
+    (folder / "one.json").symlink_to("two.json")
+    (folder / "two.json").symlink_to("one.json")
+    with pytest.raises(SourceRefused, match="leads nowhere or round in a ring"):
+        fetch(str(folder), Seen(), into=tmp_path / "in")
+
+
 def test_links_out_of_a_local_folder_are_refused(tmp_path: Path):
     folder = write(tmp_path / "model", {"config.json": "{}"})
     write(tmp_path, {"secret.safetensors": weights(1)})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hubbot.model.companions import is_carried, is_fetched, is_licence
+from hubbot.errors import UnsafeSource
+from hubbot.model.companions import check_companions, is_carried, is_fetched, is_licence
 from hubbot.record.fingerprint import matters
 
 READ = (
@@ -42,3 +43,17 @@ def test_configuration_and_card_are_read_and_written_anew():
     for path in ("config.json", "README.md"):
         assert is_fetched(path)
         assert not is_carried(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({f"LICENSE-{number}": 1 for number in range(3_000)}, "3,000 files lie beside the weights"),
+        ({"LICENSE": 200 * 2**20}, r"LICENSE has 209,715,200 bytes; at most 8,388,608 are read of a licence"),
+        ({f"{n}_Pooling/config.json": 200 * 2**20 for n in range(4)}, "beside the weights have 838,860,800 bytes"),
+    ],
+)
+def test_more_beside_the_weights_than_any_model_has_is_refused(sizes, says):
+    check_companions({"tokenizer.json": 35 * 2**20, "LICENSE": 100_000})
+    with pytest.raises(UnsafeSource, match=says):
+        check_companions(sizes)

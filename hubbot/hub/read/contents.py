@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hubbot.errors import SourceRefused, UnsafeSource
-from hubbot.model.companions import is_fetched
+from hubbot.model.companions import check_companions, is_fetched
 from hubbot.model.snapshot import plain_name
 from hubbot.model.strict_json import object_of, parse_object
 
@@ -40,7 +40,7 @@ def needed_files(
 
     read: fetches the bytes of a small file; asked for the index of a sharded checkpoint alone.
     Raises SourceRefused without safetensors (pickles count with allow_pickle), UnsafeSource for an index
-    that names other files than the repo's own.
+    that names other files than the repo's own and for too much beside the weights.
     """
     by_path = {file.path: file for file in files}
     weights = _weights(by_path, read, "model.safetensors", INDEX)
@@ -53,6 +53,7 @@ def needed_files(
         if file.size > LARGEST_TEXT:
             msg = f"{file.path} has {file.size:,} bytes; at most {LARGEST_TEXT:,} are fetched of a file that holds no weights."
             raise UnsafeSource(msg)
+    check_companions({file.path: file.size for file in companions if file not in weights})
     return (*companions, *weights)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hubbot.domain import Source
 from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
-from hubbot.model.companions import is_carried
+from hubbot.model.companions import check_companions, is_carried, is_fetched
 from hubbot.model.snapshot import visible_files
 
 __all__ = ["is_local", "local_source"]
@@ -30,6 +30,7 @@ def local_source(folder: Path, into: Path, revision: str | None) -> Source:
     if folder.resolve().parent.name == "snapshots" and blobs.is_dir():
         folder = _gathered(folder.resolve(), blobs, into)
     files = visible_files(folder)
+    check_companions({path: file.stat().st_size for path, file in files.items() if is_fetched(path)})
     return Source(
         folder=str(folder.resolve()),
         repo=None,
@@ -44,9 +45,10 @@ def _gathered(snapshot: Path, blobs: Path, into: Path) -> Path:
         shutil.rmtree(into)
     into.mkdir(parents=True)
     for link in sorted(snapshot.rglob("*")):
-        target, name = link.resolve(), link.relative_to(snapshot).as_posix()
+        name = link.relative_to(snapshot).as_posix()
         if not link.is_file() or name.startswith(".") or not _belongs(name):
             continue
+        target = link.resolve()
         if not target.is_relative_to(blobs) and not target.is_relative_to(snapshot):
             msg = f"{name} is a symbolic link that leaves the cache it lies in. Fetch the model again."
             raise UnsafeSource(msg)

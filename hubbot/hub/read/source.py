@@ -14,7 +14,7 @@ from hubbot.domain import HUB_ID, Source
 from hubbot.errors import BudgetExceeded, SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.hub.client import Hub
 from hubbot.hub.read.contents import LARGEST_TEXT, RemoteFile, needed_files
-from hubbot.hub.read.download import Progress, Repo, fetch_file, fetch_files, read_range
+from hubbot.hub.read.download import Progress, Repo, fetch_files, read_range
 from hubbot.hub.read.local import is_local, local_source
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.read.shapes import entries, mapping, number, text
@@ -202,7 +202,7 @@ def fetch_headers(
     found = resolve(model, hub, revision=revision, allow_pickle=allow_pickle)
     repo = Repo(id=found.repo, revision=found.revision, hub=hub)
     into.mkdir(parents=True, exist_ok=True)
-    hashes = {}
+    hashes, whole = {}, []
     for file in found.files:
         if file.path.endswith(".safetensors") and file.sha256 is not None:
             _write_sparse(into / file.path, file, _header(repo, file))
@@ -212,7 +212,8 @@ def fetch_headers(
                 f"{file.path} is a pickle, whose tensors cannot be seen before it is fetched whole. Use `hubbot run`."
             )
         else:
-            hashes[file.path] = fetch_file(repo, file, into, progress=None)
+            whole.append(file)
+    hashes |= fetch_files(repo, whole, into, progress=None)
     _forget_others(into, hashes)
     return _source(found, into, hashes)
 
