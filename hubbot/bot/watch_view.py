@@ -70,11 +70,18 @@ def _rows(title: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]])
     return table
 
 
+def _moment(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # a damaged row
+        return f"{seconds:g}"
+
+
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
     if column in ("due", "started", "polled"):
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
+        return _moment(value)
     if column == "revision":
         return str(value)[:8]
     return f"{value:.0f}" if column == "seconds" else str(value)

@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hubbot.bot.ledger import events, jobs, mirror
 from hubbot.bot.ledger.alive import lives, worker
 from hubbot.bot.ledger.events import Event
+from hubbot.bot.ledger.report import status
 from hubbot.bot.ledger.rows import JobState
 from hubbot.bot.ledger.schema import MIGRATIONS
-from hubbot.bot.ledger.store import open_ledger
+from hubbot.bot.ledger.store import Ledger, open_ledger
+from hubbot.bot.watch_view import status_tables
 from hubbot.errors import HubFailed, LedgerFailed
+from hubbot.hub.seen import Contents, Release
 from tests.bot.parts import Clock, enqueue, run_verdict, seen
 
 
@@ -47,6 +51,105 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     with pytest.raises(LedgerFailed, match="no state file"), open_ledger(path):
         pass
     assert path.read_bytes().startswith(b"something else")
+
+
+def _refused(path: Path, says: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(LedgerFailed, match=says), open_ledger(path):
+        pass
+    assert path.read_bytes() == before
+
+
+def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "s") as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    _refused(tmp_path / "s", "is a database of another program")
+
+
+def test_a_state_file_that_lacks_a_table_is_refused_and_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "s") as db:
+        db.executescript(f"{MIGRATIONS[0]} DROP TABLE commits; PRAGMA user_version = 1")
+    db.close()
+    _refused(tmp_path / "s", "lacks the table commits")
+
+
+@pytest.mark.parametrize("wal", [False, True])
+def test_a_damaged_state_file_is_refused_before_anything_is_written_to_it(tmp_path, wal):
+    path = tmp_path / "s"
+    with open_ledger(path) as ledger:
+        mirror.store_page(ledger, mirror.SourceState(name="author:a"), [seen(f"a/m{n:04}") for n in range(400)])
+    if not wal:
+        db = sqlite3.connect(path)
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40_960] + b"\xa5" * 8_192 + whole[49_152:])
+    _refused(path, "damaged|malformed")
+
+
+def _read_all(ledger: Ledger) -> None:
+    list(mirror.candidates(ledger, ["author:a"]))
+    mirror.contents(ledger, "a/m", "s")
+    mirror.releases(ledger, "a/m")
+    jobs.last_job(ledger, "a/m")
+
+
+DAMAGE = {
+    "a model that is no JSON": ("UPDATE models SET candidate = 'x{'", "row of 'a/m' in the table models is damaged"),
+    "a model that is a list": ("UPDATE models SET candidate = '[1]'", "table models is damaged"),
+    "a model without a name": ("UPDATE models SET candidate = '{}'", "table models is damaged"),
+    "tags that are a number": ("UPDATE models SET candidate = json_set(candidate, '$.tags', 5)", "table models"),
+    "files that are a list": ("UPDATE contents SET files = '[]'", "row of 'a/m' in the table contents is damaged"),
+    "a release of numbers": (
+        "UPDATE releases SET release = '[1, 2]'",
+        "row of 'us/m' in the table releases is damaged",
+    ),
+    "a state that is none": ("UPDATE jobs SET state = 'odd'", "row of 'a/m' in the table jobs is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_row_is_told_by_its_table_and_name(tmp_path, case):
+    statement, says = DAMAGE[case]
+    with open_ledger(tmp_path / "s") as ledger:
+        mirror.store_page(ledger, mirror.SourceState(name="author:a"), [seen("a/m")])
+        mirror.store_contents(ledger, Contents(model="a/m", sha="s", files={"a": "b"}))
+        mirror.store_release(ledger, _release())
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        ledger.connection.execute("PRAGMA ignore_check_constraints = ON")
+        ledger.connection.execute(statement)
+        with pytest.raises(LedgerFailed, match=says):
+            _read_all(ledger)
+
+
+def test_a_running_job_without_worker_or_attempt_is_taken_back_and_no_other_file_is_touched(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
+        for name in (None, "../precious"):
+            (tmp_path / "precious").write_text("mine")
+            enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+            ledger.connection.execute("UPDATE jobs SET state = 'running', worker = ?", (name,))
+            again = jobs.claim(ledger, me)
+            assert again is not None
+            assert jobs.finish(ledger, again, seconds=1)
+            assert (tmp_path / "precious").read_text() == "mine"
+            ledger.connection.execute("DELETE FROM attempts")
+            ledger.connection.execute("DELETE FROM jobs")
+
+
+def test_odd_numbers_in_a_state_file_are_shown_and_not_counted_out(tmp_path):
+    with open_ledger(tmp_path / "s") as ledger:
+        enqueue(ledger, run_verdict("a/m"), settings="s", version="1")
+        jobs.record_commits(ledger, "us/m", 10**15)
+        ledger.connection.execute("UPDATE jobs SET due = 1e300")
+        assert len(jobs.commit_times(ledger)) == 1000
+        console = Console(record=True, width=100)
+        console.print(*status_tables(status(ledger)))
+        assert "1e+300" in console.export_text()
+
+
+def _release() -> Release:
+    return Release(repo="us/m", sha="s", model="a/m", revision="r", files={"a": "b"}, settings="s", version="1")
 
 
 def test_asking_twice_for_a_job_queues_it_once(tmp_path):
@@ -150,7 +253,7 @@ import sys, time
 from pathlib import Path
 from hubbot.bot.ledger import jobs
 from hubbot.bot.ledger.alive import worker
-from hubbot.bot.ledger.store import open_ledger
+from hubbot.bot.ledger.store import Ledger, open_ledger
 with open_ledger(Path(sys.argv[1])) as ledger, worker(ledger.path) as me:
     assert jobs.claim(ledger, me)
     print("claimed", flush=True)

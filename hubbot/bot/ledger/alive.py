@@ -39,8 +39,10 @@ def worker(state: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def lives(state: Path, name: str) -> bool:
+def lives(state: Path, name: str | None) -> bool:
     """Whether the worker's process still holds its lock; what a dead one left is cleared away."""
+    if not name or "/" in name:  # a damaged row: no worker has such a name, and no other file is to be touched
+        return False
     path = _folder(state) / name
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hubbot.bot.ledger.alive import lives
 from hubbot.bot.ledger.rows import JobRow, JobState
-from hubbot.bot.ledger.store import Ledger
+from hubbot.bot.ledger.store import Ledger, sound
 from hubbot.bot.verdicts import Verdict
 from hubbot.log.redact import redact
 
 HOUR = 3600.0
 DELAYS = (HOUR, 6 * HOUR, 24 * HOUR)  # after the first, second and third failure; the next one parks the job
 LOSSES = 3  # workers that may die on a job before that counts as a failure of the job
+_MOST_COMMITS = 1000  # of one publication; the Hub takes 128 an hour
 LONGEST_ERROR = 4000  # characters kept of an error's text
 
 _COLUMNS = (
@@ -99,7 +101,7 @@ def claim(
             "INSERT INTO attempts (job, worker, started) VALUES (?, ?, ?)", (row["id"], worker, now)
         ).lastrowid
     assert attempt is not None  # noqa: S101
-    return Claim(job=row["id"], attempt=attempt, worker=worker, row=_job(row))
+    return Claim(job=row["id"], attempt=attempt, worker=worker, row=_job(ledger.path, row))
 
 
 def finish(ledger: Ledger, claim: Claim, *, seconds: float) -> bool:
@@ -164,7 +166,7 @@ def last_job(ledger: Ledger, model: str) -> JobRow | None:
         f"SELECT {_COLUMNS} FROM jobs WHERE model = ? AND state != 'dropped' ORDER BY id DESC LIMIT 1",  # noqa: S608
         model,
     )
-    return next((_job(row) for row in rows), None)
+    return next((_job(ledger.path, row) for row in rows), None)
 
 
 def jobs(ledger: Ledger, *states: JobState, limit: int = 1000) -> Iterator[JobRow]:
@@ -174,7 +176,7 @@ def jobs(ledger: Ledger, *states: JobState, limit: int = 1000) -> Iterator[JobRo
         *(str(state) for state in states),
         limit,
     ):
-        yield _job(row)
+        yield _job(ledger.path, row)
 
 
 def settled(ledger: Ledger) -> frozenset[str]:
@@ -196,7 +198,7 @@ def commit_times(ledger: Ledger) -> list[float]:
     """When commits were made within an hour of now, the oldest first; on either side, so that a clock set back hides none."""
     now = ledger.now()
     rows = ledger.read("SELECT at, count FROM commits WHERE at BETWEEN ? AND ? ORDER BY at", now - HOUR, now + HOUR)
-    return [row["at"] for row in rows for _ in range(row["count"])]
+    return [row["at"] for row in rows for _ in range(min(row["count"], _MOST_COMMITS))]
 
 
 def commits_within_hour(ledger: Ledger) -> int:
@@ -214,9 +216,13 @@ def _requeue_of_dead(ledger: Ledger, db: sqlite3.Connection, now: float, *, dead
             continue
         lost += 1
         attempt = db.execute(
-            "SELECT id FROM attempts WHERE job = ? AND worker = ? AND outcome IS NULL", (row["id"], name)
+            "SELECT id FROM attempts WHERE job = ? AND worker IS ? AND outcome IS NULL", (row["id"], name)
         ).fetchone()
-        _lose(db, Claim(job=row["id"], attempt=attempt["id"], worker=name, row=_job(row)), now)
+        _lose(
+            db,
+            Claim(job=row["id"], attempt=attempt["id"] if attempt else 0, worker=name, row=_job(ledger.path, row)),
+            now,
+        )
     return lost
 
 
@@ -249,7 +255,7 @@ def _end(
 def _leave(db: sqlite3.Connection, claim: Claim, change: str, values: tuple[object, ...], now: float) -> bool:
     """Change a job that is still this worker's, and let go of it."""
     changed = db.execute(
-        f"UPDATE jobs SET {change}, worker = NULL, changed = ? WHERE id = ? AND worker = ? AND state = 'running'",  # noqa: S608
+        f"UPDATE jobs SET {change}, worker = NULL, changed = ? WHERE id = ? AND worker IS ? AND state = 'running'",  # noqa: S608
         (*values, now, claim.job, claim.worker),
     )
     return changed.rowcount == 1
@@ -278,6 +284,7 @@ def _waiting(db: sqlite3.Connection, claim: Claim) -> str:
     return "dropped" if newer else "queued"
 
 
-def _job(row: sqlite3.Row) -> JobRow:
+def _job(path: Path, row: sqlite3.Row) -> JobRow:
     values = {key: row[key] for key in row.keys() if key not in ("state", "update_mode")}  # noqa: SIM118
-    return JobRow(**values, update=row["update_mode"], state=JobState(row["state"]))
+    with sound(path, "jobs", row["model"]):
+        return JobRow(**values, update=row["update_mode"], state=JobState(row["state"]))

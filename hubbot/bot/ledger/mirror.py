@@ -6,11 +6,18 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from sqlite3 import Row
 
-from hubbot.bot.ledger.store import Ledger
+from pydantic import TypeAdapter
+
+from hubbot.bot.ledger.store import Ledger, sound
 from hubbot.hub.seen import Candidate, Contents, Release
 
 PAGE = 500  # models read at once
+
+_CANDIDATE = TypeAdapter(Candidate)
+_RELEASE = TypeAdapter(Release)
+_FILES = TypeAdapter(dict[str, str])
 
 _DROP = (
     "UPDATE jobs SET state = 'dropped', changed = ? "
@@ -84,10 +91,10 @@ def candidates(ledger: Ledger, names: Iterable[str]) -> Iterator[Candidate]:
     """
     shown = "SELECT DISTINCT model FROM listings WHERE source IN (SELECT value FROM json_each(?)) ORDER BY model"
     ids = iter([row["model"] for row in ledger.read(shown, json.dumps(list(names)))])
-    some = "SELECT candidate FROM models WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+    some = "SELECT id, candidate FROM models WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
     while page := list(islice(ids, PAGE)):
         for row in ledger.read(some, json.dumps(page)):
-            yield _candidate(row["candidate"])
+            yield _candidate(ledger, row)
 
 
 def chosen(ledger: Ledger, models: Iterable[str]) -> Iterator[Candidate]:
@@ -96,14 +103,15 @@ def chosen(ledger: Ledger, models: Iterable[str]) -> Iterator[Candidate]:
 
 
 def candidate(ledger: Ledger, model: str) -> Candidate | None:
-    rows = ledger.read("SELECT candidate FROM models WHERE id = ?", model)
-    return next((_candidate(row["candidate"]) for row in rows), None)
+    rows = ledger.read("SELECT id, candidate FROM models WHERE id = ?", model)
+    return next((_candidate(ledger, row) for row in rows), None)
 
 
 def contents(ledger: Ledger, model: str, sha: str) -> Contents | None:
     for row in ledger.read("SELECT files, tagged FROM contents WHERE model = ? AND sha = ?", model, sha):
         tagged = None if row["tagged"] is None else bool(row["tagged"])
-        return Contents(model=model, sha=sha, files=json.loads(row["files"]), tagged=tagged)
+        with sound(ledger.path, "contents", model):
+            return Contents(model=model, sha=sha, files=_FILES.validate_json(row["files"]), tagged=tagged)
     return None
 
 
@@ -117,8 +125,8 @@ def store_contents(ledger: Ledger, found: Contents) -> None:
 
 def releases(ledger: Ledger, model: str) -> tuple[Release, ...]:
     """The repos that were published from a model."""
-    rows = ledger.read("SELECT release FROM releases WHERE model = ? ORDER BY repo", model)
-    return tuple(Release(**json.loads(row["release"])) for row in rows)
+    rows = ledger.read("SELECT repo, release FROM releases WHERE model = ? ORDER BY repo", model)
+    return tuple(_release(ledger, row) for row in rows)
 
 
 def release_shas(ledger: Ledger) -> dict[str, str]:
@@ -176,8 +184,11 @@ def forget_release(ledger: Ledger, repo: str) -> None:
         db.execute("DELETE FROM releases WHERE repo = ?", (repo,))
 
 
-def _candidate(text: str) -> Candidate:
-    values = json.loads(text)
-    for name in ("tags", "base_models"):
-        values[name] = tuple(values[name])
-    return Candidate(**values)
+def _candidate(ledger: Ledger, row: Row) -> Candidate:
+    with sound(ledger.path, "models", row["id"]):
+        return _CANDIDATE.validate_json(row["candidate"])
+
+
+def _release(ledger: Ledger, row: Row) -> Release:
+    with sound(ledger.path, "releases", row["repo"]):
+        return _RELEASE.validate_json(row["release"])

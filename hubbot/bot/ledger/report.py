@@ -36,7 +36,7 @@ def status(ledger: Ledger, *, history: int = 20) -> dict[str, Any]:
         "events": dict(events.counts(ledger)),
         "commits_last_hour": jobs.commits_within_hour(ledger),
         "running": [
-            asdict(job) | {"alive": lives(ledger.path, job.worker or "")} for job in jobs.jobs(ledger, JobState.RUNNING)
+            asdict(job) | {"alive": lives(ledger.path, job.worker)} for job in jobs.jobs(ledger, JobState.RUNNING)
         ],
         "queued": [asdict(job) for job in jobs.jobs(ledger, JobState.QUEUED)],
         "parked": [asdict(job) for job in jobs.jobs(ledger, JobState.PARKED)],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +50,17 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(path: Path, *, clock: Callable[[], float] = time.time) -> Iterator[Ledger]:
+def open_ledger(path: Path, *, clock: Callable[[], float] = time.time, check: bool = True) -> Iterator[Ledger]:
     """The state file at `path`, made if it is absent, brought up to date if an older hubbot wrote it.
 
-    Raises LedgerFailed where it is no state file, was written by a newer hubbot, or cannot be written.
+    check: read the whole file for damage first, for whoever opens it rarely.
+    Raises LedgerFailed where it is no state file, is damaged or was written by a newer hubbot, all before anything is
+    written to it, or cannot be written.
     """
     with spoken(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:
+            _look(path, whole=check)
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.row_factory = sqlite3.Row
@@ -71,6 +76,21 @@ def open_ledger(path: Path, *, clock: Callable[[], float] = time.time) -> Iterat
         yield ledger
     finally:
         ledger.close()
+
+
+def _look(path: Path, *, whole: bool) -> None:
+    """Refuse what is no state file of hubbot, or a damaged one, through a connection that cannot write to it."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
+        db.execute("BEGIN")  # one state of the file: another bot may be making it
+        version = _version(db, path)
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not version:
+            raise LedgerFailed(f"{path} is a database of another program. {_advice('not a database')}")
+        if absent := set(re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS[:version]))) - tables:
+            raise LedgerFailed(f"{path} lacks the table {min(absent)}. {_advice('malformed')}")
+        if whole and (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            words = " ".join(str(found).split())[:200]
+            raise LedgerFailed(f"{path} is damaged ({words}) and was left as it is. {_advice('malformed')}")
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
@@ -108,6 +128,19 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+@contextmanager
+def sound(path: Path, table: str, key: object) -> Iterator[None]:
+    """Turns what goes wrong with the content of one row into LedgerFailed that names the row."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        msg = (
+            f"{path}: the row of {ascii(key)[:120]} in the table {table} is damaged ({type(error).__name__}). "
+            "Remove that row with sqlite3, or restore the file from a copy; the rest of it is sound."
+        )
+        raise LedgerFailed(msg) from None
 
 
 @contextmanager
