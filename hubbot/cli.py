@@ -61,6 +61,7 @@ _CONSENT = ("allow-unlicensed", "allow-pickle")
     "imatrix",
     "device",
     "gate",
+    "check-vllm",
     "benchmark",
     "force",
     "strict",

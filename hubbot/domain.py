@@ -260,6 +260,20 @@ class LoadCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """The published files in a runtime as its users load them: type and kernels are the runtime's own choice."""
+
+    runtime: str  # "transformers", "GPTQModel", "vLLM"
+    release: str  # "5.23.0 + gptqmodel 7.7.0"
+    verdict: Literal[
+        "agrees", "differs", "refuses", "fails"
+    ]  # fails: whatever the weights, so the files are not to blame
+    difference: float | None = None  # mean distance of log-probabilities from the sweep's, of a text's tokens, nats
+    tolerance: float | None = None  # the limit on it
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """Speed of one variant in its own runtime on this machine."""
 
@@ -303,6 +317,7 @@ class VariantRecord:
     bits_per_weight: float | None = None  # 8 * bytes of all weight tensors / number of weights
     score: Score | None = None  # flattened into hubbot.json: perplexity, stderr, ratio, …
     load_check: LoadCheck | None = None
+    trials: tuple[Trial, ...] = ()
     speed: Speed | None = None
     samples: tuple[Sample, ...] = ()
     seconds: float | None = None  # spent on this variant in the sweep

@@ -54,6 +54,7 @@ def flags(tmp_path: Path, **changes: object) -> dict[str, object]:
         "evaluation.dataset": str(evaluation),
         "evaluation.context": 64,
         "evaluation.windows": 6,
+        "check.card": False,  # seconds of imports a run; tests/child/test_trials.py has it
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
 
@@ -75,7 +76,7 @@ def options(tmp_path: Path, **changes: str | None) -> list[str]:
     calibration, evaluation = write_texts(tmp_path)
     config = tmp_path / "hubbot.toml"
     if not config.exists():
-        config.write_text("[evaluation]\nwindows = 6\nsamples = false\n")
+        config.write_text("[evaluation]\nwindows = 6\nsamples = false\n[check]\ncard = false\n")
     given: Mapping[str, str | None] = {
         "calibration": str(calibration),
         "samples": "8",

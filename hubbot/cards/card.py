@@ -269,10 +269,25 @@ def _legend(record: Record, repo: Repo) -> list[str]:
     )
     if _runs_alike(record, repo):
         lines.append(f"Runs in {_runs_in(record, repo.recommended)}.")
+    lines += [f"Loaded as users load it: {seen}."] if (seen := _seen(repo)) else []
     lines.append(f"Memory is the weight files, plus {rest}, plus {figures.size(BUFFERS)} for buffers.")
     if len(repo.variants) > 1:
         lines.append("★ is the smallest one that stays within 0.05 nats, or the closest one if none does.")
     return lines
+
+
+def _seen(repo: Repo) -> str:
+    """The runtimes that ran variants with a type and kernels of their own choice, and which."""
+    ran: dict[str, list[str]] = {}
+    for variant in repo.variants:
+        for trial in variant.trials:
+            if trial.verdict == "agrees":
+                ran.setdefault(line(f"{trial.runtime} {trial.release}", limit=120), []).append(variant.name)
+    everything = len(repo.variants)
+    return "; ".join(
+        inline(runtime) if len(names) == everything else f"{', '.join(map(code, names))} in {inline(runtime)}"
+        for runtime, names in ran.items()
+    )
 
 
 def _refused(record: Record, repo: Repo) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from hubbot.cards.escape import fence, line, repo_id, shell
+from hubbot.cards.escape import fence, inline, line, repo_id, shell
 from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.domain import Record, VariantRecord
@@ -58,11 +58,32 @@ def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[
         served = [(variant, row) for variant in repo.variants if (row := _row(record, variant, runtime)).reads]
         if served:
             yield runtime, fence("\n".join(_server(record, repo, where, served, chat=chat)), "sh")
-    others = [repo.revision(variant) for variant in repo.variants if repo.revision(variant) != "main"]
-    also = also_of(record)
-    python = python_lines(where, repo.recommended.name, also=also, chat=chat, revisions=others)
-    alone = also and not _row(record, repo.recommended, Runtime.TRANSFORMERS).reads
-    yield "GPTQModel" if alone else "transformers", fence("\n".join(python), "python")
+    yield from _python(record, repo, where, chat=chat)
+
+
+def _python(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
+    """The lines of every variant, those that are the same once; of one whose lines were seen to fail, that they did."""
+    also, alike = also_of(record), dict[tuple[str, str | None], list[VariantRecord]]()
+    for variant in repo.variants:
+        lines = "\n".join(python_lines(where, variant.name, also=also, chat=chat))
+        alike.setdefault((lines, _failed(variant)), []).append(variant)
+    for number, ((_, error), variants) in enumerate(alike.items()):
+        alone = also and not _row(record, variants[0], Runtime.TRANSFORMERS).reads
+        title = "GPTQModel" if alone else "transformers"
+        if number:
+            title += f", for {', '.join(repo.revision(variant) for variant in variants[:_SHOWN])}"
+        if error:
+            yield title, f"Its lines failed on the machine that made this: {inline(error, limit=300)}"
+            continue
+        first, *others = [repo.revision(variant) for variant in variants]
+        python = python_lines(where, variants[0].name, also=also, chat=chat, revision=first, revisions=others)
+        yield title, fence("\n".join(python), "python")
+
+
+def _failed(variant: VariantRecord) -> str | None:
+    """What its lines ended with, where they were run and did not do."""
+    trials = (trial for trial in variant.trials if trial.runtime != Runtime.VLLM and trial.verdict != "agrees")
+    return next((trial.error or trial.verdict for trial in trials), None)
 
 
 def _row(record: Record, variant: VariantRecord, runtime: Runtime) -> Row:

@@ -16,24 +16,33 @@ START = "Once upon a time"
 
 
 def python_lines(
-    name: str, variant: str, *, also: Sequence[Layout] = (), chat: bool = False, revisions: Sequence[str] = ()
+    name: str,
+    variant: str,
+    *,
+    also: Sequence[Layout] = (),
+    chat: bool = False,
+    revision: str = "main",
+    revisions: Sequence[str] = (),
+    new_tokens: int | None = None,
 ) -> list[str]:
     """Lines that load a variant and print what it says.
 
     name: Hub id or folder. also: as for `layouts_of`. chat: whether the model has a chat
-    template. revisions: other branches of the repo, of which the reader may name one.
+    template. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
     """
     alone = bool(also) and not answer(variant, Runtime.TRANSFORMERS, also).reads  # GPTQModel without transformers
     others = ", ".join(json.dumps(line(each, limit=96)) for each in revisions[:8])
-    branch = ", revision=revision" if revisions else ""
+    named = bool(revisions) or revision != "main"
+    branch = ", revision=revision" if named else ""
+    choice = f"revision = {json.dumps(line(revision, limit=96))}{f'  # or {others}' if others else ''}"
     return [
         *_imports(variant, alone=alone),
         "",
         f"name = {json.dumps(name)}",
-        *([f'revision = "main"  # or {others}'] if revisions else []),
+        *([choice] if named else []),
         f"tokenizer = AutoTokenizer.from_pretrained(name{branch})",
         f"model = {_loading(variant, branch, alone=alone)}",
-        *(_chat() if chat else _text()),
+        *(_chat(new_tokens or 200) if chat else _text(new_tokens or 50)),
     ]
 
 
@@ -69,19 +78,19 @@ def _loading(variant: str, branch: str, *, alone: bool) -> str:
     return f'AutoModelForCausalLM.from_pretrained(name{branch}, device_map="auto"{told})'
 
 
-def _chat() -> list[str]:
+def _chat(new_tokens: int) -> list[str]:
     return [
         f'messages = [{{"role": "user", "content": {json.dumps(QUESTION)}}}]',
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
         ").to(model.device)",
-        "output = model.generate(**inputs, max_new_tokens=200)",
+        f"output = model.generate(**inputs, max_new_tokens={new_tokens})",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
     ]
 
 
-def _text() -> list[str]:
+def _text(new_tokens: int) -> list[str]:
     return [
         f'inputs = tokenizer({json.dumps(START)}, return_tensors="pt").to(model.device)',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))",
+        f"print(tokenizer.decode(model.generate(**inputs, max_new_tokens={new_tokens})[0]))",
     ]

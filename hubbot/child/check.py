@@ -19,7 +19,8 @@ from hubbot import log
 from hubbot.cards.prompt import prompt_format
 from hubbot.child.device import settle_device
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
-from hubbot.domain import LoadCheck, Source, VariantRecord
+from hubbot.child.trials import try_as_users
+from hubbot.domain import LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
 from hubbot.formats.protocol import Reading
@@ -32,6 +33,7 @@ from hubbot.settings import Settings
 
 __all__ = ["check"]
 
+_NOTE = 1_000  # characters
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
@@ -45,7 +47,17 @@ def check(question: CheckQuestion) -> CheckAnswer:
         for variant in question.variants:
             checked[variant.name] = _checked(variant, question, original)
             advance(1)
-    return CheckAnswer(checked=checked)
+    _let_go()
+    tried = try_as_users(
+        question, checked, chat=bool(original.chat.prompt), device=settle_device(question.settings.device)
+    )
+    return CheckAnswer(checked={name: _with(one, tried[name]) for name, one in checked.items()})
+
+
+def _with(checked: Checked, trials: Sequence[Trial]) -> Checked:
+    """What came of loading it as users do, with a note where a runtime fails that is not the files' fault."""
+    notes = (f"{one.runtime} {one.release} fails here: {one.error}"[:_NOTE] for one in trials if one.verdict == "fails")
+    return replace(checked, trials=tuple(trials), notes=(*checked.notes, *notes))
 
 
 def _checked(variant: VariantRecord, question: CheckQuestion, original: _Original) -> Checked:

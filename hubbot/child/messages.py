@@ -9,14 +9,26 @@ Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from hubbot.confine.stage import Stage
-from hubbot.domain import LoadCheck, Perplexity, Sample, Score, Source, Speed, Text, TextRecord, Texts, VariantRecord
+from hubbot.domain import (
+    LoadCheck,
+    Perplexity,
+    Sample,
+    Score,
+    Source,
+    Speed,
+    Text,
+    TextRecord,
+    Texts,
+    Trial,
+    VariantRecord,
+)
 from hubbot.planning.plan import Plan
 from hubbot.settings import Settings
 
@@ -160,9 +172,11 @@ class Checked:
     samples: tuple[Sample, ...]
     speed: Speed | None
     notes: tuple[Long, ...]
+    trials: tuple[Trial, ...] = ()
 
     def of(self, variant: VariantRecord) -> VariantRecord:
-        return replace(variant, load_check=self.load_check, samples=self.samples, speed=self.speed, notes=self.notes)
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(variant, **found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

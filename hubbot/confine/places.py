@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["HUBBOT", "hubbot_roots", "python_places", "system_places"]
+__all__ = ["HUBBOT", "environment_places", "hubbot_roots", "python_places", "system_places"]
 
 HUBBOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +52,12 @@ def python_places() -> list[Path]:
     paths = [prefix / name for prefix in prefixes for name in _OF_PREFIX]
     paths += [path for path in map(Path, [*sys.path, site.getusersitepackages()]) if path.name in _PACKAGES]
     return _resolved([*paths, HUBBOT])
+
+
+def environment_places(environment: Path) -> list[Path]:
+    """What a program of another virtual environment reads: the environment, and the Python that it was made of."""
+    base = (environment / "bin" / "python").resolve().parents[1]
+    return _resolved([environment, *(base / name for name in _OF_PREFIX)])
 
 
 def hubbot_roots(listed: str) -> list[str]:

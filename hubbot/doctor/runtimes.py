@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -28,7 +29,7 @@ _PROGRAMS = {Runtime.OLLAMA: ("ollama", "--version"), Runtime.LM_STUDIO: ("lms",
 _PATIENCE = 20  # seconds
 _NUMBER = re.compile(r"\d+(?:\.\d+)+")
 
-_FROM = "import importlib.metadata as m, sys\nfor name in sys.argv[1:]:\n try: print(m.version(name)); break\n except m.PackageNotFoundError: pass"
+_FROM = "import importlib.metadata as m, sys\nfor name in sys.argv[1:]:\n try: print(m.version(name)); break\n except m.PackageNotFoundError: pass\nelse: sys.exit(1)"
 
 
 def runtimes_here(vllm: Path | None = None, *, seen: Mapping[str, str] | None = None) -> Iterator[Finding]:
@@ -55,13 +56,10 @@ def runtimes_here(vllm: Path | None = None, *, seen: Mapping[str, str] | None = 
 def _finders(vllm: Path | None) -> dict[Runtime, Callable[[], str | None]]:
     """Runtime -> what tells its version; None where it is not here."""
     finders: dict[Runtime, Callable[[], str | None]] = {}
-    for runtime, command in _PROGRAMS.items():
-        finders[runtime] = lambda command=command: _said(command) if shutil.which(command[0]) else None
-    for runtime, names in _PACKAGES.items():
-        finders[runtime] = lambda names=names: _installed(names)
+    finders |= {runtime: partial(_told, program) for runtime, program in _PROGRAMS.items()}
+    finders |= {runtime: partial(_installed, names) for runtime, names in _PACKAGES.items()}
     if vllm:
-        command = (str(vllm / "bin" / "python"), "-c", _FROM, *_PACKAGES[Runtime.VLLM])
-        finders[Runtime.VLLM] = lambda: _said(command) or None
+        finders[Runtime.VLLM] = partial(_told, (str(vllm / "bin" / "python"), "-c", _FROM, *_PACKAGES[Runtime.VLLM]))
     return finders
 
 
@@ -84,11 +82,15 @@ def _installed(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _said(command: tuple[str, ...]) -> str:
-    """The version that a program prints; empty where it prints none."""
+def _told(command: tuple[str, ...]) -> str | None:
+    """The version that a program prints, empty where it prints none; None where there is no such program."""
+    if shutil.which(command[0]) is None:
+        return None
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=allowed(), timeout=_PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    if done.returncode:
+        return None
     found = _NUMBER.search(done.stdout)
     return found[0] if found else ""

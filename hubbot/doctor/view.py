@@ -26,7 +26,7 @@ def show(settings: Settings, *, namespaces: Sequence[str], hub: Hub) -> bool:
     Returns whether nothing failed.
     """
     asked = [*namespaces, *([settings.publish.namespace] if settings.publish.namespace else [])]
-    findings = [*examine(settings.out, device=settings.device, token=bool(hub.token))]
+    findings = [*examine(settings.out, device=settings.device, token=bool(hub.token), vllm=settings.check.vllm)]
     findings += rights_findings(hub, list(dict.fromkeys(asked)), mode=settings.publish.mode)
     Console().print(_table(findings))
     return all(finding.status is not Status.FAIL for finding in findings)

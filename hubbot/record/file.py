@@ -31,6 +31,7 @@ from hubbot.domain import (
     Source,
     Speed,
     TextRecord,
+    Trial,
     VariantRecord,
 )
 from hubbot.errors import BadRecord
@@ -175,6 +176,7 @@ def _variant(values: dict[str, Any]) -> VariantRecord:
             "files": tuple(File(**file) for file in values["files"]),
             "samples": tuple(Sample(**sample) for sample in values["samples"]),
             "load_check": LoadCheck(**check) if check else None,
+            "trials": tuple(Trial(**trial) for trial in values["trials"]),
             "speed": Speed(**_numbers(speed)) if speed else None,
             "layer_errors": _numbers(values["layer_errors"]),
             "score": _score(score),

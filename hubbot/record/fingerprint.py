@@ -72,7 +72,13 @@ def shaping(settings: Settings) -> dict[str, Any]:
     """
     sections = {section for family in FAMILIES.values() if (section := family.ABOUT.section)}
     everything = settings.model_dump(mode="json", include={"calibration", "evaluation", "gate", *sections})
-    return {**everything, "quantized_by": settings.publish.quantized_by, "benchmark": settings.benchmark}
+    check = {"card": settings.check.card, "vllm": settings.check.vllm is not None}  # where it lies is nobody's business
+    return {
+        **everything,
+        "quantized_by": settings.publish.quantized_by,
+        "benchmark": settings.benchmark,
+        "check": check,
+    }
 
 
 def matters(path: str) -> bool:

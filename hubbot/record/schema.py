@@ -6,7 +6,7 @@ One model for each noun of `hubbot.domain`, with the bounds that a file from a s
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -103,6 +103,17 @@ class LoadCheckJson(Strict):
     differences: Annotated[tuple[_Text, ...], Field(description="from the source, in what a chat runs on")] = ()
 
 
+class TrialJson(Strict):
+    runtime: _Line
+    release: _Line
+    verdict: Annotated[
+        Literal["agrees", "differs", "refuses", "fails"], Field(description="fails: whatever the weights")
+    ]
+    difference: Annotated[_Amount | None, Field(description="mean, of log-probabilities from the sweep's, nats")] = None
+    tolerance: _Amount | None = None
+    error: _Text | None = None
+
+
 class SpeedJson(Strict):
     runtime: _Line
     prompt_tokens_per_second: _Amount | None
@@ -134,6 +145,7 @@ class VariantJson(Strict):
     top1: Annotated[float | None, Field(ge=0, le=1)] = None
     rms_dp: Annotated[float | None, Field(ge=0, le=1)] = None
     load_check: LoadCheckJson | None = None
+    trials: Annotated[tuple[TrialJson, ...], Field(description="loaded as a runtime's users load it")] = ()
     speed: SpeedJson | None = None
     samples: tuple[SampleJson, ...] = ()
     seconds: _Amount | None = None

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from hubbot.domain import Family, Record, Score, Status, VariantRecord
+from hubbot.domain import Family, Record, Score, Status, Trial, VariantRecord
 from hubbot.formats.names import find_variant
 from hubbot.model.digests import template_digest
 from hubbot.settings import GateSettings
@@ -85,6 +85,7 @@ def _complaints(
         for what, wanted in identity.items():
             if found[what] is not None and wanted is not None and found[what] != wanted:
                 yield f"its {what} ({str(found[what])[:12]}) is not the source's ({wanted[:12]})"
+    yield from (_turned_down(trial) for trial in variant.trials if trial.verdict in ("differs", "refuses"))
     if variant.score is not None:
         yield from _over(variant, variant.score, limits)
     elif evaluated:
@@ -97,6 +98,16 @@ def _disagreement(runtime: str, kld: float | None, tolerance: float | None, erro
     return (
         f"{runtime} computes other logits than the sweep did from the same bytes: "
         f"divergence {kld:.3g} nats, tolerance {tolerance:.3g}"
+    )
+
+
+def _turned_down(trial: Trial) -> str:
+    name = f"{trial.runtime} {trial.release}"
+    if trial.verdict == "refuses" or trial.difference is None or trial.tolerance is None:
+        return f"{name}, as its users load it, refuses it: {trial.error or 'no reason given'}"
+    return (
+        f"{name}, as its users load it, gives other log-probabilities than the sweep did from the same bytes: "
+        f"{trial.difference:.3g} nats apart on average, tolerance {trial.tolerance:.3g}"
     )
 
 

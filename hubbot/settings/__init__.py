@@ -85,6 +85,15 @@ class BnbSettings(Section):
     double_quant: bool = Field(True, description="quantize the scales of nf4 and fp4 again")
 
 
+class CheckSettings(Section):
+    """Further load checks of folders of safetensors, as their users load them: docs/numbers.md."""
+
+    card: bool = Field(True, description="run the lines that the card prints for transformers, in a clean process")
+    vllm: Path | None = Field(
+        None, description="folder of a virtual environment with vLLM, which then loads every variant that it reads too"
+    )
+
+
 _MAX_RATIO = {"16": 1.005, "8": 1.01, "6": 1.02, "5": 1.05, "4": 1.15, "3": 1.5, "2": 3.0, "1": 10.0}
 _MAX_KLD = {"16": 0.005, "8": 0.02, "6": 0.03, "5": 0.05, "4": 0.15, "3": 0.5, "2": 1.5, "1": 3.0}
 _SMALL = 500_000_000  # parameters
@@ -184,6 +193,7 @@ class Settings(Section):
     gguf: GgufSettings = GgufSettings()
     gptq: GptqSettings = GptqSettings()
     bnb: BnbSettings = BnbSettings()
+    check: CheckSettings = CheckSettings()
     gate: GateSettings = GateSettings()
     publish: PublishSettings = PublishSettings()
     licence: LicenceSettings = LicenceSettings()

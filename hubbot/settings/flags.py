@@ -20,7 +20,7 @@ SOURCE = "What to quantize"
 _PANELS = {
     SOURCE: "revision variants strict imatrix allow-unlicensed allow-pickle",
     "Calibration and evaluation": "calibration samples length seed evaluation context stride",
-    "Machine and output": "out device benchmark force",
+    "Machine and output": "out device benchmark check-vllm force",
     "Publishing": "publish namespace gate",
 }
 _PANEL_OF = {flag: panel for panel, flags in _PANELS.items() for flag in flags.split()}

@@ -95,6 +95,7 @@ OPTIONS: tuple[Option, ...] = (
     _same("gate", "gate.enabled"),
     Option(input="max-ratio", setting="gate.max_ratio", example="4=1.05,3=1.2"),
     Option(input="max-kld", setting="gate.max_kld", example="4=0.1"),
+    _same("check-vllm", "check.vllm"),
     Option(input="disk", setting="budget.disk", example="200GB"),
     Option(input="ram", setting="budget.ram", example="64GB"),
     Option(input="vram", setting="budget.vram", example="24GB"),

@@ -37,6 +37,7 @@ RIGHT = {
     "gate": "no",
     "max-ratio": "4=1.05, 3=1.2",
     "max-kld": "4=0.1",
+    "check-vllm": "vllm",
     "disk": "200GB",
     "ram": "64GB",
     "vram": "24GB",

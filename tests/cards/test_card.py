@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_cards
 from hubbot.cards.frontmatter import split
-from hubbot.domain import Record, Sample, Status, VariantRecord
+from hubbot.domain import Record, Sample, Status, Trial, VariantRecord
 from hubbot.errors import BadRecord, PublishConflict
 from hubbot.formats import FAMILIES
 from hubbot.formats.family import Kind
@@ -426,3 +426,42 @@ def test_a_head_with_an_endless_number_is_told_and_not_computed() -> None:
         with pytest.raises(PublishConflict, match=r"a number of [0-9,]+ characters"):
             split(f"---\nversion: {number}\n---\n# Ours\n")
     assert split("---\nversion: 1.5\nyear: 2026\n---\n")[0] == {"version": 1.5, "year": 2026}
+
+
+# --- what was seen to run -----------------------------------------------------------------------------
+
+
+def _tried(verdict: Any, runtime: str = "transformers", release: str = "5.23.0 + gptqmodel 7.7.0") -> Trial:
+    return Trial(
+        runtime=runtime, release=release, verdict=verdict, error=None if verdict == "agrees" else "no compiler"
+    )
+
+
+def test_a_card_names_the_runtimes_in_which_its_variants_were_seen_to_run() -> None:
+    both = [variant.name for variant in repo(GPTQ).variants]
+    made = record()
+    for name in both:
+        made = change(made, name, trials=(_tried("agrees"),))
+    assert "Loaded as users load it: transformers 5.23.0 + gptqmodel 7.7.0." in card(GPTQ, made).replace("\\", "")
+    made = change(made, both[0], trials=(_tried("agrees"), _tried("agrees", "vLLM", "0.32.0")))
+    assert f"`{both[0]}` in vLLM 0.32.0" in card(GPTQ, made).replace("\\", "")
+    assert "Loaded as users load it" not in card(GPTQ)
+
+
+def test_lines_that_were_seen_to_fail_are_not_printed_but_told() -> None:
+    best = repo(BNB_4BIT).recommended.name
+    assert "from_pretrained" in card(BNB_4BIT)
+    text = card(BNB_4BIT, change(record(), best, trials=(_tried("fails"),)))
+    assert "from_pretrained" not in text
+    assert "failed on the machine that made this: no compiler" in text
+
+
+def test_a_variant_that_needs_other_lines_has_them_with_its_own_revision() -> None:
+    best, *_ = repo(GPTQ).variants
+    row = replace(best, name="gptq-4bit--1g")
+    both = replace(repo(GPTQ), variants=(best, row))
+    text = render_card(record(), both)
+    assert f"for {row.name}" in text.replace("\\", "")
+    [own] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "gptq_torch" in block]
+    assert f'revision = "{row.name}"\n' in own
+    assert row.name not in next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hubbot.confine.ask import NoAnswer, ask
+from hubbot.confine.ask import NoAnswer, ask, ask_each
 from hubbot.confine.environment import NETWORK, allowed
 
 
@@ -38,3 +38,18 @@ def test_a_failure_tells_the_last_words_and_a_silence_the_time():
     with pytest.raises(NoAnswer, match="did not answer within 1 s") as caught:
         ask([sys.executable, "-c", "input()\nimport time; time.sleep(60)"], b"\n", seconds=1)
     assert caught.value.late
+
+
+def test_who_comes_after_a_request_that_ends_the_process_is_asked_in_a_new_one():
+    code = (
+        "import sys\nfor line in sys.stdin:\n if line == 'b\\n': sys.exit(3)\n print(line.upper().strip(), flush=True)"
+    )
+    first, second, third = ask_each([sys.executable, "-c", code], [b"a", b"b", b"c"], seconds=60)
+    assert (first, third) == (b"A\n", b"C\n")
+    assert isinstance(second, NoAnswer)
+    assert "code 3" in str(second)
+
+
+def test_a_program_that_ends_well_without_an_answer_has_none():
+    [found] = ask_each([sys.executable, "-c", "pass"], [b"a"], seconds=60)
+    assert isinstance(found, NoAnswer)

@@ -89,7 +89,7 @@ def test_numbers_that_are_not_finite_become_null_and_are_not_taken_for_unmeasure
 def test_every_noun_of_the_domain_has_its_place_in_the_file() -> None:
     pairs = {
         name: getattr(domain, name)
-        for name in "Source TextRecord Perplexity Divergence File LoadCheck Speed Sample Peak".split()
+        for name in "Source TextRecord Perplexity Divergence File LoadCheck Trial Speed Sample Peak".split()
     }
     for name, noun in pairs.items():
         assert set(getattr(wire, f"{name}Json").model_fields) == {field.name for field in fields(noun)}, name

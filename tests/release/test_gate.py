@@ -6,10 +6,11 @@ import math
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hubbot.domain import Divergence, Family, LoadCheck, Record, Score, Status, VariantRecord
+from hubbot.domain import Divergence, Family, LoadCheck, Record, Score, Status, Trial, VariantRecord
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 from hubbot.release.gate import RECOMMENDED_KLD, gate, nominal_bits, recommend
 from hubbot.settings import GateSettings
@@ -258,3 +259,19 @@ def test_the_documented_limits_are_the_defaults() -> None:
 
 def test_the_probe_text_survives_every_normalization() -> None:
     assert all(unicodedata.normalize(form, PROBE) == PROBE for form in ("NFC", "NFKC"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "passes"), [("agrees", True), ("fails", True), ("differs", False), ("refuses", False)]
+)
+def test_a_variant_passes_where_a_runtime_fails_by_itself_and_not_where_it_refuses_the_files_or_computes_otherwise(
+    verdict: Any, passes: bool
+) -> None:
+    trial = Trial(
+        runtime="vLLM", release="0.32.0", verdict=verdict, difference=2.5, tolerance=0.1, error="no such layer"
+    )
+    found = judged(replace(variant("Q4_K_M"), trials=(trial,)))
+    assert (found.status is Status.PASSED) == passes
+    if not passes:
+        assert ("2.5 nats" if verdict == "differs" else "no such layer") in str(found.reason)
+        assert "vLLM 0.32.0" in str(found.reason)

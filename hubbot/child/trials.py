@@ -1,0 +1,186 @@
+"""Folders of safetensors loaded as users load them: by the card's own lines, and by vLLM where its environment is named.
+
+Type and kernels are the runtime's own choice, and it has a clean process. Compared are the log-probabilities of the
+tokens of the text that the load check compares logits of.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from hubbot.cards.python import python_lines
+from hubbot.child.messages import Checked, CheckQuestion
+from hubbot.confine.ask import NoAnswer, ask_each
+from hubbot.confine.environment import allowed
+from hubbot.domain import Trial, VariantRecord
+from hubbot.formats import FAMILIES
+from hubbot.runtimes.layouts import Layout, layouts_of_run
+from hubbot.runtimes.table import Runtime, answer
+
+__all__ = ["TOLERANCE", "try_as_users"]
+
+# Mean distance of log-probabilities, nats. bfloat16 alone came to 0.004 and int8 of bitsandbytes to 0.012 on tiny models,
+# vLLM's float16 to 0.0005; random weights in one tensor cost several nats.
+TOLERANCE = 0.1
+
+_IN_VLLM = Path(__file__).with_name("in_vllm.py")
+_PATIENCE = 3600.0  # seconds for one folder
+_NEW_TOKENS = 8  # that the card's lines say here; loading is what may go wrong
+_ENDS_HERE = ("PYTHONPATH", "VIRTUAL_ENV")  # of hubbot's environment, not of another one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Text:
+    """Windows of tokens, and the log-probability of each that follows `first` by the sweep's decoded weights."""
+
+    tokens: list[list[int]]
+    first: int
+    logprobs: torch.Tensor  # [windows, length - 1 - first]
+
+
+def try_as_users(
+    question: CheckQuestion, checked: Mapping[str, Checked], *, chat: bool, device: str
+) -> dict[str, list[Trial]]:
+    """Variant -> what came of it in each runtime; nothing for one that the load check could not even load.
+
+    chat: whether the model has a chat template that renders. device: `cpu` or `cuda:N`.
+    """
+    settings = question.settings
+    also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=question.source.experts)
+    folders = {
+        variant.name: _folder(question.out, variant)
+        for variant in question.variants
+        if FAMILIES[variant.family].ABOUT.folder and (found := checked[variant.name].load_check) and found.loaded
+    }
+    texts = {name: _text(question.references.get(name)) for name in folders}
+    trials: dict[str, list[Trial]] = {name: [] for name in checked}
+    if settings.check.card and folders:
+        for name, trial in _by_card(folders, texts, checked, also, chat=chat, device=device).items():
+            trials[name].append(trial)
+    if settings.check.vllm and folders:
+        for name, trial in _by_vllm(folders, texts, also, settings.check.vllm, device=device).items():
+            trials[name].append(trial)
+    return trials
+
+
+def _folder(out: Path, variant: VariantRecord) -> Path:
+    parents = [(out / file.path).parent for file in variant.files if file.path.endswith("config.json")]
+    return min(parents, key=lambda folder: len(folder.parts))
+
+
+def _text(reference: Path | None) -> _Text | None:
+    """Without the last token of each window, for vLLM has to say one itself and the context may end there."""
+    if reference is None:
+        return None
+    known = load_file(reference)
+    tokens, first = known["tokens"][:, :-1], int(known["first"][0]) if "first" in known else 0
+    followers = tokens[:, first + 1 :, None]
+    logprobs = known["logits"][:, : followers.shape[1]].log_softmax(-1).gather(-1, followers)[..., 0]
+    return _Text(tokens=tokens.tolist(), first=first, logprobs=logprobs)
+
+
+# --- the card's lines -----------------------------------------------------------------------------------
+
+
+def _by_card(
+    folders: Mapping[str, Path],
+    texts: Mapping[str, _Text | None],
+    checked: Mapping[str, Checked],
+    also: Sequence[Layout],
+    *,
+    chat: bool,
+    device: str,
+) -> dict[str, Trial]:
+    requests = []
+    for name, folder in folders.items():
+        code = "\n".join(python_lines(str(folder), name, also=also, chat=chat, new_tokens=_NEW_TOKENS))
+        requests.append({"code": code, "tokens": _tokens(texts[name])})
+    command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
+    seen = {} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
+    answers = _answers(command, requests, allowed() | seen)
+    trials = {}
+    for name, found in zip(folders, answers, strict=True):
+        check = checked[name].load_check
+        runtime, _, release = (check.runtime if check else "transformers").partition(" ")
+        # what the load check has read is sound: where the lines fail, it is the runtime's own choice that fails
+        trials[name] = _judged(runtime, release, texts[name], found, at_fault="fails")
+    return trials
+
+
+# --- vLLM -----------------------------------------------------------------------------------------------
+
+
+def _by_vllm(
+    folders: Mapping[str, Path], texts: Mapping[str, _Text | None], also: Sequence[Layout], place: Path, *, device: str
+) -> dict[str, Trial]:
+    """Of the variants that vLLM reads on such a device, by the table of runtimes."""
+    on_gpu = device.startswith("cuda")
+    rows = {name: answer(name, Runtime.VLLM, also) for name in folders}
+    names = [name for name, row in rows.items() if row.reads and (on_gpu or row.only != "GPU")]
+    command = [str(place.expanduser().absolute() / "bin" / "python"), "-P", str(_IN_VLLM)]
+    environment = {key: value for key, value in allowed().items() if key not in _ENDS_HERE}
+    requests = [_request(folders[name], texts[name], on_gpu=on_gpu) for name in names]
+    trials = {}
+    for name, request, found in zip(names, requests, _answers(command, requests, environment), strict=True):
+        at_fault = "refuses"
+        if "error" in found:
+            [again] = _answers(command, [{**request, "weights": "dummy"}], environment)
+            if "error" in again:
+                at_fault, found = "fails", {**found, "error": f"{found['error']}; with random weights too"}
+        trials[name] = _judged(Runtime.VLLM, found.get("version", ""), texts[name], found, at_fault=at_fault)
+    return trials
+
+
+def _request(folder: Path, text: _Text | None, *, on_gpu: bool) -> dict[str, Any]:
+    tokens = _tokens(text) or [[0]]
+    return {
+        "folder": str(folder),
+        "dtype": "auto" if on_gpu else "float16",  # kernels for CPUs know no other type of 4-bit layers
+        "weights": "auto",
+        "tokens": tokens,
+        "prompts": [],
+        "new_tokens": 1,
+        "length": len(tokens[0]) + 1,
+    }
+
+
+# --- both -----------------------------------------------------------------------------------------------
+
+
+def _tokens(text: _Text | None) -> list[list[int]]:
+    return text.tokens if text else []
+
+
+def _answers(
+    command: Sequence[str], requests: Sequence[Mapping[str, Any]], environment: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    lines = [json.dumps(request).encode() for request in requests]
+    answered = ask_each(command, lines, seconds=_PATIENCE, environment=environment)
+    return [{"error": f"its process {one}"} if isinstance(one, NoAnswer) else json.loads(one) for one in answered]
+
+
+def _judged(runtime: str, release: str, text: _Text | None, found: Mapping[str, Any], *, at_fault: Any) -> Trial:
+    """at_fault: the verdict where there is an error."""
+    if "error" in found:
+        return Trial(runtime=runtime, release=release, verdict=at_fault, error=str(found["error"]))
+    if text is None:
+        return Trial(runtime=runtime, release=release, verdict="agrees")
+    logprobs = torch.tensor([window[text.first :] for window in found["logprobs"]])
+    difference = float((logprobs - text.logprobs).abs().mean())
+    agrees = math.isfinite(difference) and difference <= TOLERANCE
+    return Trial(
+        runtime=runtime,
+        release=release,
+        verdict="agrees" if agrees else "differs",
+        difference=difference,
+        tolerance=TOLERANCE,
+    )

@@ -1,0 +1,134 @@
+"""Folders loaded as users load them: what is right agrees, what is wrong is refused, what fails by itself is told apart."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hubbot.child.messages import Checked, CheckQuestion
+from hubbot.child.trials import TOLERANCE, try_as_users
+from hubbot.domain import File, LoadCheck, Trial, VariantRecord
+from hubbot.formats.names import parse_variant
+from hubbot.settings import load_settings
+from tests.models import make_model
+from tests.quantized import bnb_format, encode_all, gptq_format, logits, packed_format, statistics, tokens
+from tests.records import record
+
+pytestmark = pytest.mark.slow
+
+
+def tried(out: Path, names: Sequence[str], reference: Path | None, **settings: object) -> dict[str, list[Trial]]:
+    """Of variants that lie in OUT/<family>/<name> and that the load check has loaded."""
+    variants = [
+        VariantRecord(
+            name=name,
+            family=parse_variant(name).family,
+            status=record().variants[0].status,
+            files=(File(path=f"{parse_variant(name).family}/{name}/config.json", size=1, sha256="0" * 64),),
+        )
+        for name in names
+    ]
+    question = CheckQuestion(
+        source=record().source,
+        settings=load_settings(None, {path.replace("__", "."): value for path, value in settings.items()}),
+        work=out,
+        out=out,
+        variants=tuple(variants),
+        references={name: reference for name in names if reference},
+    )
+    seen = LoadCheck(runtime="transformers 5.23.0", loaded=True, passed=True)
+    checked = {name: Checked(load_check=seen, samples=(), speed=None, notes=()) for name in names}
+    return try_as_users(question, checked, chat=True, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of a layout of every library; one of them with another's layer, one without its tokenizer."""
+    out = tmp_path_factory.mktemp("trials")
+    model = make_model("llama", out / "tiny", tied=False)
+    seen, decoded = statistics(model), dict[str, dict[str, torch.Tensor]]()
+    for names, form in (
+        (["gptq-4bit-128g", "gptq-4bit-32g"], gptq_format),
+        (["w4a16-128g-asym", "w8a16-128g"], packed_format),
+        (["bnb-nf4"], bnb_format),
+    ):
+        opened = form(model, names, out)
+        decoded = encode_all(opened, model, seen)
+        opened.finish()
+    reference = out / "reference.safetensors"
+    known = {"tokens": tokens(2, 48), "logits": logits(model, decoded["bnb-nf4"])[:, 16:].contiguous()}
+    save_file({**known, "first": torch.tensor([16])}, reference)
+    [shard] = (out / "gptq" / "gptq-4bit-32g").glob("*.safetensors")
+    weights = load_file(shard)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(weights, shard, metadata={"format": "pt"})
+    for path in (out / "compressed-tensors" / "w8a16-128g").glob("tokenizer*"):
+        path.unlink()
+    return out, reference
+
+
+@pytest.mark.heavy
+def test_the_cards_lines_are_run_and_their_model_compared_with_the_sweep(made: tuple[Path, Path]) -> None:
+    out, reference = made
+    names = ["gptq-4bit-128g", "gptq-4bit-32g", "w8a16-128g", "w4a16-128g-asym", "bnb-nf4"]
+    found = tried(out, names, reference)
+    assert all(len(trials) == 1 for trials in found.values())
+    verdicts = {name: trial.verdict for name, [trial] in found.items()}
+    assert verdicts == {
+        "gptq-4bit-128g": "agrees",
+        "gptq-4bit-32g": "differs",  # another embedding
+        "w8a16-128g": "fails",  # no tokenizer, and what comes after it has a process to run in
+        "w4a16-128g-asym": "agrees",
+        "bnb-nf4": "agrees",
+    }
+    [nf4] = found["bnb-nf4"]
+    assert nf4.difference is not None
+    assert nf4.difference < TOLERANCE / 5
+
+
+FAKE = """
+import json, os, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    name, dummy = asked["folder"].rsplit("/", 1)[1], asked["weights"] == "dummy"
+    if name == "gptq-4bit-64g" or (name == "gptq-4bit-32g" and not dummy):
+        os.abort()
+    answer = {"version": "0.0.1", "logprobs": [[-1.0] * (len(window) - 1) for window in asked["tokens"]]}
+    if name == "w4a16-128g" and not dummy:
+        answer = {"version": "0.0.1", "error": "ValueError: what it does not read"}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def test_what_ends_vllm_is_asked_again_with_random_weights_so_that_the_runtimes_own_crash_is_told_apart(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "fake.py").write_text(FAKE)
+    python = tmp_path / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'fake.py'}\n")
+    python.chmod(0o755)
+    certain = torch.full((1, 9, 4), -50.0)
+    certain[..., 0] = 0.0  # a token of probability 1
+    save_file({"tokens": torch.zeros(1, 9, dtype=torch.long), "logits": certain}, tmp_path / "sure.safetensors")
+    names = ["gptq-4bit-32g", "gptq-4bit-64g", "w4a16-128g", "gptq-4bit-128g", "gptq-8bit-128g", "gptq-3bit-128g"]
+    environment = python.parents[1]
+    found = tried(tmp_path, names, tmp_path / "sure.safetensors", check__card=False, check__vllm=str(environment))
+    verdicts = {name: trials[0].verdict if trials else None for name, trials in found.items()}
+    assert verdicts == {
+        "gptq-4bit-32g": "refuses",  # it reads the layout, but not these files
+        "gptq-4bit-64g": "fails",
+        "w4a16-128g": "refuses",
+        "gptq-4bit-128g": "differs",
+        "gptq-8bit-128g": None,  # on a GPU alone, by the table
+        "gptq-3bit-128g": None,  # never
+    }
+    assert found["gptq-4bit-128g"][0].difference == pytest.approx(1.0)
+    assert "random weights too" in str(found["gptq-4bit-64g"][0].error)
+    assert json.dumps(found["w4a16-128g"][0].error) == '"ValueError: what it does not read"'
