@@ -65,7 +65,7 @@ def shapes_of(facts: ModelFacts) -> Shapes:
     widths = [shape[-1] for name in largest.tensors if len(shape := facts.tensors[name].shape) == 2]
     experts = _experts(facts, largest)
     of_experts = set(chain(*experts.values()))
-    shared = {facts.tensors[name].shape[-1] for name in largest.tensors if name not in of_experts}
+    shared = {shape[-1] for name in largest.tensors if name not in of_experts and (shape := facts.tensors[name].shape)}
     return Shapes(
         block_weights=_weights(facts, largest),
         block_bytes=sum(facts.tensors[name].size for name in largest.tensors),

@@ -15,6 +15,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import read_facts
+from hubbot.planning.needs import shapes_of
 from hubbot.planning.plan import Plan, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
 from hubbot.release.licence import judge_licence
@@ -260,3 +261,10 @@ def test_a_plan_says_where_every_variant_runs_by_the_table_of_runtimes(planned):
     assert {f": runs in {variant.runs_in}" in shown for variant in found.variants} == {True}
     [head] = {one.runs_in for one in planned(gptq__lm_head=True).variants if one.name == "gptq-4bit-128g"}
     assert "transformers" not in head
+
+
+def test_a_number_without_a_shape_beside_the_matrices_of_a_block_takes_no_room(facts):
+    """GPT-NeoX's `masked_bias`, of checkpoints of Pythia's time."""
+    scalar = replace(next(iter(facts.tensors.values())), shape=(), size=2)
+    more = replace(facts, tensors={**facts.tensors, "model.layers.0.attention.masked_bias": scalar})
+    assert shapes_of(more).hessians == shapes_of(facts).hessians
