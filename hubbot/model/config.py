@@ -65,6 +65,7 @@ def read_config(path: Path) -> ModelConfig:
     _refuse_quantized(values, text)
     notes = _refuse_unknown(values, architecture)
     numbers = {name: _number(text, *field) for name, field in _FIELDS.items()}
+    numbers["layers"] = numbers["layers"] or _listed_layers(text)
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
     heads = numbers["heads"]
     return ModelConfig(
@@ -176,6 +177,20 @@ def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int) -> i
             raise UnsafeSource(msg)
         return value
     return None
+
+
+def _listed_layers(text: Mapping[str, Any]) -> int | None:
+    """How many blocks a list of their kinds has: Nemotron-H gives no number beside it. A letter each, where it is text."""
+    key, kinds = next(((key, text[key]) for key in _KINDS if isinstance(text.get(key), list | str)), ("", ()))
+    if len(kinds) > _LAYERS[1]:
+        msg = (
+            f"{key} of config.json lists {len(kinds):,} blocks; at most {_LAYERS[1]:,} are an honest number of layers."
+        )
+        raise UnsafeSource(msg)
+    return len(kinds) or None
+
+
+_KINDS = ("layers_block_type", "hybrid_override_pattern", "layer_types", "block_types")
 
 
 def _needed(numbers: Mapping[str, int | None], name: str) -> int:

@@ -1,0 +1,37 @@
+"""What config.json says, under whatever name an architecture says it."""
+
+import json
+
+import pytest
+
+from hubbot.errors import UnsafeSource
+from hubbot.model.config import read_config
+
+VALUES = {"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "hidden_size": 64, "vocab_size": 512}
+
+
+def layers(folder, **keys):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**VALUES, **keys}))
+    return read_config(path).layers
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        ({"layers_block_type": ["mamba", "attention", "mamba", "mlp"]}, 4),
+        ({"hybrid_override_pattern": "M-M*M-"}, 6),
+        ({"layer_types": ["full_attention"] * 3, "num_hidden_layers": None}, 3),
+        ({"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}, 2),
+    ],
+)
+def test_a_list_of_the_blocks_kinds_gives_their_number_where_no_key_does(keys, count, tmp_path):
+    assert layers(tmp_path, **keys) == count
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"layer_types": []}, {"layers_block_type": 7}, {"hybrid_override_pattern": "M" * 2001}]
+)
+def test_a_model_without_a_number_of_blocks_is_refused(keys, tmp_path):
+    with pytest.raises(UnsafeSource, match=r"number that every language model has: layers|lists 2,001 blocks"):
+        layers(tmp_path, **keys)
