@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubbot.errors import SourceRefused
 from hubbot.model import snapshot
+from hubbot.model.companions import check_modules
 from hubbot.model.config import ModelConfig, read_config, text_part
 from hubbot.model.front_matter import Front, read_front_matter
 from hubbot.model.parts import Part, part_layout_of
@@ -93,6 +94,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     tensors = read_pickled_tensors(files) if pickled else snapshot.read_tensors(files, tied=ties)
     _refuse_integers(tensors)
     check_tokenizer(files)
+    check_modules(files)
     check_named_ids(_naming_ids(files, config), config.vocab_size)
     front = read_front_matter(files["README.md"]) if "README.md" in files else Front()
     return _facts(folder, config, tensors, front, read_chat_templates(files))

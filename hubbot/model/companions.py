@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from hubbot.errors import UnsafeSource
+from hubbot.model.strict_json import parse_object, read_bytes
 
-__all__ = ["check_companions", "is_carried", "is_fetched", "is_licence"]
+__all__ = ["check_companions", "check_modules", "is_carried", "is_fetched", "is_licence"]
 
 _MOST = 256  # files; an honest model has a dozen
 _LARGEST_SUM = 512 * 2**20  # bytes; the largest tokenizers have 35 MB
 _LARGEST_LICENCE = 8 * 2**20  # bytes; the longest have 100 KB, a notice of many parts a few MB
+_MODULES = "modules.json"
+_LARGEST_MODULES = 2**20  # bytes
 
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
@@ -63,6 +68,30 @@ def is_fetched(path: str) -> bool:
 
 def is_licence(path: str) -> bool:
     return _fits(path, _LICENCES)
+
+
+def check_modules(files: Mapping[str, Path]) -> None:
+    """Refuse a modules.json that names a folder outside of the model's: sentence-transformers and llama.cpp's converter open it.
+
+    files: the snapshot's. Raises UnsafeSource, also for one that is no list of modules.
+    """
+    if _MODULES not in files:
+        return
+    listed = b'{"modules": ' + read_bytes(files[_MODULES], _LARGEST_MODULES) + b"}"
+    modules = parse_object(listed, name=_MODULES)["modules"]
+    for module in modules if isinstance(modules, list) else [str(modules)]:
+        path = module.get("path", "") if isinstance(module, dict) else module
+        if not isinstance(module, dict) or not _inside(path):
+            msg = f"{_MODULES} must list modules, each with the path of a folder inside of the model's, such as 1_Pooling; found {ascii(path)[:120]}."
+            raise UnsafeSource(msg)
+
+
+def _inside(path: Any) -> bool:
+    return (
+        isinstance(path, str)
+        and not (set(path) & set("\\:\0"))
+        and all(part not in ("", "..") for part in path.split("/") if path)
+    )
 
 
 def _fits(path: str, patterns: tuple[str, ...]) -> bool:

@@ -1,9 +1,11 @@
 """What is read beside the weights is fetched, carried and makes another model; nothing else is."""
 
+import json
+
 import pytest
 
 from hubbot.errors import UnsafeSource
-from hubbot.model.companions import check_companions, is_carried, is_fetched, is_licence
+from hubbot.model.companions import check_companions, check_modules, is_carried, is_fetched, is_licence
 from hubbot.record.fingerprint import matters
 
 READ = (
@@ -57,3 +59,25 @@ def test_more_beside_the_weights_than_any_model_has_is_refused(sizes, says):
     check_companions({"tokenizer.json": 35 * 2**20, "LICENSE": 100_000})
     with pytest.raises(UnsafeSource, match=says):
         check_companions(sizes)
+
+
+def _modules(folder, value):
+    (folder / "modules.json").write_text(json.dumps(value))
+    return {"modules.json": folder / "modules.json"}
+
+
+@pytest.mark.parametrize("path", ["../other", "/etc", "1_Pooling/../..", "..", "C:\\x", "a//b", 7, None])
+def test_a_module_outside_of_the_models_folder_is_refused(path, tmp_path):
+    with pytest.raises(UnsafeSource, match=r"modules\.json must list modules, each with the path of a folder inside"):
+        check_modules(_modules(tmp_path, [{"path": ""}, {"path": path}]))
+
+
+@pytest.mark.parametrize("value", [{"path": "x"}, "1_Pooling", ["1_Pooling"], 3])
+def test_what_is_no_list_of_modules_is_refused(value, tmp_path):
+    with pytest.raises(UnsafeSource, match=r"modules\.json"):
+        check_modules(_modules(tmp_path, value))
+
+
+def test_modules_inside_of_the_folder_are_accepted(tmp_path):
+    check_modules(_modules(tmp_path, [{"idx": 0, "path": ""}, {"path": "1_Pooling"}, {"path": "parts/2_Dense"}]))
+    check_modules({})
