@@ -25,8 +25,9 @@ from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
 from hubbot.formats.protocol import Reading
 from hubbot.model import read_facts
-from hubbot.model.chat import differences
-from hubbot.model.own_tokenizer import load_tokenizer, read_chat
+from hubbot.model.chat import differences, settled
+from hubbot.model.digests import tokenizer_digest
+from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
 from hubbot.model.snapshot import visible_files
 from hubbot.model.tokenizer import read_chat_templates
 from hubbot.settings import Settings
@@ -34,6 +35,7 @@ from hubbot.settings import Settings
 __all__ = ["check"]
 
 _NOTE = 1_000  # characters
+_SPACED = "its runtime reads a blank behind every special token, where the source's tokenizer reads none"
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
@@ -74,7 +76,8 @@ def _checked(variant: VariantRecord, question: CheckQuestion, original: _Origina
             chat=original.chat,
             device=device,
         )
-    variant = replace(variant, load_check=original.compared(reading))
+    check, notes = original.compared(reading)
+    variant = replace(variant, load_check=check, notes=(*variant.notes, *notes))
     if original.said and reading.check.loaded:
         found = samples.compare(original.tokenizer, original.said, reading.continuations)
         variant = replace(variant, samples=found)
@@ -135,13 +138,14 @@ class _Original:
         else:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
 
-    def compared(self, reading: Reading) -> LoadCheck:
-        """The check with what its runtime makes of a chat otherwise than the source."""
+    def compared(self, reading: Reading) -> tuple[LoadCheck, tuple[str, ...]]:
+        """The check with what its runtime makes of a chat otherwise than the source; notes on what is let pass."""
         if reading.tokens is None:
-            return reading.check
-        names = {number: token for token, number in self.tokenizer.get_vocab().items()}
-        found = differences(self.chat.tokens, reading.tokens, names)
-        return replace(reading.check, ends=reading.tokens.ends, differences=found)
+            return reading.check, ()
+        tokens, spaced = settled(self.chat, reading.tokens)
+        found = differences(self.chat.tokens, tokens, names_of(self.tokenizer))
+        check = replace(reading.check, ends=tokens.ends, differences=found)
+        return replace(check, tokenizer=tokenizer_digest(tokens.text)), (_SPACED,) if spaced else ()
 
 
 def _conversation(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,14 +6,14 @@ The source's own tokenizer says it for the source, each runtime for its artefact
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from hubbot.model.config import read_values
 from hubbot.model.strict_json import read_object
 
-__all__ = ["Chat", "Tokens", "differences", "end_tokens", "surroundings"]
+__all__ = ["Chat", "Tokens", "differences", "end_tokens", "settled", "surroundings"]
 
 _LARGEST = 2**20  # bytes of generation_config.json
 
@@ -35,6 +35,7 @@ class Chat:
     probe: str
     prompt: str  # empty where no template writes one
     tokens: Tokens
+    spaced: Tokens  # of the same texts with a blank behind every special token
 
 
 class _Tokenizer(Protocol):
@@ -67,6 +68,21 @@ def surroundings(tokens: Tokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if sequence[start : start + len(text)] == text:
             return sequence[:start], sequence[start + len(text) :]
     return (), ()
+
+
+def settled(chat: Chat, runtime: Tokens) -> tuple[Tokens, bool]:
+    """The runtime's tokens as the source's where they differ in a blank behind special tokens alone, and whether any did.
+
+    llama.cpp puts one there for every SentencePiece vocabulary that begins texts with a blank. So did
+    transformers' older readers (`prepend_scheme: always`); models of both kinds are published and used with it.
+    """
+    ours, spaced = chat.tokens, chat.spaced
+    changes = {
+        name: getattr(ours, name)
+        for name in ("text", "sequence", "prompt")
+        if getattr(runtime, name) == getattr(spaced, name) != getattr(ours, name)
+    }
+    return replace(runtime, **changes), bool(changes)
 
 
 def differences(source: Tokens, runtime: Tokens, names: Mapping[int, str]) -> tuple[str, ...]:

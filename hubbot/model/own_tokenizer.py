@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hubbot.model.chat import Chat, Tokens, end_tokens
 from hubbot.model.digests import PROBE
 from hubbot.model.foreign import foreign
 
-__all__ = ["load_tokenizer", "read_chat", "tokens_of"]
+__all__ = ["load_tokenizer", "names_of", "read_chat", "tokens_of"]
 
 _MARKS = 16  # special tokens in the probe text
 
@@ -35,7 +36,23 @@ def read_chat(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str = ""
     """The source's chat. prompt: a conversation as its chat template writes it."""
     ends = end_tokens(folder, tokenizer)
     probe = _probe(tokenizer, ends)
-    return Chat(probe=probe, prompt=prompt, tokens=tokens_of(tokenizer, probe, prompt, ends))
+    return Chat(
+        probe=probe,
+        prompt=prompt,
+        tokens=tokens_of(tokenizer, probe, prompt, ends),
+        spaced=tokens_of(tokenizer, _spaced(tokenizer, probe), _spaced(tokenizer, prompt), ends),
+    )
+
+
+def names_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Token id -> its text."""
+    return {number: token for token, number in tokenizer.get_vocab().items()}
+
+
+def _spaced(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a blank behind every special token."""
+    special = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len)
+    return re.sub("|".join(map(re.escape, reversed(special))), r"\g<0> ", text) if special else text
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, probe: str, prompt: str, ends: Sequence[int]) -> Tokens:

@@ -117,7 +117,7 @@ def _require_sound_build() -> None:
     if not sound.is_file():
         return
     try:
-        _answered({"model": str(sound), "vocabulary": True})
+        _answered({"model": str(sound), "rehearsal": True, "probe": ""})
     except NoAnswer as error:
         if error.late:
             return

@@ -16,9 +16,9 @@ from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
-from hubbot.formats.gguf.vocabulary import taught, with_templates
+from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
 from hubbot.formats.protocol import Cost
-from hubbot.model.own_tokenizer import load_tokenizer, read_chat
+from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
 
 __all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
 
@@ -82,12 +82,14 @@ def plan_files(
     """Plan the files of some variants. imatrix: the calibration text, None for static files.
 
     entries: how many matrices the importance matrix covers, where it is known already.
-    Raises Unsupported where llama.cpp's converter cannot take the model.
+    Raises Unsupported where llama.cpp's converter cannot take the model, or llama.cpp what it makes of it.
     """
     model = _converted(facts, read, source.name)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
-    model = taught(model, read_chat(folder, load_tokenizer(folder)).tokens, work)
+    tokenizer = load_tokenizer(folder)
+    chat = read_chat(folder, tokenizer)
+    model = taught(model, chat.tokens, rehearsed(model, chat, names_of(tokenizer), work))
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
     planned: dict[str, VariantPlan] = {}

@@ -5,7 +5,8 @@
 request: {"model": path, "reference": path or null, "probe": text, "generate": tokens, "threads": n}
          and "prompts": lists of token ids to go on from for up to "new_tokens" tokens each, no further than a token
          of "ends" (without any: than what llama.cpp itself takes for an end)
-answer:  {"kld", "max_logit_error", "generated", "probe_ids", "chat_template", "continuations"}; or {"error": text}
+answer:  {"kld", "max_logit_error", "generated", "tokens", "chat_template", "continuations"}; or {"error": text}
+With "rehearsal", only "model" and "probe" are asked for: see `rehearse`.
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ _FLASH_ATTENTION_OFF = 0
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LONGEST = 600  # characters of llama.cpp's own words
 _AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
+_SHORT = 32  # tokens of a rehearsal
+_LOAD_PLAINLY = 0  # LLAMA_LOAD_MODE_NONE: what is not allocated cannot be mapped
 
 
 class Runtime:
     """One GGUF, loaded on the CPU."""
 
-    def __init__(self, path: str, *, threads: int = 1, vocabulary_only: bool = False) -> None:
-        """Load a file (the first shard of several). Raises ValueError where llama.cpp refuses it."""
+    def __init__(self, path: str, *, threads: int = 1, hollow: bool = False) -> None:
+        """Load a file (the first shard of several). Raises ValueError where llama.cpp refuses it.
+
+        hollow: all but the weights, of which no byte is read and no memory taken; nothing can be computed then.
+        """
         self._api = api = llamacpp.bindings()
         self._errors: list[str] = []  # what llama.cpp said was wrong
         self._listener = api.llama_log_callback(self._hear)
@@ -45,8 +51,9 @@ class Runtime:
         api.llama_backend_init()
         asked = api.llama_model_default_params()
         asked.n_gpu_layers = 0
-        asked.check_tensors = not vocabulary_only
-        asked.vocab_only = vocabulary_only
+        asked.check_tensors, asked.no_alloc = not hollow, hollow
+        if hollow:
+            asked.load_mode = _LOAD_PLAINLY
         self._model = api.llama_model_load_from_file(path.encode(), asked)
         if not self._model:
             raise self._refused("cannot load the file")
@@ -84,6 +91,10 @@ class Runtime:
         self._length, self._context = length, api.llama_init_from_model(self._model, asked)
         if not self._context:
             raise self._refused(f"cannot open a context of {length} tokens")
+
+    def rehearse(self) -> None:
+        """Lay out the computation of a short text. Raises ValueError where llama.cpp cannot."""
+        self._open(_SHORT)
 
     def logits(self, tokens: Sequence[int], *, first: int, rows: int) -> Floats:
         """float32 [rows, vocab] behind tokens `first`, `first + 1`, … of a window read from its beginning."""
@@ -192,10 +203,14 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     return answer | {"tokens": cut, "chat_template": runtime.chat_template()} | _spoken(runtime, request, cut)
 
 
-def vocabulary(request: dict[str, Any]) -> dict[str, Any]:
-    """How llama.cpp begins and ends texts: token before a text and whether it is put there, end, tokens that stop it."""
-    runtime = Runtime(request["model"], vocabulary_only=True)
-    return {**runtime.surroundings(), "ends": runtime.end_tokens()}
+def rehearse(request: dict[str, Any]) -> dict[str, Any]:
+    """Load a file whose weights are not there yet, every name and shape compared, and lay out the computation.
+
+    The answer: how llama.cpp begins and ends texts (`Runtime.surroundings`), the tokens that stop it, and those of "probe".
+    """
+    runtime = Runtime(request["model"], hollow=True)
+    runtime.rehearse()
+    return {**runtime.surroundings(), "ends": runtime.end_tokens(), "text": runtime.tokenize(request["probe"])}
 
 
 def _tokens(runtime: Runtime, probe: str, prompt: str) -> dict[str, list[int]]:
@@ -233,7 +248,7 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what native code prints is no answer
     try:
-        answer = vocabulary(request) if request.get("vocabulary") else check(request)
+        answer = rehearse(request) if request.get("rehearsal") else check(request)
     except ValueError as error:
         answer = {"error": str(error)}
     with os.fdopen(answers, "w") as out:

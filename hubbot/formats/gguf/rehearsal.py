@@ -1,4 +1,4 @@
-"""What a GGUF says of its tokenizer where hubbot knows better than the converter."""
+"""llama.cpp tries a model before it has weights, and is told of its tokenizer what hubbot knows better than the converter."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hubbot.errors import Unsupported
 from hubbot.formats.gguf.check import ask_llama_cpp
 from hubbot.formats.gguf.converter import Converted
 from hubbot.formats.gguf.recipe import hollow_file
-from hubbot.model.chat import Tokens, surroundings
+from hubbot.model.chat import Chat, Tokens, differences, settled, surroundings
 
-__all__ = ["taught", "with_templates"]
+__all__ = ["rehearsed", "taught", "with_templates"]
 
 _TEMPLATES = "tokenizer.chat_template"
 _TOKENIZER = "tokenizer.ggml."
-_known: dict[str, dict[str, Any]] = {}  # digest of a vocabulary -> what llama.cpp makes of it
+_known: dict[str, dict[str, Any]] = {}  # digest of a file's header -> what llama.cpp makes of it
 
 
 def with_templates(metadata: Mapping[str, Any], templates: Mapping[str, str]) -> dict[str, Any]:
@@ -46,13 +46,26 @@ def _keys(templates: Mapping[str, str]) -> dict[str, Any]:
     return keys
 
 
-def taught(model: Converted, source: Tokens, work: Path) -> Converted:
+def rehearsed(model: Converted, chat: Chat, names: Mapping[int, str], work: Path) -> dict[str, Any]:
+    """What llama.cpp makes of the converted model before there is a weight: see `runtime.rehearse`.
+
+    chat: the source's. names: token id -> its text. Raises Unsupported where llama.cpp cannot load such a file, or cuts
+    texts into other tokens than the source.
+    """
+    found = _asked(model, chat.probe, work)
+    heard, _ = settled(chat, replace(chat.tokens, text=tuple(found["text"])))
+    if other := differences(chat.tokens, heard, names):
+        msg = f"llama.cpp would read other texts than the model was trained on: {other[0]}. Leave the GGUF types out of --variants."
+        raise Unsupported(msg)
+    return found
+
+
+def taught(model: Converted, source: Tokens, found: Mapping[str, Any]) -> Converted:
     """The model with the keys that llama.cpp needs to begin and to end texts as the source does.
 
-    Only what it would do otherwise is written: it knows many end tokens by their names.
-    Raises Unsupported where llama.cpp cannot read the vocabulary, or cannot be told of all the end tokens.
+    found: what llama.cpp does without them. Only what it would do otherwise is written: it knows many end tokens by their
+    names. Raises Unsupported where it cannot be told of all the end tokens.
     """
-    found = _asked(model, work)
     before, after = surroundings(source)
     keys: dict[str, bool | int] = {}
     if found["begins"] != bool(before):
@@ -83,15 +96,14 @@ def _values(keys: Mapping[str, bool | int]) -> dict[str, Any]:
     }
 
 
-def _asked(model: Converted, work: Path) -> dict[str, Any]:
-    """What llama.cpp makes of the vocabulary: see `runtime.vocabulary`."""
-    told = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
-    digest = hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()
+def _asked(model: Converted, probe: str, work: Path) -> dict[str, Any]:
+    tensors = [(tensor.name, tensor.shape, tensor.kind) for tensor in model.tensors]
+    digest = hashlib.sha256(repr((model.metadata, tensors, probe)).encode("utf-8", "replace")).hexdigest()
     if digest not in _known:
-        with hollow_file(model, work / "vocabulary.gguf") as path:
-            answer = ask_llama_cpp({"model": str(path), "vocabulary": True})
+        with hollow_file(model, work / "rehearsal.gguf") as path:
+            answer = ask_llama_cpp({"model": str(path), "rehearsal": True, "probe": probe})
         if "error" in answer:
-            msg = f"llama.cpp cannot read the vocabulary that its converter wrote: {answer['error']}. Leave the GGUF types out of --variants."
+            msg = f"{answer['error']}. The file is what its own converter makes of this model, without the weights. Leave the GGUF types out of --variants."
             raise Unsupported(msg)
         _known[digest] = answer
     return _known[digest]

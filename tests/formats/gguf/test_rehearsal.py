@@ -1,12 +1,14 @@
-"""llama.cpp begins and ends texts as the source does, whatever its converter makes of the tokenizer's files."""
+"""Before a weight is read llama.cpp has loaded the model, and begins, cuts and ends texts as the source does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.check import read
-from hubbot.model.chat import differences
+from hubbot.formats.gguf.rehearsal import rehearsed
+from hubbot.model.chat import differences, settled
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from tests.formats.gguf.chain import keys_and_tensors, make, open_format
 from tests.models import make_model
@@ -87,3 +89,52 @@ def test_begin_and_end_are_put_around_a_text_as_the_sources_tokenizer_puts_them(
 def test_what_llama_cpp_knows_is_left_as_the_converter_wrote_it(folder, tmp_path):
     before, _ = _made(folder, tmp_path / "out")
     assert not {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"} & before.keys()
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_told_before_it_has_weights(folder, tmp_path):
+    model = open_format(folder, ["Q8_0"], tmp_path / "out").plan.model
+    chat = read_chat(folder, load_tokenizer(folder))
+    rehearsed(model, chat, {}, tmp_path)
+    fewer = replace(model, tensors=tuple(one for one in model.tensors if one.name != "blk.1.ffn_up.weight"))
+    with pytest.raises(Unsupported, match=r"llama\.cpp cannot load the file: .*'blk\.1\.ffn_up\.weight' not found"):
+        rehearsed(fewer, chat, {}, tmp_path)
+    taller = replace(model, tensors=tuple(_with_a_row_more(one) for one in model.tensors))
+    with pytest.raises(
+        Unsupported, match=r"llama\.cpp cannot load the file: .*'blk\.1\.ffn_up\.weight' has wrong shape"
+    ):
+        rehearsed(taller, chat, {}, tmp_path)
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def _with_a_row_more(tensor):
+    rows, *columns = tensor.shape
+    return replace(tensor, shape=(rows + 1, *columns)) if tensor.name == "blk.1.ffn_up.weight" else tensor
+
+
+def _blank(folder, scheme):
+    """Have the tokenizer put a blank before texts: always also behind special tokens, first not, never nowhere."""
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    _change(folder / "tokenizer.json", normalizer=None, pre_tokenizer=metaspace)
+
+
+def test_a_blank_behind_special_tokens_is_let_pass_for_every_reader_of_such_models_puts_it_there(folder, tmp_path):
+    _blank(folder, "first")
+    files, _ = make(folder, ["Q8_0"], tmp_path / "out", decoded=False)
+    chat = read_chat(folder, load_tokenizer(folder), "<s>### user\nHow are you?</s>\n")
+    heard = read(files["Q8_0"].paths, None, chat=chat).tokens
+    assert heard
+    assert heard.prompt != chat.tokens.prompt
+    assert settled(chat, heard) == (
+        replace(heard, text=chat.tokens.text, sequence=chat.tokens.sequence, prompt=chat.tokens.prompt),
+        True,
+    )
+    _blank(folder, "always")
+    assert settled(read_chat(folder, load_tokenizer(folder), chat.prompt), heard) == (heard, False)
+
+
+def test_a_text_that_llama_cpp_cuts_otherwise_is_refused_before_anything_is_made(folder, tmp_path):
+    _blank(folder, "never")
+    with pytest.raises(
+        Unsupported, match=r"in place 0 it has \d+ '.*', the source \d+ '.*'\. Leave the GGUF types out"
+    ):
+        open_format(folder, ["Q8_0"], tmp_path / "out")
