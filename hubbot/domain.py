@@ -227,7 +227,7 @@ class Score:
     perplexity: float
     stderr: float
     ratio: float  # perplexity / base perplexity
-    ratio_stderr: float  # its standard error, token against token
+    ratio_stderr: float  # its standard error, token against token, by windows
     kld: Divergence
     top1: float  # share of tokens whose most likely successor is the base's, 0..1
     rms_dp: float  # root mean square change of the true token's probability, 0..1

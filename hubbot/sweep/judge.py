@@ -59,7 +59,7 @@ class _Court:
             for batch in self._batches():
                 logits = self._logits("base", batch)
                 self._keep("base", batch, logits)
-                scores.add(logits.log_softmax(-1), batch.targets)
+                scores.add(logits.log_softmax(-1), batch.targets, window=batch.window)
         return scores.result()
 
     def compare(self, variants: Sequence[str], base: Perplexity) -> dict[str, Score]:
@@ -79,7 +79,7 @@ class _Court:
                     with timed(passage.progress.seconds, variant):
                         logits = self._logits(variant, batch)
                         self._keep(variant, batch, logits)
-                        scores[variant].add(reference, logits.log_softmax(-1), batch.targets)
+                        scores[variant].add(reference, logits.log_softmax(-1), batch.targets, window=batch.window)
         return {variant: found.result(base) for variant, found in scores.items()}
 
     def _batches(self) -> Iterator[_Batch]:

@@ -1,10 +1,14 @@
 """Perplexity and divergence, token by token, of every variant against the base on the same tokens.
 
 NLL_t   = -log q(x_t | x_<t)                     perplexity = exp(mean NLL)
-ratio   = exp(mean of NLL_t(q) - NLL_t(p)), whose standard error is that of the differences, token by token
+ratio   = exp(mean of NLL_t(q) - NLL_t(p)), whose standard error is that of the differences
 KL_t    = sum_v p(v) (log p(v) - log q(v))       p: base, q: variant, in nats
 top-1   = share of t with argmax p = argmax q
 dp_t    = q(x_t) - p(x_t)                        its root mean square
+
+Tokens of one window resemble each other, windows do not: a standard error of a mean m over N tokens of W windows is
+sqrt(W / (W - 1) * sum over windows of (sum over its tokens of (x_t - m))^2) / N (Liang and Zeger 1986, clusters). Of a
+single window there is none.
 """
 
 from __future__ import annotations
@@ -24,14 +28,16 @@ class BaseScores:
 
     def __init__(self) -> None:
         self._nll: list[torch.Tensor] = []
+        self._windows: list[torch.Tensor] = []
 
-    def add(self, log_probs: torch.Tensor, targets: torch.Tensor) -> None:
-        """log_probs float32 [n, vocab]; targets int64 [n]."""
+    def add(self, log_probs: torch.Tensor, targets: torch.Tensor, *, window: int) -> None:
+        """log_probs float32 [n, vocab]; targets int64 [n], all of one window."""
         self._nll.append(-_pick(log_probs, targets).cpu())
+        self._windows.append(torch.full((len(targets),), window))
 
     def result(self) -> Perplexity:
         nll = _joined(self._nll)
-        perplexity, stderr = _perplexity(nll)
+        perplexity, stderr = _perplexity(nll, torch.cat(self._windows))
         return Perplexity(perplexity=perplexity, stderr=stderr, tokens=len(nll))
 
 
@@ -44,28 +50,30 @@ class VariantScores:
         self._kl: list[torch.Tensor] = []
         self._agrees: list[torch.Tensor] = []
         self._dp: list[torch.Tensor] = []
+        self._windows: list[torch.Tensor] = []
 
-    def add(self, base: torch.Tensor, variant: torch.Tensor, targets: torch.Tensor) -> None:
-        """base and variant: log-probabilities, float32 [n, vocab]; targets int64 [n]."""
+    def add(self, base: torch.Tensor, variant: torch.Tensor, targets: torch.Tensor, *, window: int) -> None:
+        """base and variant: log-probabilities, float32 [n, vocab]; targets int64 [n], all of one window."""
         p_true, q_true = _pick(base, targets), _pick(variant, targets)
         self._nll.append(-q_true.cpu())
         self._change.append((p_true - q_true).cpu())
         self._kl.append(_divergence(base, variant).cpu())
         self._agrees.append((base.argmax(-1) == variant.argmax(-1)).cpu())
         self._dp.append((q_true.exp() - p_true.exp()).cpu())
+        self._windows.append(torch.full((len(targets),), window))
 
     def result(self, base: Perplexity) -> Score:
-        kl, dp = _joined(self._kl), _joined(self._dp)
-        perplexity, stderr = _perplexity(_joined(self._nll))
+        kl, dp, windows = _joined(self._kl), _joined(self._dp), torch.cat(self._windows)
+        perplexity, stderr = _perplexity(_joined(self._nll), windows)
         ratio = perplexity / base.perplexity
         return Score(
             perplexity=perplexity,
             stderr=stderr,
             ratio=ratio,
-            ratio_stderr=ratio * _standard_error(_joined(self._change)),
+            ratio_stderr=ratio * _standard_error(_joined(self._change), windows),
             kld=Divergence(
                 mean=kl.mean().item(),
-                stderr=_standard_error(kl),
+                stderr=_standard_error(kl, windows),
                 median=kl.median().item(),
                 p99=kl.kthvalue(max(1, math.ceil(0.99 * len(kl)))).values.item(),
                 max=kl.max().item(),
@@ -89,11 +97,16 @@ def _joined(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(pieces)).double()
 
 
-def _perplexity(nll: torch.Tensor) -> tuple[float, float]:
+def _perplexity(nll: torch.Tensor, windows: torch.Tensor) -> tuple[float, float]:
     mean = nll.mean().item()
     value = math.exp(mean) if mean < 700 else math.inf
-    return value, value * _standard_error(nll)
+    return value, value * _standard_error(nll, windows)
 
 
-def _standard_error(values: torch.Tensor) -> float:
-    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+def _standard_error(values: torch.Tensor, windows: torch.Tensor) -> float:
+    """Of the mean. values: float64 [n]; windows: int64 [n], which window each is of."""
+    numbers, of = windows.unique(return_inverse=True)
+    if len(numbers) < 2:
+        return math.nan
+    sums = torch.zeros(len(numbers), dtype=values.dtype).index_add_(0, of, values - values.mean())
+    return math.sqrt(len(numbers) / (len(numbers) - 1) * sums.square().sum().item()) / len(values)

@@ -86,6 +86,11 @@ def plain_log_probs(model: torch.nn.Module, evaluation: Windows) -> tuple[torch.
     return torch.cat(rows).double(), torch.cat(targets)
 
 
+def spread_of_windows(values: torch.Tensor) -> float:
+    """The standard error of a mean whose independent pieces are windows of one length."""
+    return values.reshape(7, LENGTH - 1).mean(1).std().item() / math.sqrt(7)
+
+
 def test_scores_equal_a_plain_computation_over_whole_models(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path, [RoundingFormat(tmp_path, {"same": None, "fine": 60, "coarse": 4})])
     evaluation = windows(2, 7)
@@ -105,7 +110,8 @@ def test_scores_equal_a_plain_computation_over_whole_models(folder: Path, tmp_pa
         dp = (variant - 0).exp().gather(1, targets[:, None]) - base.exp().gather(1, targets[:, None])
         assert score.rms_dp == pytest.approx(dp.square().mean().sqrt().item(), rel=1e-3)
         moved = (base - variant).gather(1, targets[:, None])
-        assert score.ratio_stderr == pytest.approx(score.ratio * moved.std().item() / math.sqrt(len(targets)), rel=1e-3)
+        assert score.ratio_stderr == pytest.approx(score.ratio * spread_of_windows(moved), rel=1e-3)
+        assert score.kld.stderr == pytest.approx(spread_of_windows(kl), rel=1e-3)
         assert score.ratio == pytest.approx(score.perplexity / result.base.perplexity)
     assert result.scores["coarse"].kld.mean > 10 * result.scores["fine"].kld.mean > 0
     assert result.scores["same"].kld.max == 0

@@ -1,0 +1,42 @@
+"""Standard errors of what hangs together inside of a window."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hubbot.domain import Perplexity
+from hubbot.sweep.scores import VariantScores
+
+VOCABULARY = 5
+
+
+def scores(tokens_a_window: list[int], *, alike: bool) -> VariantScores:
+    """Log-probabilities that move by one amount a window, or by one a token."""
+    found, generator = VariantScores(), torch.Generator().manual_seed(1)
+    for window, count in enumerate(tokens_a_window):
+        base = torch.randn(count, VOCABULARY, generator=generator).log_softmax(-1)
+        moved = torch.randn(1 if alike else count, VOCABULARY, generator=generator) / 10
+        targets = torch.arange(count) % VOCABULARY
+        half = count // 2  # a window arrives in pieces
+        for rows in (slice(0, half), slice(half, count)):
+            variant = (base + moved).log_softmax(-1)
+            found.add(base[rows], variant[rows], targets[rows], window=window)
+    return found
+
+
+def test_a_window_counts_once_however_many_tokens_repeat_what_it_says():
+    base = Perplexity(perplexity=5.0, stderr=0.1, tokens=1)
+    few, many = (scores([tokens] * 12, alike=True).result(base) for tokens in (40, 4000))
+    assert few.kld.stderr == pytest.approx(many.kld.stderr, rel=0.5)
+    independent = scores([4000] * 12, alike=False).result(base)
+    assert independent.kld.stderr < many.kld.stderr / 10
+
+
+def test_one_window_has_no_standard_error():
+    score = scores([40], alike=True).result(Perplexity(perplexity=5.0, stderr=0.1, tokens=40))
+    assert math.isnan(score.kld.stderr)
+    assert math.isnan(score.ratio_stderr)
+    assert math.isfinite(score.kld.mean)
