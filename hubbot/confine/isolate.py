@@ -255,9 +255,12 @@ def _crash(target: str, code: int) -> str:
             "ended. Where the files are a stranger's, they may be made so; else please report it as a defect of hubbot."
         )
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    advice = (
-        "The kernel kills the largest process when memory runs out: set budget.ram lower or free some memory."
-        if code == -signal.SIGKILL
-        else "Its own output above says where; please report it as a defect of hubbot."
-    )
+    advice = _ADVICE.get(-code, "Its own output above says where; please report it as a defect of hubbot.")
     return f"The process that runs {target} {ended} and gave no answer. {advice}"
+
+
+_ADVICE: dict[int, str] = {
+    signal.SIGKILL: "The kernel kills the largest process when memory runs out: set budget.ram lower or free some memory.",
+    signal.SIGABRT: "Libraries end so when they are refused more memory than any honest model needs here; their own words stand "
+    "above. A stranger's files may be made so; else set budget.ram higher, or report it as a defect of hubbot.",
+}

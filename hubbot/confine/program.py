@@ -93,7 +93,9 @@ def _answer(start: Start, question: bytes) -> tuple[End, bytes]:
             return End(), perform(start.target, question)
     except HubbotError as error:
         return End(error=type(error).__name__, message=str(error)), b""
-    except Exception as error:  # noqa: BLE001 -- the boundary: nothing but an answer leaves this process
+    except BaseException as error:  # the boundary: nothing but an answer leaves this process
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":  # Rust's panics are none
+            raise
         traceback.print_exc()
         message = (
             f"{start.target} failed with {type(error).__name__}: {error}. This is a defect of hubbot; please report it."

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubbot.domain import Sample
+from hubbot.model.own_tokenizer import text_of, token_ids
 
 __all__ = ["NEW_TOKENS", "PROMPTS", "compare", "continue_base", "encode_prompts", "greedy", "plainly"]
 
@@ -33,7 +34,7 @@ PROMPTS = (
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of every prompt, with the special tokens that the tokenizer puts before text."""
-    return [[int(token) for token in tokenizer(prompt)["input_ids"]] for prompt in PROMPTS]
+    return [token_ids(tokenizer, prompt, whole=True) for prompt in PROMPTS]
 
 
 def continue_base(
@@ -93,8 +94,8 @@ def compare(
     return tuple(
         Sample(
             prompt=prompt,
-            base=tokenizer.decode(left, skip_special_tokens=True),
-            variant=tokenizer.decode(right, skip_special_tokens=True),
+            base=text_of(tokenizer, left),
+            variant=text_of(tokenizer, right),
             differs_at=_first_difference(left, right),
         )
         for prompt, left, right in zip(PROMPTS, base, variant, strict=True)

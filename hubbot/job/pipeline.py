@@ -62,6 +62,7 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 _SURVEY, _EVALUATE = 1_800.0, 7 * 86_400.0  # seconds that nothing honest takes
+_READING = 2**30  # bytes: a survey of headers and a tokenizer keeps to half of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +190,9 @@ def _texts(job: Run) -> Texts:
 
 def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
     question = SurveyQuestion(source=source, settings=job.settings, work=job.work, out=job.out, elsewhere=elsewhere)
-    found = _ask(job, call, SURVEY, question, readable=[Path(source.folder)], seconds=_SURVEY)
+    found = _ask(
+        job, call, SURVEY, question, readable=[Path(source.folder)], seconds=_SURVEY, memory=_of_survey(job.settings)
+    )
     made = [name for sweep in found.plan.sweeps for name in sweep.variants]
     answered = [*made, *(failed.name for failed in found.plan.failed)]
     _refuse_others(answered, asked=names_made(job.settings.variants, answered))
@@ -280,7 +283,21 @@ def release_record(job: Run, record: Record) -> Finished:
     return Finished(record=record, receipts=tuple(receipts.values()))
 
 
-def _ask(job: Run, call: Call, stage: Stage[Q, A], question: Q, *, readable: Sequence[Path], seconds: float) -> A:
+def _of_survey(settings: Settings) -> int | None:
+    """Bytes that a survey is meant to keep to: little before anything of a stranger's was judged, but for whole pickles."""
+    return settings.budget.ram if settings.allow_pickle else min(settings.budget.ram or _READING, _READING)
+
+
+def _ask(
+    job: Run,
+    call: Call,
+    stage: Stage[Q, A],
+    question: Q,
+    *,
+    readable: Sequence[Path],
+    seconds: float,
+    memory: int | None = None,
+) -> A:
     return call(
         stage,
         question,
@@ -288,7 +305,7 @@ def _ask(job: Run, call: Call, stage: Stage[Q, A], question: Q, *, readable: Seq
         writable=[job.out],
         readable=readable,
         seconds=seconds,
-        memory=job.settings.budget.ram,
+        memory=memory or job.settings.budget.ram,
     ).value
 
 

@@ -9,6 +9,7 @@ from hubbot.errors import HubbotError, SourceRefused
 
 __all__ = ["foreign", "said"]
 
+_RUST = "pyo3_runtime"  # its PanicException is no Exception
 _LONGEST = 300  # characters of a library's own words
 
 
@@ -23,7 +24,9 @@ def foreign(library: str, does: str, *, then: str, kind: type[HubbotError] = Sou
         yield
     except (HubbotError, MemoryError):  # what ran out is told elsewhere
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != _RUST:  # a signal, an exit
+            raise
         msg = f"{library} cannot {does}: {said(error)}. {then}"
         raise kind(msg) from error
 

@@ -13,7 +13,7 @@ from hubbot.model.chat import Chat, Tokens, end_tokens
 from hubbot.model.digests import PROBE
 from hubbot.model.foreign import foreign
 
-__all__ = ["load_tokenizer", "names_of", "read_chat", "tokens_of"]
+__all__ = ["load_tokenizer", "names_of", "read_chat", "text_of", "token_ids", "tokens_of"]
 
 _MARKS = 16  # special tokens in the probe text
 
@@ -30,6 +30,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     tokenizer.model_max_length = 2**62  # texts are cut into windows here; no warning about their length
     return tokenizer
+
+
+_ODD = "Its tokenizer.json is damaged, or made to end whoever reads it; ask the author for another."
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, whole: bool) -> list[int]:
+    """A text's tokens. whole: with those that the tokenizer puts around a text. Raises Unsupported where it fails."""
+    with foreign("The model's tokenizer", "cut a text into tokens", then=_ODD, kind=Unsupported):
+        return [int(token) for token in tokenizer(text, add_special_tokens=whole)["input_ids"]]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """What tokens say, special ones left out. Raises Unsupported where the tokenizer fails."""
+    with foreign("The model's tokenizer", "write tokens as text", then=_ODD, kind=Unsupported):
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def read_chat(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> Chat:
@@ -59,7 +74,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, probe: str, prompt: str, ends:
     """What a tokenizer of transformers makes of a chat's texts."""
 
     def cut(text: str, *, whole: bool = False) -> tuple[int, ...]:
-        return tuple(int(token) for token in tokenizer(text, add_special_tokens=whole)["input_ids"])
+        return tuple(token_ids(tokenizer, text, whole=whole))
 
     return Tokens(
         text=cut(probe), sequence=cut(probe, whole=True), prompt=cut(prompt) if prompt else (), ends=tuple(ends)

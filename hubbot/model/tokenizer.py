@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hubbot.errors import SourceRefused, UnsafeSource
+from hubbot.model.normalizer import check_growth
 from hubbot.model.strict_json import read_bytes, read_object
 
 __all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_templates", "read_tokenizer_json"]
@@ -106,6 +107,8 @@ def _check_content(name: str, found: Mapping[str, Any], files: Mapping[str, Path
     if name == "tokenizer.json" and not isinstance(found.get("model"), dict):
         msg = "tokenizer.json has no `model` object, so it is no file of the tokenizers library."
         raise UnsafeSource(msg)
+    if name == "tokenizer.json":
+        check_growth(found)
     if (
         name == "tokenizer_config.json"
         and found.get("auto_map")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from hubbot.errors import BadText, Unsupported
+from hubbot.model.own_tokenizer import token_ids
 
 __all__ = ["Windows", "calibration_windows", "evaluation_windows", "overlap"]
 
@@ -124,7 +125,7 @@ def _documents(text: Path) -> Iterator[str]:
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase, vocab: int) -> NDArray[np.int64]:
-    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    ids = np.asarray(token_ids(tokenizer, text, whole=False), dtype=np.int64)
     if len(ids) and ids.max() >= vocab:
         msg = (
             f"The tokenizer produced token {ids.max()}, but the model's embedding has only {vocab} rows. "
@@ -136,7 +137,7 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase, vocab: int) -> NDArra
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """The beginning-of-sequence token, where the tokenizer puts one before text; else nothing."""
-    ids = tokenizer("a")["input_ids"]
+    ids = token_ids(tokenizer, "a", whole=True)
     bos = tokenizer.bos_token_id
     return np.array([bos] if bos is not None and ids and ids[0] == bos else [], dtype=np.int64)
 

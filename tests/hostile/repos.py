@@ -624,6 +624,27 @@ def a_chat_template_that_is_binary(folder):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xff")
 
 
+@bad(UnsafeSource, "may make over 1,024 characters of one")
+def a_normalizer_that_doubles_forty_times(folder):
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    _normalizer(folder, {"type": "Sequence", "normalizers": [step] * 40})
+
+
+@bad(UnsafeSource, "may make over 1,024 characters of one")
+def a_normalizer_that_prepends_a_book(folder):
+    _normalizer(folder, {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 2_000}]})
+
+
+@bad(UnsafeSource, "may make over 1,024 characters of one")
+def a_normalizer_of_sequences_in_sequences(folder):
+    step = {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "aaaaaaa"}
+    _normalizer(folder, {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [step, step]}] * 2})
+
+
+def _normalizer(folder, found):
+    model.write_json(folder / "tokenizer.json", model.TOKENIZER | {"normalizer": found})
+
+
 # --- README.md -----------------------------------------------------------------------------------------
 
 
