@@ -15,10 +15,10 @@ VOCABULARY = 5
 
 def scores(tokens_a_window: list[int], *, alike: bool) -> VariantScores:
     """Log-probabilities that move by one amount a window, or by one a token."""
-    found, generator = VariantScores(), torch.Generator().manual_seed(1)
+    found, generator, shifts = VariantScores(), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     for window, count in enumerate(tokens_a_window):
         base = torch.randn(count, VOCABULARY, generator=generator).log_softmax(-1)
-        moved = torch.randn(1 if alike else count, VOCABULARY, generator=generator) / 10
+        moved = torch.randn(1 if alike else count, VOCABULARY, generator=shifts) / 10
         targets = torch.arange(count) % VOCABULARY
         half = count // 2  # a window arrives in pieces
         for rows in (slice(0, half), slice(half, count)):
