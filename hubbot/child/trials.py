@@ -23,7 +23,7 @@ from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
 from hubbot.domain import Trial, VariantRecord
 from hubbot.formats import FAMILIES
-from hubbot.runtimes.layouts import Layout, layouts_of_run
+from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
 
 __all__ = ["TOLERANCE", "try_as_users"]
@@ -50,7 +50,7 @@ class _Text:
 def try_as_users(
     question: CheckQuestion, checked: Mapping[str, Checked], *, chat: bool, device: str
 ) -> dict[str, list[Trial]]:
-    """Variant -> what came of it in each runtime; nothing for one that the load check could not even load.
+    """Variant -> what came of it in each runtime; nothing for one that the load check could not load, or that no row is about.
 
     chat: whether the model has a chat template that renders. device: `cpu` or `cuda:N`.
     """
@@ -59,7 +59,10 @@ def try_as_users(
     folders = {
         variant.name: _folder(question.out, variant)
         for variant in question.variants
-        if FAMILIES[variant.family].ABOUT.folder and (found := checked[variant.name].load_check) and found.loaded
+        if FAMILIES[variant.family].ABOUT.folder
+        and layouts_of(variant.name)
+        and (found := checked[variant.name].load_check)
+        and found.loaded
     }
     texts = {name: _text(question.references.get(name)) for name in folders}
     trials: dict[str, list[Trial]] = {name: [] for name in checked}
