@@ -178,6 +178,13 @@ UNLIKE: dict[str, Family] = {
             bytes_vocabulary=True,
         ),
         Family(
+            name="gpt2",
+            config="GPT2Config",
+            values={"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": CONTEXT},
+            tied=(True,),
+            bytes_vocabulary=True,
+        ),
+        Family(
             name="bloom",
             config="BloomConfig",
             values={"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4},

@@ -94,7 +94,7 @@ def read_artefact(path: Path, base: ModelFacts, name: str | None = None) -> Arte
 def _tensors(path: Path, base: ModelFacts) -> Mapping[str, Encoded]:
     for family in FAMILIES.values():
         if (found := family.artefact(path, base)) is not None:
-            return found
+            return _as_stored(found, base) if family.ABOUT.folder else found
     if not path.is_dir():
         msg = f"{path} is neither a .gguf file nor a folder with a checkpoint. Name one of these."
         raise SourceRefused(msg)
@@ -104,6 +104,20 @@ def _tensors(path: Path, base: ModelFacts) -> Mapping[str, Encoded]:
         raise Unsupported(msg)
     checkpoint = Checkpoint.of(path)
     return {name: Plain(checkpoint, name) for name in checkpoint.files}
+
+
+def _as_stored(tensors: Mapping[str, Encoded], base: ModelFacts) -> dict[str, Encoded]:
+    """A folder's weights are [out, in], also of layers that the base stores the other way round."""
+    from hubbot.formats.linears import find_linears
+
+    try:
+        linears = find_linears(base).by_name
+    except Unsupported:  # no layers that such a folder could hold quantized
+        return dict(tensors)
+    return {
+        name: linears[name].as_stored(tensor) if name in linears and not isinstance(tensor, Plain) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hubbot.errors import Unsupported
+from hubbot.formats.protocol import Encoded
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.empty import build_model, decoder_blocks
 from hubbot.model.finite import Large
@@ -31,6 +34,24 @@ class Linear:
     out_features: int
     in_features: int
     expert: bool = False  # one of several, of which the router picks some for a token
+    transposed: bool = False  # the checkpoint stores the weight [in, out], as GPT-2's does
+    own_class: bool = False  # of a class of the architecture's own, such as FalconLinear
+
+    def upright(self, weight: torch.Tensor) -> torch.Tensor:
+        """The checkpoint's weight as [out, in]."""
+        return weight.t().contiguous() if self.transposed else weight
+
+    def as_stored(self, encoded: Encoded) -> Encoded:
+        """An encoded [out, in], decoding to the checkpoint's shape."""
+        return _Turned(encoded) if self.transposed else encoded
+
+
+@dataclass(frozen=True, slots=True)
+class _Turned:
+    inner: Encoded
+
+    def decode(self) -> torch.Tensor:
+        return self.inner.decode().t().contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +78,7 @@ def find_linears(facts: ModelFacts) -> Linears:
     """The linear layers of a snapshot; a header-only one will do.
 
     Raises Unsupported for an architecture that transformers does not know, and where the blocks keep
-    weights in other forms than nn.Linear and experts (transposed Conv1D).
+    weights in other forms than nn.Linear, its transposed twin Conv1D, and experts.
     """
     model = build_model(facts.folder)
     checkpoint = map_checkpoint(model, facts.tensors)
@@ -68,11 +89,11 @@ def find_linears(facts: ModelFacts) -> Linears:
     blocks, outside = [], []
     head = head_path = None
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear | Conv1D):
             continue
         name = sources.get(f"{path}.weight")
         if module is head_module:
-            head = Linear(name, path, *module.weight.shape) if name and not facts.tied else None
+            head = _linear(name, path, module) if name and not facts.tied else None
             head_path = path
         elif id(module) not in in_blocks:
             outside.append(path)
@@ -80,7 +101,7 @@ def find_linears(facts: ModelFacts) -> Linears:
             msg = f"No tensor of the checkpoint fills {path}. A complete checkpoint is needed: check its shards."
             raise Unsupported(msg)
         else:
-            blocks.append(Linear(name, path, *module.weight.shape))
+            blocks.append(_linear(name, path, module))
     experts, stacked = _experts(model, stack, checkpoint, facts)
     if not blocks and not experts:
         msg = (
@@ -89,6 +110,12 @@ def find_linears(facts: ModelFacts) -> Linears:
         )
         raise Unsupported(msg)
     return Linears((*blocks, *experts), head, head_path, tuple(outside), tuple(stacked))
+
+
+def _linear(name: str, path: str, module: nn.Linear | Conv1D) -> Linear:
+    if isinstance(module, Conv1D):
+        return Linear(name, path, module.nf, module.nx, transposed=True)
+    return Linear(name, path, module.out_features, module.in_features, own_class=type(module) is not nn.Linear)
 
 
 def _in_blocks(facts: ModelFacts, checkpoint: CheckpointMap) -> list[str]:

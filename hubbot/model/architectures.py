@@ -19,8 +19,12 @@ __all__ = ["known_to_llama_cpp", "known_to_transformers"]
 
 
 def known_to_transformers(architecture: str) -> bool:
-    """Whether AutoModelForCausalLM builds this class, by its name in config.json."""
-    return architecture in _transformers()
+    """Whether AutoModelForCausalLM builds this class, by its name in config.json.
+
+    Capitals do not count: the Hub has MPTForCausalLM and PhiMoEForCausalLM where transformers has MptForCausalLM and
+    PhimoeForCausalLM, and finds them by `model_type`.
+    """
+    return architecture.lower() in {name.lower() for name in _transformers()}
 
 
 def known_to_llama_cpp(architecture: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hubbot.errors import Unsupported
 from hubbot.kernels.products import allow_tf32
@@ -84,12 +85,12 @@ class BlockModel:
     def vocab_size(self) -> int:
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def linear_weights(self, part: Part) -> dict[str, nn.Linear]:
+    def linear_weights(self, part: Part) -> dict[str, nn.Module]:
         """Checkpoint name -> module, of every linear layer whose weight belongs to the part."""
         found = {}
         for name in part.tensors:
             for module, attribute in self._places.get(self._map.alone.get(name, ""), ()):
-                if isinstance(module, nn.Linear) and attribute == "weight":
+                if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
                     found[name] = module
         return found
 

@@ -21,7 +21,7 @@ class StatisticsCollector:
     linears: checkpoint name of the weight -> layer.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Linear], needs: Needs) -> None:
+    def __init__(self, linears: Mapping[str, nn.Module], needs: Needs) -> None:
         self._linears = linears
         self._hessian = needs is Needs.HESSIAN
         self._leader: dict[str, str] = {}  # name -> the name whose sums it shares
@@ -57,7 +57,7 @@ class StatisticsCollector:
 
     def _hook(self, name: str) -> Any:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._see(name, positional[0] if positional else named["input"])
+            self._see(name, positional[0] if positional else next(iter(named.values())))
 
         return hook
 

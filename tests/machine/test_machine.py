@@ -61,6 +61,7 @@ def test_the_table_of_architectures_is_the_one_that_transformers_uses():
     assert len(names) > 100
     assert all(known_to_transformers(name) for name in names)
     assert not known_to_transformers("BertForMaskedLM")
+    assert all(map(known_to_transformers, ["MPTForCausalLM", "PhiMoEForCausalLM"]))  # the Hub's capitals
 
 
 def test_the_dense_families_are_known_to_both():

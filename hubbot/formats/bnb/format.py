@@ -169,14 +169,15 @@ class BnbFormat:
         weights: Mapping[str, torch.Tensor],
         statistics: Mapping[str, InputStatistics],  # noqa: ARG002 - the protocol's
     ) -> Mapping[str, Mapping[str, Encoded]]:
-        encoded: dict[str, dict[str, PackedTensor | Int8Tensor]] = {variant.name: {} for variant in self.variants}
+        encoded: dict[str, dict[str, Encoded]] = {variant.name: {} for variant in self.variants}
         stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self.variants}
         for name in part.tensors:
             weight = weights[name]
             for variant in self.variants:
                 if name in self._linears:
-                    tensor = _encode(weight, variant, self._settings)
-                    encoded[variant.name][name] = tensor
+                    linear = self._linears[name]
+                    tensor = _encode(linear.upright(weight), variant, self._settings)
+                    encoded[variant.name][name] = linear.as_stored(tensor)
                     stored[variant.name] |= tensor.named(name)
                 else:
                     stored[variant.name][name] = weight

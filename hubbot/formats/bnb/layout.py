@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hubbot.domain import Bnb, Source
@@ -40,8 +41,19 @@ def costs(variants: Sequence[Bnb], facts: ModelFacts, source: Source, settings: 
 
 
 def quantized_linears(facts: ModelFacts) -> Linears:
-    """Raises Unsupported for a mixture of experts: bitsandbytes and transformers quantize plain linear layers alone."""
-    found = find_linears(facts)
+    """Those that transformers has bitsandbytes compute: no experts and no classes of the architecture's own.
+
+    Raises Unsupported for a mixture of experts, and where nothing is left.
+    """
+    everything = find_linears(facts)
+    own = [linear for linear in everything.blocks if linear.own_class]
+    found = replace(everything, blocks=tuple(linear for linear in everything.blocks if not linear.own_class))
+    if own and not found.blocks:
+        msg = (
+            f"{own[0].module} and all other layers of {facts.architecture}'s blocks are of a class of its own, and transformers "
+            "has bitsandbytes compute plain linear layers alone. Leave bitsandbytes variants out for this model."
+        )
+        raise Unsupported(msg)
     experts = [linear.name for linear in found.blocks if linear.expert] or list(found.stacked)
     if not experts:
         return found
@@ -60,11 +72,11 @@ def _specs(
     info = facts.tensors[name]
     if name not in linears:
         return [TensorSpec(name, info.dtype, info.shape)]
-    rows, columns = info.shape
+    rows, columns = linears[name].out_features, linears[name].in_features
     module = name.removesuffix(".weight")
     if variant.kind == "int8":
         return [
-            TensorSpec(name, "I8", info.shape),
+            TensorSpec(name, "I8", (rows, columns)),
             TensorSpec(f"{module}.SCB", "F32", (rows,)),
             TensorSpec(f"{module}.weight_format", "U8", ()),
         ]

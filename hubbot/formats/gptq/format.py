@@ -41,8 +41,8 @@ class Container:
 
     named: tensor, name of the weight, the source's type -> checkpoint name -> tensor. specs: the same of a layer
     that is not solved yet. config: layout, settings, which layers are rounded -> `quantization_config`.
-    apart: name of a file that holds the configuration too. head: whether the output head may be quantized. experts:
-    whether a reader was seen to take experts in it.
+    apart: name of a file that holds the configuration too. head: whether the output head may be quantized. plain: whether
+    its readers take nn.Linear alone, neither experts nor transposed layers.
     """
 
     family: Family
@@ -51,7 +51,7 @@ class Container:
     config: Callable[[Gptq, GptqSettings, Choice], dict[str, Any]]
     apart: str | None = None
     head: bool = False
-    experts: bool = False
+    plain: bool = True
 
 
 GPTQ = Container(
@@ -63,7 +63,7 @@ GPTQ = Container(
     ),
     apart="quantize_config.json",
     head=True,
-    experts=True,
+    plain=False,
 )
 
 
@@ -109,8 +109,10 @@ def _layers(facts: ModelFacts, settings: GptqSettings, container: Container) -> 
             "matrix for each. Leave GPTQ variants out for this model."
         )
         raise Unsupported(msg)
-    if not container.experts and any(linear.expert for linear in linears.blocks):
-        msg = f"No reader was seen to take experts in {container.family}. Leave its variants out for this model."
+    odd = next((linear for linear in linears.blocks if linear.expert or linear.transposed), None)
+    if odd and container.plain:
+        kind = "experts" if odd.expert else "transposed layers (Conv1D)"
+        msg = f"No reader was seen to take {kind} such as {odd.name} in {container.family}. Leave its variants out for this model."
         raise Unsupported(msg)
     if not (settings.lm_head and container.head):
         return linears, None
@@ -176,7 +178,7 @@ class GptqFormat:
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
     ) -> Mapping[str, Mapping[str, Encoded]]:
-        encoded: dict[str, dict[str, GptqTensor]] = {variant.name: {} for variant in self.variants}
+        encoded: dict[str, dict[str, Encoded]] = {variant.name: {} for variant in self.variants}
         stored: dict[str, dict[str, torch.Tensor]] = {variant.name: {} for variant in self.variants}
         notes: dict[str, list[str]] = {variant.name: [] for variant in self.variants}
         errors: dict[str, dict[str, float]] = {variant.name: {} for variant in self.variants}
@@ -187,12 +189,13 @@ class GptqFormat:
         known = {**statistics, **even_statistics(seldom, like=statistics)}
         for names in _sharing_inputs(here, known):
             solver = _Solver(_hessian(names[0], known), self._damping)
-            for together in _solved_together(names, weights):
+            upright = {name: self._rounded[name].upright(weights[name]) for name in names}
+            for together in _solved_together(upright):
                 for variant in self.variants:
                     rounded = self._choices[variant.name].rounded
                     fitting = {name: weight for name, weight in together.items() if name in rounded}
                     for name, solved in solver.solved(fitting, variant.layout).items():
-                        encoded[variant.name][name] = solved.tensor
+                        encoded[variant.name][name] = rounded[name].as_stored(solved.tensor)
                         stored[variant.name] |= self._container.named(solved.tensor, name, weights[name].dtype)
                         errors[variant.name][name] = solved.error
                         if solved.damping != self._damping:
@@ -237,13 +240,13 @@ def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputSta
     return together
 
 
-def _solved_together(names: Sequence[str], weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+def _solved_together(weights: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
     """Layers with the same inputs: on a card all at once, on a CPU one by one, for there it saves no time and takes memory."""
-    if all(weights[name].is_cuda for name in names):
-        yield {name: weights[name] for name in names}
+    if all(weight.is_cuda for weight in weights.values()):
+        yield weights
         return
-    for name in names:
-        yield {name: weights[name]}
+    for name, weight in weights.items():
+        yield {name: weight}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""GPTQ folders read by transformers with GPTQModel's kernels, or by GPTQModel alone: a quantized head, and experts."""
+"""GPTQ folders read by transformers with GPTQModel's kernels, or by GPTQModel alone: a quantized head, experts, odd layers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from hubbot.environment import PROCESS
 from hubbot.errors import SourceRefused
 from hubbot.formats.check import Reader, from_pretrained, main
 from hubbot.formats.stored import Checkpoint, quantization_of
+from hubbot.model.config import read_values
 
 __all__ = ["reader_of"]
+
+# Types whose layers transformers 5.23 fails to make ready for codes (GPT-2's Conv1D) or passes over (FalconLinear).
+_BY_GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "falcon"})
 
 PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for more than two cores have unless told
 
 
 def reader_of(folder: Path) -> Reader:
     quantization = quantization_of(folder)
-    if quantization.get("lm_head") or _holds_experts(folder):
+    model_type = read_values(folder / "config.json").get("model_type")
+    if quantization.get("lm_head") or model_type in _BY_GPTQMODEL_ALONE or _holds_experts(folder):
         return Reader(kernels="gptqmodel", alone=True, load=_by_gptqmodel)
     return Reader(kernels="gptqmodel", load=partial(_by_transformers, quantization))
 
