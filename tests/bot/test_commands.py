@@ -326,7 +326,7 @@ def test_no_token_is_shown_by_a_real_watch_that_runs_a_job(place, hub):
     seen, children = b"", 0
     while child.poll() is None:
         lines = _command_lines(child.pid)
-        children += b"hubbot.confine.isolate" in lines
+        children += b"hubbot.confine.program" in lines
         seen += lines
         time.sleep(0.05)
     said = child.stdout.read()

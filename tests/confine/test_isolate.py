@@ -372,6 +372,7 @@ def _free(lock):
 def test_the_child_and_what_it_started_end_with_its_parent(tmp_path, number):
     lock = tmp_path / "work" / "lock"
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's job may ignore it
         "import sys; from pathlib import Path; from typing import Any;"
         "from hubbot.confine.isolate import call; from hubbot.confine.stage import Stage;"
         f"call(Stage(target='inside:linger', question=Any, answer=Any), {{'lock': {str(lock)!r}}}, work=Path({str(tmp_path / 'work')!r}))"
