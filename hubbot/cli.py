@@ -174,6 +174,7 @@ def publish(
 @takes("out", "variants", "device")
 def demo(flags: Flags, caller: typer.Context, config: Config = None) -> None:
     """Train a small language model on this machine's own text and run the main job on it."""
+    PROCESS.setdefault("OMP_WAIT_POLICY", "passive")  # as for the children; torch reads it when it is imported
     from hubbot.demo.train import demo_model, demo_settings
 
     with log.stage("train the demo model"):

@@ -25,6 +25,10 @@ _NAMES = frozenset(
 _BEGINNINGS = tuple("LC_ CUDA_ NVIDIA_ ROCR_ HIP_ OMP_ MKL_ OPENBLAS_ TORCH_ PYTORCH_ TRITON_ GGML_ GPTQMODEL_".split())
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
 
+# Threads that wait for work sleep: where others want the cores too, spinning takes many times what the work does
+# (docs/benchmarks.md). The environment's own word goes first.
+_WAITING = {"OMP_WAIT_POLICY": "passive"}
+
 # What a process that speaks to the Hub needs besides; beginnings, in capitals.
 NETWORK = tuple(
     "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE HF_HUB_ HF_XET_".split()
@@ -59,7 +63,7 @@ def confined(environ: Mapping[str, str], home: Path) -> dict[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
-    return allowed(environ) | own | _llama_cpp()
+    return _WAITING | allowed(environ) | own | _llama_cpp()
 
 
 def _llama_cpp() -> dict[str, str]:

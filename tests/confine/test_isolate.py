@@ -79,6 +79,11 @@ def test_the_environment_is_an_allow_list():
     assert "UNHEARD_OF" not in kept
 
 
+def test_threads_wait_passively_unless_the_environment_says_otherwise():
+    assert confined({}, home=Path("/w"))["OMP_WAIT_POLICY"] == "passive"
+    assert confined({"OMP_WAIT_POLICY": "active"}, home=Path("/w"))["OMP_WAIT_POLICY"] == "active"
+
+
 def test_the_childs_home_and_caches_lie_in_the_work_folder(inside, tmp_path):
     variables = dict(line.split("=", 1) for line in inside("environment").value.split("\0") if line)
     for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME"):
