@@ -29,7 +29,7 @@ from hubbot.release.repos import Repo, kind_of, plan_repos
 from hubbot.runtimes.table import runs_in
 from hubbot.settings import PublishSettings
 
-__all__ = ["CARDS", "PICTURE", "check_files", "picture", "render_card", "write_cards"]
+__all__ = ["CARDS", "PICTURE", "check_files", "known", "picture", "quality_points", "render_card", "write_cards"]
 
 CARDS = "cards"  # folder below the output folder
 PICTURE = "hubbot-quality.svg"
@@ -80,7 +80,7 @@ def quality_points(record: Record, recommended: VariantRecord | None) -> list[Po
             family=variant.family,
             size=sum(file.size for file in variant.files),
             value=variant.score.kld.mean,
-            error=_known(variant.score.kld.stderr),
+            error=known(variant.score.kld.stderr),
             refused=variant.status is Status.REFUSED,
             recommended=recommended is not None and variant.name == recommended.name,
         )
@@ -89,8 +89,8 @@ def quality_points(record: Record, recommended: VariantRecord | None) -> list[Po
     ]
 
 
-def _known(error: float) -> float:
-    return error if math.isfinite(error) else 0.0
+def known(error: float) -> float | None:
+    return error if math.isfinite(error) else None
 
 
 def check_files(record: Record, out: Path) -> None:

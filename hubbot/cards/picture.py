@@ -64,7 +64,12 @@ class Point:
     family: Family
     size: int  # bytes
     value: float  # what the vertical axis shows
-    error: float = 0.0  # its standard error; 0 where it is not known
+    error: float | None = None  # its standard error, where it is known
+
+    @property
+    def bar(self) -> float:
+        return self.error or 0.0
+
     refused: bool = False
     recommended: bool = False
 
@@ -124,7 +129,7 @@ def draw(
 def _axes(points: Sequence[Point], frame: Frame) -> tuple[Axis, Axis]:
     sizes = [float(point.size) for point in points]
     across = axis_of(sizes, [0.0] * len(sizes), frame.left, frame.right)
-    return across, axis_of([p.value for p in points], [p.error for p in points], frame.bottom, frame.top)
+    return across, axis_of([p.value for p in points], [p.bar for p in points], frame.bottom, frame.top)
 
 
 def _laid_out(
@@ -169,7 +174,7 @@ def _round_size(count: float) -> str:
 def _bars(points: Sequence[Point], spots: Sequence[tuple[float, float]], up: Axis) -> list[str]:
     """One standard error up and down, where it can be seen beside the mark."""
     bars = [
-        (x, up(point.value + point.error), up(point.value - point.error))
+        (x, up(point.value + point.bar), up(point.value - point.bar))
         for point, (x, _) in zip(points, spots, strict=True)
     ]
     return [f'<path class="bar" d="M{x:.1f} {top:.1f}V{foot:.1f}"/>' for x, top, foot in bars if foot - top > 12]
@@ -224,7 +229,9 @@ def _front(points: Sequence[Point], spots: Sequence[tuple[float, float]]) -> lis
 
 
 def surely_below(one: Point, other: Point) -> bool:
-    """Whether the difference is more than twice its standard error."""
+    """Whether the difference is more than twice its standard error; never where that is not known."""
+    if one.error is None or other.error is None:
+        return False
     return other.value - one.value > 2 * math.hypot(one.error, other.error)
 
 

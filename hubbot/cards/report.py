@@ -19,7 +19,7 @@ from typing import Any
 from markupsafe import Markup
 
 from hubbot.cards import figures
-from hubbot.cards.card import quality_points
+from hubbot.cards.card import known, quality_points
 from hubbot.cards.escape import clean, line, repo_id
 from hubbot.cards.heat import LEVELS, heat_map, heat_style
 from hubbot.cards.labels import NARROW, WIDE
@@ -194,7 +194,7 @@ def _plots(record: Record, best: VariantRecord | None) -> list[dict[str, Any]]:
     divergence = quality_points(record, best)
     scores = {variant.name: variant.score for variant in record.variants}
     moved = [
-        replace(point, value=score.ratio - 1, error=score.ratio_stderr if math.isfinite(score.ratio_stderr) else 0.0)
+        replace(point, value=score.ratio - 1, error=known(score.ratio_stderr))
         for point in divergence
         if (score := scores[point.label]) is not None
     ]

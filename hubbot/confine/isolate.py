@@ -262,5 +262,5 @@ def _crash(target: str, code: int) -> str:
 _ADVICE: dict[int, str] = {
     signal.SIGKILL: "The kernel kills the largest process when memory runs out: set budget.ram lower or free some memory.",
     signal.SIGABRT: "Libraries end so when they are refused more memory than any honest model needs here; their own words stand "
-    "above. A stranger's files may be made so; else set budget.ram higher, or report it as a defect of hubbot.",
+    "above. A stranger's files may be made so; else please report it as a defect of hubbot.",
 }

@@ -127,7 +127,7 @@ def test_the_recommended_variant_is_marked_and_used_in_the_commands() -> None:
     assert text.count("★ |") == 1
     assert f"llama-server -hf test-press/Testling-1B-GGUF:{best}" in text
     assert f"ollama run hf.co/test-press/Testling-1B-GGUF:{best}" in text
-    assert "lms get https://huggingface.co/test-press/Testling-1B-GGUF" in text
+    assert f"lms get https://huggingface.co/test-press/Testling-1B-GGUF@{best}" in text
 
 
 def test_other_gptq_variants_are_found_by_their_revision() -> None:

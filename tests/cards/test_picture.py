@@ -48,7 +48,7 @@ def test_wide_labels_are_all_there() -> None:
     assert {point.label for point in points() if math.isfinite(point.value)} <= set(shown)
 
 
-def measured(label: str, size: int, value: float, error: float = 0.0) -> Point:
+def measured(label: str, size: int, value: float, error: float | None = None) -> Point:
     return Point(label=label, family=Family.GGUF, size=size, value=value, error=error)
 
 
@@ -67,12 +67,13 @@ def test_a_fall_of_the_perplexity_stands_below_the_line_of_zero_and_apart_from_a
 
 
 def test_the_dotted_line_does_not_go_on_for_what_the_errors_explain() -> None:
-    def front(error: float) -> int:
+    def front(error: float | None) -> int:
         made = [measured("small", 10**9, 0.010, error), measured("large", 2 * 10**9, 0.009, error)]
         return draw(made, title="t").count('class="front"')
 
     assert front(0.0001) == 1
     assert front(0.001) == 0
+    assert front(None) == 0
 
 
 @pytest.mark.parametrize("frame", [WIDE, NARROW])
