@@ -14,6 +14,7 @@ __all__ = [
     "PROCESS",
     "compiler",
     "github_identity",
+    "github_run",
     "github_token",
     "hub_endpoint",
     "hub_token",
@@ -37,7 +38,7 @@ def hub_endpoint(environ: Mapping[str, str] = PROCESS) -> str | None:
 
 
 def github_token(environ: Mapping[str, str] = PROCESS) -> str | None:
-    """GITHUB_TOKEN: what `hubbot serve` dispatches to a repository with."""
+    """GITHUB_TOKEN: what `hubbot serve` dispatches to a repository with, and `hubbot request` answers issues."""
     return environ.get("GITHUB_TOKEN", "").strip() or None
 
 
@@ -45,6 +46,13 @@ def github_identity(environ: Mapping[str, str] = PROCESS) -> tuple[str, str] | N
     """Where a GitHub job asks who it is, and with what token: ACTIONS_ID_TOKEN_REQUEST_URL and …_TOKEN."""
     url, token = (environ.get(f"ACTIONS_ID_TOKEN_REQUEST_{name}", "") for name in ("URL", "TOKEN"))
     return (url, token) if url and token else None
+
+
+def github_run(environ: Mapping[str, str] = PROCESS) -> Mapping[str, str]:
+    """Of a job of GitHub's: its repository, where the API and the pages are, and the number of its run; empty: not said."""
+    return {
+        name: environ.get(f"GITHUB_{name}", "").strip() for name in ("REPOSITORY", "API_URL", "SERVER_URL", "RUN_ID")
+    }
 
 
 def in_github_actions(environ: Mapping[str, str] = PROCESS) -> bool:

@@ -12,7 +12,6 @@ from hubbot import log
 from hubbot.action.inputs import Inputs
 from hubbot.action.outcome import Outcome, SomeRefused
 from hubbot.action.parts import joined, keep_receipts, kept_receipts, lay_out, read_parts, tidy
-from hubbot.cards.escape import code, inline
 from hubbot.cards.summary import reasons, step_summary
 from hubbot.formats.names import names_made
 from hubbot.hub.client import Hub, hub_of_environment
@@ -21,10 +20,9 @@ from hubbot.hub.publish.after_merge import finish_merged
 from hubbot.hub.publish.repo_release import Receipt
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Finished, Run
-from hubbot.planning.plan import NO_LIMIT, Plan, matrix, require
-from hubbot.planning.plan_view import as_table
+from hubbot.planning.plan import matrix, require
+from hubbot.planning.plan_view import as_markdown, as_table
 from hubbot.record.file import FILE_NAME, read_record
-from hubbot.settings.sections import format_size
 
 __all__ = ["hub_of", "work"]
 
@@ -62,7 +60,7 @@ def _planned(job: Run, *, elsewhere: bool) -> Outcome:
     found = pipeline.plan(job, elsewhere=elsewhere)
     Console().print(as_table(found))
     require(found)
-    return Outcome(matrix=matrix(found), summary=plan_summary(found))
+    return Outcome(matrix=matrix(found), summary=as_markdown(found))
 
 
 def _made(job: Run) -> Outcome:
@@ -114,41 +112,3 @@ def _judged(finished: Finished, path: Path) -> Outcome:
         msg = f"{len(bad)} of {len(record.variants)} variants did not pass: {', '.join(bad)}. Their reasons stand in hubbot.json and in the step's summary."
         raise SomeRefused(msg, outcome)
     return outcome
-
-
-def plan_summary(found: Plan) -> str:
-    """A plan as Markdown for the step's summary."""
-    rows = [
-        f"| {code(one.name)} | {format_size(one.file_bytes)} | {one.bits_per_weight:.2f} |" for one in found.variants
-    ]
-    needs = [
-        f"| {name} | {format_size(needed)} | {_may_be_used(there)} |"
-        for name, needed, there in (
-            ("disk", found.need.disk, found.budget.disk),
-            ("RAM", found.need.ram, found.budget.ram),
-            ("VRAM", found.need.vram, found.budget.vram),
-        )
-        if needed
-    ]
-    notes = [f"- {inline(note)}" for note in found.notes]
-    return "\n".join(
-        [
-            f"## Plan for {inline(found.model)}",
-            "",
-            "| variant | size | bits per weight |",
-            "| --- | ---: | ---: |",
-            *rows,
-            "",
-            f"{len(found.sweeps)} jobs, each one walk over the model. Peak:",
-            "",
-            "| | needed | may be used |",
-            "| --- | ---: | ---: |",
-            *needs,
-            "",
-            *notes,
-        ]
-    )
-
-
-def _may_be_used(budget: int) -> str:
-    return format_size(budget) if budget < NO_LIMIT else "not said"

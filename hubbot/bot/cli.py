@@ -23,6 +23,7 @@ from hubbot.bot.ledger.mirror import forget_yank
 from hubbot.bot.ledger.report import status as status_of
 from hubbot.bot.ledger.store import open_ledger
 from hubbot.bot.matrix import handing_over
+from hubbot.bot.request.cli import app as requests
 from hubbot.bot.stop import Stopped, on_signals
 from hubbot.bot.watch_view import status_tables, verdict_table
 from hubbot.environment import PROCESS, github_token
@@ -34,6 +35,7 @@ from hubbot.settings import Settings, load_settings
 app = typer.Typer(help="The bot: watch the Hub, receive its webhooks, work off the queue.")
 webhooks = typer.Typer(no_args_is_help=True, help="Register with the Hub's webhooks.")
 app.add_typer(webhooks, name="webhook")
+app.add_typer(requests, name="request")
 
 Config = Annotated[Path | None, typer.Option(help="hubbot.toml; flags win over it", show_default="./hubbot.toml")]
 State = Annotated[Path | None, typer.Option(help="the state file", show_default="hubbot.sqlite")]

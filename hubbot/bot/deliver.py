@@ -7,17 +7,14 @@ The local queue needs no handing on: `hubbot watch` takes the events from the st
 
 from __future__ import annotations
 
-import http.client
-import json
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from hubbot.bot.github import TIMEOUT, GitHub
 from hubbot.bot.ledger import events
 from hubbot.bot.ledger.events import Accepted
 from hubbot.bot.ledger.store import Ledger, open_ledger
@@ -30,7 +27,6 @@ from hubbot.settings.watch import ServeSettings
 
 PAUSE = 1.0  # seconds between looks for new events
 LONGEST_PAUSE = 300.0  # after failures in a row
-TIMEOUT = 30.0  # seconds
 
 Ask: TypeAlias = Callable[[Ledger, str], Verdict | None]
 """The verdict on a model as it is now; None where it is gone. Raises HubbotError."""
@@ -65,43 +61,13 @@ def github(serve: ServeSettings, token: str | None) -> Give:
         raise BadSettings(
             "GITHUB_TOKEN is not set; delivery to GitHub needs a token that may write the contents of that repository."
         )
-    address = f"{serve.github_url.rstrip('/')}/repos/{serve.github_repo}/dispatches"
-    if not address.startswith(("https://", "http://127.0.0.1", "http://localhost")):
-        raise BadSettings(f"serve.github_url is {serve.github_url!r}; a token goes out over https only.")
-
-    opener = urllib.request.build_opener(_NoRedirect)
+    hub = GitHub(repo=serve.github_repo, token=token, url=serve.github_url)
 
     def give(verdict: Verdict) -> None:
         payload = {"model": verdict.model, "revision": verdict.revision, "cause": verdict.rule}
-        body = json.dumps({"event_type": serve.github_event, "client_payload": payload}).encode()
-        request = urllib.request.Request(  # noqa: S310 -- the scheme is checked above
-            address,
-            data=body,
-            method="POST",
-            headers={
-                "Authorization": f"Bearer {token}",
-                "Accept": "application/vnd.github+json",
-                "Content-Type": "application/json",
-                "User-Agent": "hubbot",
-            },
-        )
-        try:
-            with opener.open(request, timeout=TIMEOUT) as answer:
-                answer.read()
-        except urllib.error.HTTPError as error:
-            raise HubFailed(f"GitHub answered {error.code} to the dispatch to {serve.github_repo}.") from None
-        except (OSError, http.client.HTTPException) as error:
-            why = str(error) or type(error).__name__
-            raise HubFailed(f"GitHub could not be reached at {serve.github_url}: {why}.") from None
+        hub.ask("POST", "/dispatches", {"event_type": serve.github_event, "client_payload": payload})
 
     return give
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """urllib would send the token along to wherever it is sent on."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 -- urllib's signature
-        return None
 
 
 def hosted_job(command: Callable[[Verdict], Sequence[str]], start: Callable[[Sequence[str]], object]) -> Give:

@@ -144,9 +144,14 @@ def judge_now(reader: Reader, ledger: Ledger, settings: Settings, model: str, *,
         seen, _ = listing.read_model(reader, model)
     except SourceNotFound:
         return None
+    return judge_seen(reader, ledger, settings, seen, version=version) if seen else None
+
+
+def judge_seen(reader: Reader, ledger: Ledger, settings: Settings, seen: Candidate, *, version: str) -> Verdict:
+    """The verdict on a model that was just read, whether it is watched or not. Raises HubFailed."""
     look_at_releases(reader, ledger, settings)
     policy = policy_of(settings, ours=mirror.our_repos(ledger), version=version)
-    return decide(reader, ledger, seen, know(ledger, seen), policy) if seen else None
+    return decide(reader, ledger, seen, know(ledger, seen), policy)
 
 
 def know(ledger: Ledger, seen: Candidate) -> Known:

@@ -1,4 +1,4 @@
-"""A plan as JSON, and as a table for people."""
+"""A plan as JSON, as a table for people, and as Markdown for a page of GitHub's or the Hub's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hubbot.cards.escape import code, inline
 from hubbot.errors import HubbotError
 from hubbot.planning.plan import NO_LIMIT, Plan
 from hubbot.settings.sections import format_size
 
-__all__ = ["as_json", "as_table"]
+__all__ = ["as_json", "as_markdown", "as_table"]
 
 
 def as_json(found: Plan) -> dict[str, Any]:
@@ -59,6 +60,36 @@ def as_table(found: Plan) -> RenderableType:
     verdicts += [Text(f"{failed.name} cannot be made: {failed.error}", style="bold red") for failed in found.failed]
     verdicts += [Text(f"refused: {error}", style="bold red") for error in found.refusals]
     return Group(variants, needs, *verdicts)
+
+
+def as_markdown(found: Plan) -> str:
+    """The same as Markdown, in which nothing of the model's is markup."""
+    sizes = [
+        f"| {code(one.name)} | {format_size(one.file_bytes)} | {one.bits_per_weight:.2f} |" for one in found.variants
+    ]
+    needs = [
+        f"| {name} | {format_size(needed)} | {_limit(there)} |" for name, needed, there in _resources(found) if needed
+    ]
+    told = [f"Licence: {found.licence.reason}", *found.notes]
+    told += [f"{failed.name} cannot be made: {failed.error}" for failed in found.failed]
+    told += [f"Refused: {error}" for error in found.refusals]
+    return "\n".join(
+        [
+            f"## Plan for {inline(found.model)}",
+            "",
+            "| variant | size | bits per weight |",
+            "| --- | ---: | ---: |",
+            *sizes,
+            "",
+            f"{len(found.sweeps)} jobs, each one walk over the model. Peak:",
+            "",
+            "| | needed | may be used |",
+            "| --- | ---: | ---: |",
+            *needs,
+            "",
+            *(f"- {inline(one, limit=600)}" for one in told),
+        ]
+    )
 
 
 def _runtimes(found: Plan) -> Iterator[Text]:

@@ -14,6 +14,8 @@ import typer
 import yaml
 
 from hubbot.action.inputs import read_inputs
+from hubbot.bot.request.issue import APPROVED, LABEL
+from hubbot.bot.request.parse import Approve, read_command
 from hubbot.errors import BadSettings
 from hubbot.machine.place import REMEDIES, Place, place
 from hubbot.settings import load_settings
@@ -124,6 +126,10 @@ def test_every_variable_and_secret_that_is_set_is_one_that_a_workflow_reads():
                 assert f"secrets.{name}" in ALL_WORKFLOWS
             case ["workflow", "run", name]:
                 assert (ROOT / ".github" / "workflows" / name).exists()
+            case ["label", "create", name]:
+                assert name in (LABEL, APPROVED)
+            case ["issue", "comment", _]:
+                assert read_command(words[words.index("--body") + 1]) == Approve()
             case ["api", *_] | ["run", "watch"]:
                 pass
             case other:

@@ -38,6 +38,7 @@ MATRIX = {
         {"model": "org/name", "revision": "a" * 40, "variants": "bnb-nf4", "release": "org--name-aaaaaaaa", "part": "2-of-2"},
     ]
 }  # fmt: skip
+START = {"model": "org/name", "revision": "a" * 40, "variants": "small"}
 HOSTILE_EXPRESSION = "${{ secrets.HF_WRITE_TOKEN }}"
 ATTACKS = [
     "$(touch owned)",
@@ -72,12 +73,14 @@ def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
             "plan": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
             "quantize": {"outputs": {}, "result": "success"},
             "watch": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
+            "answer": {"outputs": {"start": json.dumps(START)}, "result": "success"},
             "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000", "image": "ghcr.io/owner/repo"}},
         },
         "matrix": MATRIX["include"][0],
         "steps": {
             "plan": {"outputs": {"matrix": json.dumps(MATRIX)}},
             "watch": {"outputs": {"matrix": json.dumps(MATRIX)}},
+            "answer": {"outputs": {"start": json.dumps(START)}},
             "run": {"outputs": {"record": "out/hubbot.json"}},
             "publish": {"outputs": made},
             "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000"}},
@@ -92,7 +95,16 @@ def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 DISPATCH = {"model": "org/name", "revision": "main", "variants": "", "publish": "pr", "namespace": ""}
 PAYLOAD = {"model": "org/name", "revision": "b" * 40, "variants": "small"}
+ISSUE = {
+    "number": 12,
+    "title": "Quantize org/name",
+    "body": "### Model",
+    "state": "open",
+    "labels": [{"name": "quantize"}],
+}
 EVENTS = {
+    "issue": contexts({"action": "opened", "issue": ISSUE}),
+    "comment": contexts({"action": "created", "issue": ISSUE, "comment": {"body": "/approve", "user": {"login": "x"}}}),
     "dispatch": contexts({"inputs": DISPATCH}, inputs=DISPATCH),
     "repository_dispatch": contexts({"action": "hubbot", "client_payload": PAYLOAD}),
     "call": contexts({"schedule": "17 */2 * * *"}, inputs={**DISPATCH, "revision": "a" * 40, "publish": "main"}),
@@ -290,9 +302,79 @@ def test_what_the_watch_is_told_never_becomes_a_script():
         assert [step["env"]["RETRY"] for step in job["steps"] if step.get("id") == "watch"] == [attack]
 
 
+@needs_node
+@pytest.mark.parametrize(
+    ("event", "answered"),
+    [
+        ({"issue": ISSUE}, True),
+        ({"issue": {**ISSUE, "labels": []}}, False),
+        ({"issue": {**ISSUE, "pull_request": {"url": "x"}}}, False),
+        ({"issue": ISSUE, "comment": {"body": "/approve"}}, True),
+        ({"issue": ISSUE, "comment": {"body": "What a nice model!"}}, False),
+    ],
+)
+def test_an_issue_of_the_form_and_a_command_are_answered_and_nothing_else(event, answered):
+    assert one("requests.yml", contexts(event))["jobs"]["answer"]["if"] is answered
+
+
+@needs_node
+def test_a_request_reaches_the_plan_and_the_runners_by_its_number_and_by_what_was_checked():
+    jobs = one("requests.yml", EVENTS["comment"])["jobs"]
+    [step] = [step for step in jobs["answer"]["steps"] if step.get("id") == "answer"]
+    assert step["env"] == {"GITHUB_TOKEN": "ghs_x", "HF_TOKEN": "hf_read", "ISSUE": 12}
+    declared = one("quantize.yml", EVENTS["call"])["on"]["workflow_call"]
+    assert jobs["quantize"]["with"] == {**START, "publish": "pr"}
+    assert jobs["quantize"]["with"].keys() <= declared["inputs"].keys()
+    assert jobs["quantize"]["secrets"].keys() == declared["secrets"].keys()
+    for started in ("", "{}"):
+        needs = {**EVENTS["comment"]["needs"], "answer": {"outputs": {"start": started}}}
+        idle = one("requests.yml", EVENTS["comment"] | {"needs": needs})["jobs"]
+        assert (idle["quantize"]["if"], idle["tell"]["if"]) == (False, False)
+
+
+def test_only_the_job_that_answers_may_cancel_and_only_the_publishing_one_may_prove_who_it_is():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/requests.yml").read_text())["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items()} == {
+        "answer": {"contents": "read", "issues": "write", "actions": "write"},
+        "quantize": {"contents": "read", "id-token": "write"},
+        "tell": {"issues": "write"},
+    }
+    text = (ROOT / ".github/workflows/requests.yml").read_text()
+    assert "HF_WRITE_TOKEN" not in json.dumps([jobs["answer"], jobs["tell"]])
+    assert not re.search(r"github\.event\.(issue|comment)\.(title|user)|github\.head_ref|\bissue\.body", text)
+
+
+@needs_node
+def test_what_an_issue_says_is_nowhere_in_the_workflow():
+    told = [
+        contexts({"issue": {**ISSUE, "title": attack, "body": attack}, "comment": {"body": f"/{attack}", "user": {"login": attack}}})
+        for attack in ("", *ATTACKS)
+    ]  # fmt: skip
+    plain, *hostile = evaluated("requests.yml", *told)
+    assert [workflow == plain for workflow in hostile] == [True] * len(ATTACKS)
+
+
+def test_the_form_asks_for_what_the_parser_reads():
+    from hubbot.bot.request.issue import LABEL
+    from hubbot.bot.request.parse import Request, read_request
+
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/quantize.yml").read_text())
+    answers = {"model": "org/name", "variants": "Q8_0,small", "why": "Model: evil/x"}
+    fields = [field for field in form["body"] if "id" in field]
+    body = "\n\n".join(f"### {field['attributes']['label']}\n\n{answers[field['id']]}" for field in fields)
+    assert read_request(body, title=form["title"]) == Request(model="org/name", variants="Q8_0,small")
+    assert form["labels"] == [LABEL]
+
+
 def test_jobs_that_compute_nothing_start_from_the_small_image_unless_a_variable_names_another():
-    jobs = {name: yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())["jobs"] for name in ("quantize", "watch")}  # fmt: skip
-    small = [jobs["quantize"]["plan"], jobs["quantize"]["publish"], jobs["watch"]["watch"]]
+    jobs = {name: yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())["jobs"] for name in ("quantize", "watch", "requests")}  # fmt: skip
+    small = [
+        jobs["quantize"]["plan"],
+        jobs["quantize"]["publish"],
+        jobs["watch"]["watch"],
+        jobs["requests"]["answer"],
+        jobs["requests"]["tell"],
+    ]
     assert all("vars.HUBBOT_CPU_IMAGE || vars.HUBBOT_IMAGE || 'ghcr.io/hubbot/hubbot:1-cpu'" in job["container"]["image"] for job in small)  # fmt: skip
     assert jobs["quantize"]["quantize"]["container"]["image"] == "${{ vars.HUBBOT_IMAGE || 'ghcr.io/hubbot/hubbot:1' }}"
 
@@ -356,6 +438,7 @@ def test_what_zizmor_is_told_to_overlook_is_named_line_by_line_with_a_reason():
         ("vendor.github-workflows", [str(path) for path in WORKFLOWS]),
         ("vendor.github-actions", ["action.yml"]),
         ("vendor.dependabot", [".github/dependabot.yml"]),
+        ("vendor.github-issue-forms", [".github/ISSUE_TEMPLATE/quantize.yml"]),
     ],
 )
 def test_the_published_schemas_hold(schema, files):
