@@ -429,6 +429,15 @@ def test_no_token_of_the_environment_is_ever_sent(hub: Hub, tmp_path: Path, retr
         ({"model.safetensors.index.json": '{"weight_map": {"a": "/etc/passwd"}}'}, UnsafeSource, "plain file name"),
         ({"model.safetensors.index.json": '{"weight_map": {"a": "b.safetensors"}}'}, SourceRefused, "does not hold"),
         ({"model.safetensors.index.json": '{"weight_map": []}'}, UnsafeSource, "object"),
+        (
+            {
+                "model.safetensors.index.json": json.dumps(
+                    {"weight_map": {f"t{n}": f"{n}.safetensors" for n in range(2_001)}}
+                )
+            },
+            UnsafeSource,
+            "names 2,001 files of weights",
+        ),
         ({"model.safetensors.index.json": "{" * 1000}, UnsafeSource, "JSON"),
     ],
 )

@@ -16,6 +16,7 @@ __all__ = ["INDEX", "LARGEST_TEXT", "PICKLE_INDEX", "RemoteFile", "needed_files"
 INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 LARGEST_INDEX = 32 * 2**20  # bytes, as the intake allows
+_MOST_SHARDS = 2_000  # each costs a plan a request; the largest models have 200
 LARGEST_TEXT = 256 * 2**20  # bytes of any file that holds no weights; the largest tokenizers have 35 MB
 
 
@@ -72,6 +73,9 @@ def _shards(files: dict[str, RemoteFile], index: RemoteFile, read: Callable[[Rem
         raise UnsafeSource(msg)
     values = parse_object(read(index), name=index.path, most_values=2_000_000)
     names = sorted({*map(str, object_of(values.get("weight_map"), f"{index.path}: weight_map").values())})
+    if len(names) > _MOST_SHARDS:
+        msg = f"{index.path} names {len(names):,} files of weights; at most {_MOST_SHARDS:,} are read. Save the model in larger shards."
+        raise UnsafeSource(msg)
     for name in names:
         if not plain_name(name):
             msg = f"{index.path} names {name[:200]!a}, which is no plain file name. An index may name files of the repo's own folder only."
