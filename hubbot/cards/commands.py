@@ -96,6 +96,8 @@ def _server(
     """A command for the first of the variants that a runtime serves, and what else may stand in it."""
     (best, row), *others = served
     needs = [*([f"on a {row.only}"] if row.only else []), *([f"pip install {row.packages}"] if row.packages else [])]
+    if row.on_cpu and not row.only:
+        needs.append(f"without a GPU add {row.on_cpu}")
     if needs:
         yield f"# {'; '.join(needs)}"
     length = context(record.source)

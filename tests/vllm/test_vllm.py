@@ -2,29 +2,35 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hubbot.cards.commands import commands
 from hubbot.child import in_vllm
-from hubbot.domain import Status
-from hubbot.runtimes.layouts import EXAMPLES, Layout
+from hubbot.domain import Family, Status
+from hubbot.release.repos import plan_repos
 from hubbot.runtimes.table import Runtime, answer
+from hubbot.settings import PublishSettings
 from tests.jobs import make
 from tests.models import make_model
+from tests.promises import FOLDERS
 from tests.quantized import bnb_format, encode_all, gptq_format, logits, packed_format, statistics, tokens
+from tests.records import record, variant
 
 VLLM = os.environ.get("HUBBOT_VLLM")
 HERE = Path(__file__).parent
 NAMES = [
-    *dict.fromkeys(name for layout, name in EXAMPLES.items() if layout not in (Layout.GGUF, Layout.GPTQ_EXPERTS)),
+    *FOLDERS,
     "gptq-4bit-32g",
     "gptq-4bit--1g-actorder",
     "w4a16--1g",
@@ -117,24 +123,39 @@ def test_a_run_that_names_the_environment_has_every_variant_that_vllm_reads_load
     assert {variant.status for variant in record.variants} == {Status.PASSED}
 
 
-def test_a_chat_is_answered_over_http(folders, tmp_path) -> None:
+def test_a_cards_command_serves_and_its_request_is_answered(folders, tmp_path) -> None:
     _, made, _ = folders
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["--model", str(made["w4a16-128g"]), "--dtype", "float16", "--max-model-len", "128", "--enforce-eager"]
-    command = [f"{VLLM}/bin/python", "-m", "vllm.entrypoints.openai.api_server", *words, "--port", str(port)]
+    where, options, body = _printed("w4a16-128g")
+    words = ["--model", str(made["w4a16-128g"]), "--served-model-name", where, *options]
+    here = [*answer("w4a16-128g", Runtime.VLLM).on_cpu.split(), "--enforce-eager", "--port", str(port)]
+    command = [f"{VLLM}/bin/python", "-m", "vllm.entrypoints.openai.api_server", *words, *here]
     log = tmp_path / "log"
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, env=environment(), start_new_session=True)
     try:
-        body = {"model": str(made["w4a16-128g"]), "messages": [{"role": "user", "content": "def"}], "max_tokens": 8}
         reply = _post(f"http://127.0.0.1:{port}/v1/chat/completions", body, server, log)
         assert reply["choices"][0]["message"]["role"] == "assistant"
         assert reply["usage"]["completion_tokens"] > 0
     finally:
         os.killpg(server.pid, 15)
         server.wait(60)
+
+
+def _printed(name: str) -> tuple[str, list[str], dict[str, Any]]:
+    """What the card of a variant prints for vLLM: the repo, the options of the server, and the request."""
+    run = record()
+    one = replace(variant("gptq-4bit-128g"), name=name, family=Family.PACKED)
+    run = replace(run, source=replace(run.source, context_length=128), variants=(one,))
+    [repo] = plan_repos(run, PublishSettings(namespace="test-press"))
+    [block] = [text for title, text in commands(run, repo, chat=True) if title == Runtime.VLLM]
+    advice, served, *asked = block.strip("`").removeprefix("sh").strip().splitlines()
+    assert advice == "# without a GPU add --dtype float16"
+    program, _, where, *options = shlex.split(served)
+    assert program == "vllm"
+    return where, options, json.loads(shlex.split(" ".join(asked).replace("\\", ""))[-1])
 
 
 def _post(url: str, body: dict[str, Any], server: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
