@@ -105,7 +105,7 @@ def _perplexity(nll: torch.Tensor, windows: torch.Tensor) -> tuple[float, float]
 
 def _standard_error(values: torch.Tensor, windows: torch.Tensor) -> float:
     """Of the mean. values: float64 [n]; windows: int64 [n], which window each is of."""
-    numbers, of = windows.unique(return_inverse=True)
+    numbers, of = torch.unique(windows, return_inverse=True)
     if len(numbers) < 2:
         return math.nan
     sums = torch.zeros(len(numbers), dtype=values.dtype).index_add_(0, of, values - values.mean())

@@ -51,7 +51,9 @@ def perplexity(folder: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*suite(MIXTURES, first=3), *suite(UNLIKE, first=2), *suite(HYBRIDS, first=2)])
+@pytest.mark.parametrize(
+    "family", [*suite([*MIXTURES], first=3), *suite([*UNLIKE], first=2), *suite([*HYBRIDS], first=2)]
+)
 def test_perplexity_of_base_and_variant_is_that_of_plain_transformers(family: str, tmp_path: Path) -> None:
     folder = make_model(family, tmp_path / "tiny")
     result, _ = run(folder, tmp_path)

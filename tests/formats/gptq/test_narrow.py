@@ -14,6 +14,7 @@ from hubbot.formats import gptq, packed
 from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.format import costs
 from hubbot.formats.linears import Linear, Linears
+from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import GptqSettings
 from tests.models import make_model
@@ -72,11 +73,13 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_plan_says_how_many_layers_stay_and_its_size_is_exact(hybrid: Path, tmp_path: Path) -> None:
     (cost,) = costs(gptqs(["gptq-4bit-128g"]), read_facts(hybrid), source_of(hybrid), GptqSettings()).values()
+    assert isinstance(cost, Cost)
     family = gptq_format(hybrid, ["gptq-4bit-128g"], tmp_path)
     encode_all(family, hybrid)
     (made,) = family.finish().values()
     assert made.weight_bytes == cost.weight_bytes
     assert made.notes == (cost.note,)
+    assert cost.note
     assert cost.note.startswith("2 layers stay at 16 bits, ")
 
 
