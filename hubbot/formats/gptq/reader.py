@@ -19,8 +19,9 @@ from hubbot.model.config import read_values
 
 __all__ = ["reader_of"]
 
-# Types whose layers transformers 5.23 fails to make ready for codes (GPT-2's Conv1D) or passes over (FalconLinear).
-_BY_GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "falcon"})
+# Types of which transformers 5.23 wants to initialize weights that codes have replaced (c_proj), or passes over the layers
+# (FalconLinear).
+_BY_GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon"})
 
 PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for more than two cores have unless told
 
