@@ -21,10 +21,10 @@ BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|setupto
 # stamps carry a hash of what they stand for: a changed lock installs again, an unchanged one costs nothing
 INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help environment setup demo test heavy test-vllm fast lint lock docs clean tools llama
+.PHONY: help environment setup demo test heavy conformance test-vllm fast lint lock docs clean tools llama
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 environment: $(INSTALLED)  ## .venv alone, as the container wants it
 
@@ -40,6 +40,9 @@ test: lint .venv/triton  ## linters, type checks and the suite
 
 heavy: setup .venv/triton  ## what takes minutes a test: trained and real models, kernels at length, the image
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m heavy $(PYTEST)
+
+conformance: setup  ## every architecture as a tiny model through all families; writes docs/architectures.md
+	@$(BIN)/python -W ignore -m tests.conformance
 
 # The GPU kernels are tested by Triton's interpreter. torch's CUDA build brings this very release; its CPU build has none.
 .venv/triton: tests/formats/gptq/triton.lock $(INSTALLED)

@@ -1,0 +1,169 @@
+"""A tiny random model of any causal language model of transformers: sizes by what its configuration calls them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hubbot.demo.tokenizer import write_tokenizer
+from tests.gpt2 import write_gpt2_tokenizer
+from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
+
+__all__ = ["BEYOND", "model_type_of", "write_tiny"]
+
+# Sizes under all names that configurations have for them. Widths are multiples of 256, so that k-quants apply.
+_SIZES: dict[str, Any] = {
+    **dict.fromkeys(["hidden_size", "n_embd", "d_model", "word_embed_proj_dim"], 256),
+    **dict.fromkeys(["intermediate_size", "ffn_dim", "prefix_dense_intermediate_size"], 512),
+    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers"], 2),
+    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads"], 4),
+    **dict.fromkeys(["num_key_value_heads", "num_kv_heads"], 2),
+    **dict.fromkeys(["head_dim", "query_pre_attn_scalar"], 64),
+    **dict.fromkeys(["max_position_embeddings", "n_positions", "max_seq_len"], CONTEXT),
+    **dict.fromkeys(["ffn_hidden_size", "n_inner"], 1024),  # four times the width, which llama.cpp's converter takes for granted
+    "sliding_window": 64,
+    # experts
+    **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"], 4),
+    **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk"], 2),
+    **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"], 256),
+    **dict.fromkeys(["n_shared_experts", "num_shared_experts", "moe_num_shared_experts"], 1),
+    **dict.fromkeys(["n_group", "topk_group", "first_k_dense_replace", "num_dense_layers"], 1),
+    # latent attention
+    **dict.fromkeys(["kv_lora_rank", "q_lora_rank"], 256),
+    **dict.fromkeys(["qk_nope_head_dim", "v_head_dim", "index_head_dim"], 64),
+    **dict.fromkeys(["qk_rope_head_dim"], 32),
+    "index_n_heads": 4,
+    "index_topk": 128,
+    # state spaces, linear attention
+    **dict.fromkeys(["mamba_n_heads", "n_mamba_heads", "mamba_num_heads"], 8),
+    **dict.fromkeys(["mamba_d_head", "mamba_head_dim"], 64),
+    **dict.fromkeys(["mamba_d_state", "state_size", "ssm_state_size"], 16),
+    **dict.fromkeys(["mamba_n_groups", "mamba_ngroups", "n_groups"], 1),
+    **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 64),
+    **dict.fromkeys(["linear_num_key_heads", "linear_num_value_heads"], 4),
+    "num_nextn_predict_layers": 0,
+    "num_mtp_layers": 0,
+}  # fmt: skip
+
+# What a model type needs beside or in place of them.
+_OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere2": {"num_hidden_layers": 4},
+    "cohere2_moe": {"num_hidden_layers": 4},
+    "dbrx": {"ffn_config": {"ffn_hidden_size": 512, "moe_num_experts": 4, "moe_top_k": 2}, "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "deepseek_v2": {"head_dim": 32, "num_key_value_heads": 4},
+    "deepseek_v3": {"head_dim": 32, "num_key_value_heads": 4},
+    "deepseek_v32": {"num_key_value_heads": 4},
+    "exaone4": {"num_hidden_layers": 4},
+    "falcon": {"new_decoder_architecture": True},
+    "falcon_h1": {"mamba_d_ssm": 512},
+    "glm4_moe_lite": {"num_key_value_heads": 4},
+    "glm_moe_dsa": {"num_key_value_heads": 4},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "shared_intermediate_size": 256},
+    "granitemoeshared": {"shared_intermediate_size": 256},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 64, "state_size": 16},
+    "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 64, "head_dim": 96},
+    "mpt": {"attn_config": {"alibi": True}},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "use_mamba_kernels": False},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "smollm3": {"num_hidden_layers": 4},
+    "youtu": {"num_key_value_heads": 4},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "use_mamba_kernels": False},
+}  # fmt: skip
+
+# Keys that config.json has on the Hub, but not when transformers saves it.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_ctx": CONTEXT},
+    "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10000},
+    "cohere2": {"rope_theta": 10000.0},
+    "phimoe": {"original_max_position_embeddings": CONTEXT},
+    "stablelm": {"partial_rotary_factor": 0.25},
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "phi": {"partial_rotary_factor": 0.5},
+}
+
+# Class names on the Hub that transformers calls otherwise.
+_HUB_NAMES = {"MptForCausalLM": "MPTForCausalLM", "PhimoeForCausalLM": "PhiMoEForCausalLM"}
+
+# Those whose converter wants a SentencePiece vocabulary; the others get GPT-2's.
+_SENTENCEPIECE = frozenset(
+    "llama mistral mixtral ministral3 gemma gemma2 gemma3_text gemma3n_text gemma4_text phi3 phimoe minicpm3 granite "
+    "granitemoe smollm3 zamba2".split()
+)
+_NO_PREFIX = frozenset("gemma gemma2 gemma3_text gemma3n_text gemma4_text".split())
+_TIED = frozenset(
+    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode".split()
+)
+
+# Beyond what llama.cpp's converter knows under transformers' name: what GPTQModel defines, or names of the Hub's own.
+BEYOND = (
+    "GPTJForCausalLM",
+    "GPTNeoForCausalLM",
+    "MptForCausalLM",
+    "OPTForCausalLM",
+    "PhimoeForCausalLM",
+    "Zamba2ForCausalLM",
+)
+
+
+def model_type_of(architecture: str) -> str | None:
+    """The model type of a class that reads text alone; None where it has none."""
+    types = [
+        kind
+        for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        if architecture in ([names] if isinstance(names, str) else names)
+    ]
+    texts = [kind for kind in types if "text_config" not in _fields(kind)]
+    return texts[-1] if texts else None
+
+
+def _fields(model_type: str) -> frozenset[str]:
+    config = transformers.CONFIG_MAPPING[model_type]
+    return frozenset(field.name for field in dataclasses.fields(config)) | set(config.attribute_map)
+
+
+def write_tiny(architecture: str, into: Path) -> Path:
+    """Write it as a Hub folder, in bfloat16 with two layers or a few more, and return the folder."""
+    kind = model_type_of(architecture)
+    assert kind, f"{architecture} has no configuration of text alone"
+    into.mkdir(parents=True, exist_ok=True)
+    vocabulary = _write_vocabulary(kind, into)
+    values = {name: value for name, value in _SIZES.items() if name in _fields(kind)} | _OWN.get(kind, {})
+    values |= {"vocab_size": vocabulary, "tie_word_embeddings": kind in _TIED, "pad_token_id": 0}
+    ends = (1, 2) if kind in _SENTENCEPIECE else (vocabulary - 1, vocabulary - 1)
+    values |= {"bos_token_id": ends[0], "eos_token_id": ends[1]}
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[kind](**values)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    _spread(model, torch.Generator().manual_seed(0))
+    model.to(torch.bfloat16).save_pretrained(into)
+    renamed = {"architectures": [_HUB_NAMES[architecture]]} if architecture in _HUB_NAMES else {}
+    _publish(into / "config.json", _PUBLISHED.get(kind, {}) | renamed)
+    (into / "README.md").write_text("---\nlicense: mit\n---\n# Tiny random model\n", encoding="utf-8")
+    return into
+
+
+def _write_vocabulary(kind: str, into: Path) -> int:
+    if kind not in _SENTENCEPIECE:
+        return write_gpt2_tokenizer(into, length=CONTEXT)
+    prefix = kind not in _NO_PREFIX
+    write_tokenizer(_pieces(prefix), into, length=CONTEXT, space_prefix=prefix)
+    return VOCABULARY
+
+
+def _publish(path: Path, more: Mapping[str, Any]) -> None:
+    if more:
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(more), indent=2), encoding="utf-8")

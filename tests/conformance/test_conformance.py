@@ -1,0 +1,51 @@
+"""A few architectures of the table, one of each kind; `make conformance` runs them all."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.models import model_type_of
+from tests.conformance.page import as_page
+from tests.conformance.trial import try_architecture
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.slow
+def test_an_architecture_passes_in_every_family_in_its_own_runtime(tmp_path: Path) -> None:
+    found = try_architecture("ApertusForCausalLM", tmp_path)
+    assert {column: outcome.kind for column, outcome in found.items()} == dict.fromkeys(
+        ["base", "GGUF", "imatrix", "GPTQ", "bitsandbytes"], "passes"
+    )
+
+
+def test_a_model_that_cannot_be_made_is_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.conformance.trial.write_tiny", lambda *_: 1 / 0)
+    assert try_architecture("LlamaForCausalLM", tmp_path)["base"].kind == "no model"
+
+
+def test_the_page_is_what_the_rows_say() -> None:
+    assert (DOCS / "architectures.md").read_text() == as_page(json.loads((DOCS / "architectures.json").read_text()))
+
+
+def test_the_counts_are_of_rows_that_were_run_and_known_to_the_runtime() -> None:
+    passes, fails = ({"kind": kind, "told": "", "divergence": None} for kind in ("passes", "failed"))
+    known = {"llama_cpp": True, "gptqmodel": True}
+    rows = {
+        "A": {**known, "outcomes": {"base": passes, "GGUF": passes, "GPTQ": fails}},
+        "B": {**known, "outcomes": {"base": passes, "GGUF": fails, "GPTQ": fails}},
+        "C": {"llama_cpp": False, "gptqmodel": True, "outcomes": {"base": passes, "GGUF": passes, "GPTQ": passes}},
+        "D": {**known, "outcomes": {}},
+    }
+    page = as_page({"made": {"tools": "t", "machine": "m", "date": "d"}, "rows": rows})
+    assert "3 of 4 architectures were run." in page
+    assert "GGUF passes for 1 of the 2 " in page
+    assert "GPTQ passes for 1 of the 3 " in page
+    assert re.search(r"^\| D \|.*not run", page, re.MULTILINE)
+
+
+def test_a_class_of_text_and_images_has_the_model_type_of_its_text() -> None:
+    assert model_type_of("Qwen3_5ForCausalLM") == "qwen3_5_text"
+    assert model_type_of("Gemma3ForConditionalGeneration") is None
