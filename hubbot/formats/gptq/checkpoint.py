@@ -27,6 +27,11 @@ from hubbot.formats.shards import TensorSpec
 
 __all__ = ["GptqTensor", "named", "pack", "quantization_config", "specs", "stem"]
 
+# Where transformers (optimum 2.3) looks for the decoder blocks unless it is told.
+_KNOWN_STACKS = frozenset(
+    "transformer.h model.decoder.layers gpt_neox.layers model.layers model.language_model.layers".split()
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GptqTensor:
@@ -105,6 +110,7 @@ def quantization_config(layout: Gptq, damping: float, choice: Choice, *, lm_head
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"hubbot:{__version__}"], "damp_percent": damping},
         **(_left_out(choice) if choice.kept else {}),
+        **({} if choice.stack in _KNOWN_STACKS else {"block_name_to_quantize": choice.stack}),
     }
 
 

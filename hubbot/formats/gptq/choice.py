@@ -46,6 +46,11 @@ class Choice:
         return tuple(dict.fromkeys(f".{_in_block(linear)}" for linear in self.rounded.values()))
 
     @property
+    def stack(self) -> str:
+        """Path of the list of decoder blocks: `model.layers`."""
+        return re.split(r"\.\d+\.", next(iter(self.rounded.values())).module)[0]
+
+    @property
     def note(self) -> str | None:
         """For plan and record."""
         if not self.kept:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from hubbot.domain import Gptq
 from hubbot.errors import UnsupportedShape
 from hubbot.formats import gptq, packed
+from hubbot.formats.gptq.checkpoint import quantization_config
 from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.format import costs
 from hubbot.formats.linears import Linear, Linears
@@ -63,6 +64,13 @@ def test_what_holds_much_of_the_model_is_refused(rows: int, columns: int, told: 
 def test_a_head_that_was_asked_for_and_does_not_fit_is_refused() -> None:
     with pytest.raises(UnsupportedShape, match=r"lm_head\.weight has 500 outputs"):
         choose(with_layer("mamba.x_proj", 64, 128), LAYOUT, head=Linear("lm_head.weight", "lm_head", 500, 512))
+
+
+@pytest.mark.parametrize(("stack", "told"), [("model.layers", None), ("transformer.blocks", "transformer.blocks")])
+def test_transformers_is_told_where_blocks_are_that_it_does_not_find_itself(stack: str, told: str | None) -> None:
+    layer = Linear(f"{stack}.0.up.weight", f"{stack}.0.up", 256, 256)
+    choice = choose(Linears((layer,), None, None, ()), LAYOUT)
+    assert quantization_config(LAYOUT, 0.05, choice, lm_head=False).get("block_name_to_quantize") == told
 
 
 @pytest.fixture(scope="module")
