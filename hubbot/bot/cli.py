@@ -70,13 +70,15 @@ def watch(
     settings = _settings(config, state)
     try:
         with open_ledger(settings.watch.state) as ledger, on_signals() as stop:
-            bot = Bot(reader=_reader(), ledger=ledger, settings=settings, version=__version__)
+            away = as_matrix or executor == "ray"
+            bot = Bot(reader=_reader(), ledger=ledger, settings=settings, version=__version__, elsewhere=away)
             with _executing(settings, executor if do else None, address) as execute:
                 if pause is not None:
                     keep_watching(bot, pause, execute, stop)
                     return
                 with stop.breakable():
                     failures = bot.look(finish=not dry_run).failures
+                    failures |= {} if dry_run else bot.answer_requests()
                 if as_matrix:
                     _hand_over(bot)
                 else:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from hubbot.bot import round as bot
@@ -36,6 +37,7 @@ class Bot:
     ledger: Ledger
     settings: Settings
     version: str
+    elsewhere: bool = False  # jobs run on a machine that the budgets describe, not on this one
 
     def look(self, *, finish: bool = True) -> Poll:
         """What the Hub shows. finish: make the branches of merged pull requests too."""
@@ -48,6 +50,18 @@ class Bot:
     def queue(self) -> Iterator[Verdict]:
         """The verdict on every watched model, queued where it asks for a job."""
         return bot.queue(self.ledger, self.judge(), self.settings, version=self.version)
+
+    def answer_requests(self) -> dict[str, str]:
+        """Answer the discussions of the requests repo and queue what was approved there; what failed, and why."""
+        if not self.settings.watch.requests:
+            return {}
+        from hubbot.bot.request.answer import Desk
+        from hubbot.bot.request.discussions import answer_discussions
+        from hubbot.job import pipeline
+
+        plan = partial(pipeline.plan, elsewhere=self.elsewhere)
+        desk = Desk(reader=self.reader, ledger=self.ledger, settings=self.settings, version=self.version, plan=plan)
+        return answer_discussions(desk)
 
     def take_events(self) -> None:
         """Read the models that webhooks told of since the last round, and queue what they ask for."""
@@ -108,6 +122,10 @@ def _look_and_queue(it: Bot, stop: Stop) -> bool:
         for name, why in found.failures.items():
             say(f"{name}: {why}")
         asked = sum(verdict.action is Action.RUN for verdict in it.queue())
+        with _survived(it) as asking:
+            for name, why in it.answer_requests().items():
+                say(f"{name}: {why}")
+        trouble.token = asking.token
         say(f"{found.sources} sources read with {found.requests} requests; {asked} models to do")
     return not trouble.token
 

@@ -43,7 +43,8 @@ class TokenRights:
 
 def account(hub: Hub) -> str:
     """The name of the token's account. Raises HubFailed, TokenRefused."""
-    return str(_whoami(hub)["name"])
+    with translated_hub_errors("the token's account", hub):
+        return str(_whoami(hub)["name"])
 
 
 def _whoami(hub: Hub) -> dict[str, Any]:

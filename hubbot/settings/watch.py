@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hubbot.domain import HUB_ID
 from hubbot.settings.sections import Count, Section
 
 GateState = Literal["allow", "skip", "only"]
@@ -47,6 +48,14 @@ class WatchSettings(Section):
     collections: tuple[str, ...] = Field((), description="collections, as owner/title-id")
     searches: tuple[SearchSettings, ...] = Field((), description="searches, one [[watch.searches]] table each")
     filters: FilterSettings = FilterSettings()
+    requests: str | None = Field(
+        None,
+        pattern=f"^{HUB_ID.pattern}$",
+        description="model repo, as org/requests, whose discussions ask for models; the bot answers there",
+    )
+    approvers: tuple[str, ...] = Field(
+        (), description="accounts that may approve requests, besides the members whom the Hub shows with write access"
+    )
     ignore: tuple[str, ...] = Field((), description="models or patterns that are never touched")
     on_update: OnUpdate = Field(
         "replace", description="changed weights: `replace` the release, publish it as a `revision`, or `ignore` them"

@@ -63,6 +63,21 @@ async def details(call: Call) -> Answer:
     return Answer(found)
 
 
+@route("GET", r"/api/organizations/(?P<org>[^/]+)/members")
+async def members(call: Call) -> Answer:
+    """Roles are shown to members alone."""
+    org, rights = call["org"], call.hub.rights
+    if org not in rights.orgs:
+        raise Refusal(404, "Organization not found")
+    inside = call.token is not None and org in call.token.user.orgs
+    found = [
+        {"user": user.name, "type": "user", **({"role": user.orgs[org]} if inside else {})}
+        for user in rights.users.values()
+        if org in user.orgs
+    ]
+    return Answer(found)
+
+
 @route("POST", REPO + r"/discussions")
 async def create(call: Call) -> Answer:
     repo = call.repo()

@@ -95,23 +95,22 @@ def _heed(issue: Issue, own: Own, state: State, writers: Writers, site: Site, de
     allowed = [one for one in orders if not isinstance(one.command, Refused) and writers.has(one.who)]
     notes = [_unheeded(one) for one in orders if one not in allowed and not isinstance(one.command, Choose)]
     last = next((one for one in reversed(allowed) if not isinstance(one.command, Choose)), None)
-    if last is None:
-        return _note(issue, own, heeded, notes, site)
-    running = _runs(state, site)
-    if isinstance(last.command, Cancel):
+    running = last is not None and _runs(state, site)
+    if last is not None and isinstance(last.command, Cancel):
         notes.append(_cancelled(state, site) if running else "Nothing runs that could be cancelled.")
-        return _note(issue, own, heeded, notes, site)
-    if running:
+    elif running:
         notes.append(f"It runs already: {site.link(state.run or 0)}.")
-        return _note(issue, own, heeded, notes, site)
-    if isinstance(last.command, Retry) and (state.run is None or state.revision is None):
+    elif last is not None and isinstance(last.command, Retry) and (state.run is None or state.revision is None):
         _plan(issue, wanted(issue, writers), site, desk)
         return None
-    if state.revision is None:
-        return _note(issue, own, heeded, ["There is nothing to approve; the reason stands below.", *notes], site)
-    started = replace(heeded, run=site.run, over=False)
-    write(site.github, issue.number, own, started, _told_start(last, site), own.plan)
-    return _start(started)
+    elif last is not None and state.revision is not None:
+        started = replace(heeded, run=site.run, over=False)
+        write(site.github, issue.number, own, started, _told_start(last, site), own.plan)
+        return _start(started)
+    elif last is not None:
+        notes.append("There is nothing to approve; the reason stands below.")
+    _note(issue, own, heeded, notes, site)
+    return None
 
 
 def _told_start(order: Order, site: Site) -> str:

@@ -82,30 +82,31 @@ class GitHub:
             if re.search(one[0], f"{method} {path}"):
                 self.failures.remove(one)
                 return one[1], {"message": "as ordered"}
-        match method, path.removeprefix(f"/repos/{REPO}").strip("/").split("/"):
-            case "GET", [""]:
+        match [method, *path.removeprefix(f"/repos/{REPO}").strip("/").split("/")]:
+            case ["GET", ""]:
                 return 200, {"full_name": REPO}
-            case "GET", ["issues", number]:
+            case ["GET", "issues", number]:
                 return 200, self.issues[int(number)]
-            case "GET", ["issues", number, "comments" | "events" as kind]:
+            case ["GET", "issues", number, "comments" | "events" as kind]:
                 return 200, getattr(self, kind)[int(number)]
-            case "POST", ["issues", number, "comments"]:
+            case ["POST", "issues", number, "comments"]:
                 return 201, self.say(int(number), body["body"], who=BOT)
-            case "PATCH", ["issues", "comments", wanted]:
-                [one] = [one for some in self.comments.values() for one in some if one["id"] == int(wanted)]
-                one["body"] = body["body"]
-                return 200, one
-            case "GET", ["collaborators", login, "permission"]:
-                found = self.permissions.get(unquote(login))
-                return (200, {"permission": found}) if found else (404, {"message": "Not Found"})
-            case "GET", ["actions", "runs", run]:
+            case ["PATCH", "issues", "comments", wanted]:
+                [found] = [each for some in self.comments.values() for each in some if each["id"] == int(wanted)]
+                found["body"] = body["body"]
+                return 200, found
+            case ["GET", "collaborators", login, "permission"]:
+                may = self.permissions.get(unquote(login))
+                return (200, {"permission": may}) if may else (404, {"message": "Not Found"})
+            case ["GET", "actions", "runs", run]:
                 status = self.runs.get(int(run))
                 return (200, {"status": status}) if status else (404, {"message": "Not Found"})
-            case "POST", ["actions", "runs", run, "cancel"]:
+            case ["POST", "actions", "runs", run, "cancel"]:
                 ended = self.runs[int(run)] == "completed"
                 self.runs[int(run)] = "completed"
                 return (409, {}) if ended else (202, {})
-        return 404, {"message": "Not Found"}
+            case _:
+                return 404, {"message": "Not Found"}
 
 
 def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
