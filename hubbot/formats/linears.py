@@ -35,6 +35,7 @@ class Linear:
     in_features: int
     expert: bool = False  # one of several, of which the router picks some for a token
     transposed: bool = False  # the checkpoint stores the weight [in, out], as GPT-2's does
+    renamed: bool = False  # an expert's, which the model calls otherwise than the checkpoint
     own_class: bool = False  # of a class of the architecture's own, such as FalconLinear
 
     def upright(self, weight: torch.Tensor) -> torch.Tensor:
@@ -160,10 +161,23 @@ def _matrices(group: Group, model: PreTrainedModel, facts: ModelFacts) -> list[L
     shapes = {name: (*facts.tensors[name].shape[:-1], 1) for name in group.members}
     places = places_of_experts(group, shapes, model)
     return [
-        Linear(name, name.removesuffix(".weight"), facts.tensors[name].shape[0], columns[name], expert=True)
+        Linear(
+            name,
+            name.removesuffix(".weight"),
+            facts.tensors[name].shape[0],
+            columns[name],
+            expert=True,
+            renamed=not _is_named_alike(name, place.parameter, place.expert),
+        )
         for name, place in places.items()
         if place.expert is not None
     ]
+
+
+def _is_named_alike(name: str, parameter: str, expert: int) -> bool:
+    """Whether an expert's tensor has the name of the layer that GPTQModel puts in the place of the stacked parameter."""
+    inside = f"{parameter.rpartition('.')[0]}.{expert}."
+    return name in {f"{inside}{projection}.weight" for projection in ("gate_proj", "up_proj", "down_proj")}
 
 
 def first_large(facts: ModelFacts, large: Mapping[str, Large]) -> tuple[str, Large] | None:

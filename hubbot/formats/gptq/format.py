@@ -114,6 +114,12 @@ def _layers(facts: ModelFacts, settings: GptqSettings, container: Container) -> 
         kind = "experts" if odd.expert else "transposed layers (Conv1D)"
         msg = f"No reader was seen to take {kind} such as {odd.name} in {container.family}. Leave its variants out for this model."
         raise Unsupported(msg)
+    if renamed := next((linear for linear in linears.blocks if linear.renamed), None):
+        msg = (
+            f"The checkpoint calls an expert's matrix {renamed.name}, and GPTQModel 7.7 looks for gate_proj, up_proj and down_proj "
+            "where transformers keeps the experts, so that it would not load. Leave GPTQ variants out for this model."
+        )
+        raise Unsupported(msg)
     if not (settings.lm_head and container.head):
         return linears, None
     if linears.head is None:

@@ -15,7 +15,7 @@ from hubbot.formats.bnb import layout as bnb
 from hubbot.formats.gptq.experts import even_statistics, seldom_seen
 from hubbot.formats.gptq.format import GptqFormat, costs
 from hubbot.formats.linears import Linear, find_linears
-from hubbot.formats.protocol import InputStatistics
+from hubbot.formats.protocol import Cost, InputStatistics
 from hubbot.model import part_layout, read_facts
 from hubbot.settings import load_settings
 from hubbot.sweep.references import References
@@ -93,6 +93,15 @@ def test_a_checkpoint_that_stacks_its_experts_is_refused_by_the_tensor(tmp_path:
     facts = read_facts(make_model("granitemoe", tmp_path / "tiny"))
     with pytest.raises(Unsupported, match=r"all experts of a block as one tensor \(model.layers.0.block_sparse_moe"):
         costs([VARIANT], facts, source(facts.folder), load_settings(None, {}).gptq)
+
+
+def test_experts_under_names_that_gptqmodel_does_not_look_for_are_refused_in_the_plan(tmp_path: Path) -> None:
+    gptq = load_settings(None, {}).gptq
+    theirs = read_facts(make_model("mixtral", tmp_path / "mixtral"))
+    with pytest.raises(Unsupported, match=r"block_sparse_moe\.experts\.0\.w1\.weight, and GPTQModel"):
+        costs([VARIANT], theirs, source(theirs.folder), gptq)
+    ours = read_facts(make_model("qwen3_moe", tmp_path / "qwen"))
+    assert isinstance(costs([VARIANT], ours, source(ours.folder), gptq)[VARIANT.name], Cost)
 
 
 def test_bitsandbytes_is_refused_with_the_share_that_would_stay(tmp_path: Path) -> None:
