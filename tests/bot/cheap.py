@@ -55,13 +55,22 @@ def files_of_a_model(
     }
 
 
-def cheap_run(job: Job, commits: RateLimit, *, settings: Settings, hub: Hub, refuse: tuple[str, ...] = ()) -> Record:
-    """Fetch, pretend to make, publish. refuse: variants that the gate shall have refused."""
+def cheap_run(
+    job: Job,
+    commits: RateLimit,
+    *,
+    settings: Settings,
+    hub: Hub,
+    refuse: tuple[str, ...] = (),
+    fail: tuple[str, ...] = (),
+) -> Record:
+    """Fetch, pretend to make, publish. refuse: variants that the gate shall have refused; fail: that cannot be made."""
     settings = settings.model_copy(update={"publish": publish_of(job, settings)})
     out = folder_of(settings, job.model)
     source = fetch(job.model, hub, revision=job.revision, into=out / ".work" / "source")
     variants = tuple(
-        _make(name, family, source.files, out, refused=name in refuse) for name, family in VARIANTS.items()
+        _unmade(name, family) if name in fail else _make(name, family, source.files, out, refused=name in refuse)
+        for name, family in VARIANTS.items()
     )
     record = Record(
         schema=SCHEMA_VERSION,
@@ -84,8 +93,12 @@ def cheap_run(job: Job, commits: RateLimit, *, settings: Settings, hub: Hub, ref
     assert receipts
     return replace(
         record,
-        variants=tuple(v if v.status is Status.REFUSED else replace(v, status=Status.PUBLISHED) for v in variants),
+        variants=tuple(replace(v, status=Status.PUBLISHED) if v.status is Status.PASSED else v for v in variants),
     )
+
+
+def _unmade(name: str, family: Family) -> VariantRecord:
+    return VariantRecord(name=name, family=family, status=Status.FAILED, reason="576 columns, not a multiple of 128")
 
 
 def _make(name: str, family: Family, files: Mapping[str, str], out: Path, *, refused: bool) -> VariantRecord:

@@ -380,17 +380,15 @@ def test_yank_puts_a_banner_on_every_card_and_the_bot_leaves_the_model_alone(ben
         assert [verdict.rule for verdict in other.judge()] == ["yanked"]
 
 
-def test_a_variant_that_the_gate_refused_is_not_made_again_by_a_fresh_bot(bench, tmp_path):
+@pytest.mark.parametrize("why", ["refuse", "fail"])
+def test_what_the_gate_refused_or_nobody_can_make_is_settled_and_the_rest_published(bench, tmp_path, why):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
-    run = partial(
-        cheap_run,
-        settings=bench.settings,
-        hub=bench.bot.reader.hub,
-        refuse=("gptq-4bit-128g",),
-    )
+    run = partial(cheap_run, settings=bench.settings, hub=bench.bot.reader.hub, **{why: ("gptq-4bit-128g",)})
     assert bench.work(run=run) == Tally(done=1)
+    assert ("model", "ours/one-GGUF") in bench.hub.store.repos
     assert ("model", "ours/one-GPTQ") not in bench.hub.store.repos
+    assert bench.rules() == {"maker/one": "published"}, "the bot does not come back every round"
     with open_ledger(tmp_path / "another.sqlite") as fresh:
         other = Bot(reader=bench.bot.reader, ledger=fresh, settings=bench.settings, version=__version__)
         other.look()
