@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubbot.domain import Sample
+from hubbot.model.foreign import foreign
 from hubbot.model.own_tokenizer import text_of, token_ids
 
 __all__ = ["NEW_TOKENS", "PROMPTS", "compare", "continue_base", "encode_prompts", "greedy", "plainly"]
@@ -40,10 +41,15 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def continue_base(
     folder: Path, prompts: Sequence[Sequence[int]], ends: Sequence[int], device: torch.device
 ) -> list[list[int]]:
-    """Greedy continuations by the original model, loaded whole: in float32 on a CPU, else in its stored dtype."""
+    """Greedy continuations by the original model, loaded whole: in float32 on a CPU, else in its stored dtype.
+
+    Raises SourceRefused with what transformers says.
+    """
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-    return greedy(model, prompts, NEW_TOKENS, ends)
+    then = "Its samples cannot be compared so: mend what is named in a copy of the model, or set evaluation.samples to false."
+    with foreign("transformers", f"load and run {folder.name} whole", then=then):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
+        return greedy(model, prompts, NEW_TOKENS, ends)
 
 
 @torch.inference_mode()
