@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from hubbot.child.device import settle_device
 from hubbot.child.messages import Made, MakeAnswer, MakeQuestion
@@ -11,7 +12,7 @@ from hubbot.child.walk import walk
 from hubbot.child.windows import calibration_record, cut_calibration, cut_evaluation, evaluation_record
 from hubbot.formats import open_formats, overflows_of
 from hubbot.formats.names import parse_variants
-from hubbot.formats.protocol import VariantFiles
+from hubbot.formats.protocol import VariantFiles, large_notes
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
 from hubbot.model.digests import tokenizer_digest
@@ -61,7 +62,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         if texts.evaluation and evaluation
         else None,
         base=result.base,
-        made={name: _made(name, files, result, facts) for name, files in result.files.items()},
+        made={name: _made(name, files, result, facts, large) for name, files in result.files.items()},
         failed={**overflows, **result.failed},
         seconds={"check weights": checking} | result.seconds,
         references=references.save(question.work / "references") if references else {},
@@ -78,11 +79,11 @@ def _check_weights(facts: ModelFacts) -> tuple[float, dict[str, Large]]:
     return time.monotonic() - start, large
 
 
-def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts) -> Made:
+def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts, large: Mapping[str, Large]) -> Made:
     return Made(
         paths=files.paths,
         bits_per_weight=8 * files.weight_bytes / facts.parameters,
-        notes=files.notes,
+        notes=(*large_notes(large), *files.notes),
         layer_errors={**files.layer_errors, **result.layer_errors.get(name, {})},
         score=result.scores.get(name),
         seconds=result.seconds.get(name),

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hubbot.child.device import settle_device
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.source import describe, examine, facts_of
+from hubbot.domain import Variant
 from hubbot.environment import PROCESS
-from hubbot.formats import costs_of, put_in_place
+from hubbot.errors import Unsupported
+from hubbot.formats import costs_of, overflows_of, put_in_place
 from hubbot.formats.names import parse_wanted
+from hubbot.formats.protocol import Cost, large_notes
 from hubbot.machine import Machine, measure_machine
+from hubbot.model import check_finite
 from hubbot.planning.plan import device_elsewhere, plan
-from hubbot.planning.presets import resolve
+from hubbot.planning.presets import Costs, resolve
 
 __all__ = ["survey"]
 
 
 def survey(question: SurveyQuestion) -> SurveyAnswer:
-    """Describe a model and plan its variants; what speaks against the plan stands in it. Raises what the intake refuses."""
+    """Describe a model and plan its variants; what speaks against the plan stands in it. Raises what the intake refuses.
+
+    No weight is fetched for it. Those of a local folder are looked at, for values that are no numbers or too large.
+    """
     source, settings, work = question.source, question.settings, question.work
     facts = facts_of(source, settings, work)
     wanted = parse_wanted(settings.variants)
@@ -28,7 +36,15 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)
     described = description.of(source)
-    chosen = resolve(wanted, lambda variants: costs_of(variants, described, facts, work / "plan", settings))
+    large = {} if source.repo else check_finite(facts.folder, facts)  # a folder's weights are here already
+
+    def costs(variants: Sequence[Variant]) -> Costs:
+        found = costs_of(variants, described, facts, work / "plan", settings)
+        makeable = [variant for variant in variants if isinstance(found[variant.name], Cost)]
+        lost = overflows_of(makeable, described, facts, work / "large", settings, large)
+        return found | {name: Unsupported(why) for name, why in lost.items()}
+
+    chosen = resolve(wanted, costs)
     found = plan(
         source,
         facts,
@@ -38,7 +54,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
         chosen.costs,
         device=device,
         elsewhere=question.elsewhere,
-        notes=chosen.notes,
+        notes=(*chosen.notes, *large_notes(large)),
     )
     return SurveyAnswer(description=description, plan=found)
 

@@ -108,6 +108,7 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
             if done is None:
                 survey = _survey(job, call, headers)
                 require(survey.plan)
+                _tell(survey.plan)
         if done:
             log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
             return release_record(job, done)
@@ -312,6 +313,14 @@ def _ask(
 def _patience(source: Source, variants: int) -> float:
     """Seconds after which a stage counts as endless: a quarter of a day, and many times what two cores need for the rest."""
     return 21_600 + 30 * variants * (source.parameters or 0) / 1e6
+
+
+def _tell(plan: Plan) -> None:
+    """What was decided before any work: what stands in for what, what is left out, what cannot be made."""
+    for note in plan.notes:
+        log.say(f"note: {note}")
+    for failed in plan.failed:
+        log.say(f"{failed.name} cannot be made: {failed.error}")
 
 
 def _refuse_others(answered: Sequence[str], *, asked: Sequence[str]) -> None:

@@ -76,7 +76,7 @@ def _complaints(
     if check and not check.loaded:
         yield f"{check.runtime} does not load it: {check.error or 'no reason given'}"
     if check and not check.passed:
-        yield _disagreement(check.runtime, check.kld, check.tolerance, check.error)
+        yield _disagreement(check.runtime, check.kld, check.tolerance, check.error) + _noted(variant)
     if check:
         yield from check.differences
         if check.passed and check.chat_template is None and identity["chat template"]:
@@ -125,7 +125,13 @@ def _over(variant: VariantRecord, score: Score, limits: GateSettings) -> Iterato
         if limit is not None and measured[what] > limit:
             yield (
                 f"{what} {measured[what]:.4g}{unit} is above {limit:g}{unit}, the limit for {limit_class}-bit variants"
+                f"{_noted(variant)}"
             )
+
+
+def _noted(variant: VariantRecord) -> str:
+    """What may be the reason: the first that was noted while it was made."""
+    return f". Noted of it: {variant.notes[0]}" if variant.notes else ""
 
 
 def _limit(bits: float, table: Mapping[str, float]) -> tuple[str, float | None]:

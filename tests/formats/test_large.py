@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hubbot.child.messages import SurveyQuestion
+from hubbot.child.survey import survey
 from hubbot.domain import Source
 from hubbot.formats import costs_of, overflows_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.model import check_finite, read_facts
 from hubbot.model.agreement import agreed
-from hubbot.settings import Settings
+from hubbot.settings import Settings, load_settings
 from tests.model.folders import change, copied, rewrite
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -43,6 +45,22 @@ def test_the_variants_that_pass_through_float16_are_named_with_tensor_value_and_
     for name, why in found.items():
         assert f"{UP} holds 131,072 at [3, 5], and {name} passes through float16" in why
         assert "65,504" in why
+
+
+def test_the_plan_of_a_folder_names_them_before_anything_is_made(folder, tmp_path):
+    def edit(tensors):
+        tensors[UP][3, 5] = 2.0**17
+
+    rewrite(folder, edit)
+    settings = load_settings(None, {"variants": "Q8_0,gptq-4bit-128g"})
+    question = SurveyQuestion(
+        source=source_of(folder), settings=settings, work=tmp_path / "work", out=tmp_path / "out", elsewhere=False
+    )
+    plan = survey(question).plan
+    assert [variant.name for variant in plan.variants] == ["Q8_0"]
+    (failed,) = plan.failed
+    assert f"{UP} holds 131,072 at [3, 5], and gptq-4bit-128g passes through float16" in str(failed.error)
+    assert f"{UP} holds 131,072 at [3, 5], beyond float16's 65,504" in plan.notes[-1]
 
 
 def test_a_large_value_outside_of_what_is_quantized_refuses_nothing(folder, tmp_path):

@@ -137,6 +137,15 @@ def test_a_file_that_computes_something_else_is_refused_with_both_numbers() -> N
     assert "divergence 0.02 nats, tolerance 0.001" in str(verdict.reason)
 
 
+def test_what_was_noted_of_a_variant_stands_beside_the_numbers_that_it_may_explain() -> None:
+    noted = replace(scored("Q4_K_M", ratio=2.0), notes=("the model looks at the last 32 tokens",))
+    assert str(judged(noted).reason).endswith("4-bit variants. Noted of it: the model looks at the last 32 tokens")
+    check = LoadCheck(runtime="llama.cpp b1", loaded=True, kld=0.02, tolerance=0.001, passed=False)
+    assert str(judged(replace(noted, load_check=check)).reason).endswith(
+        "tolerance 0.001. Noted of it: the model looks at the last 32 tokens"
+    )
+
+
 def test_a_variant_that_nobody_loaded_is_refused_unless_that_is_not_asked_for() -> None:
     unloaded = replace(variant("Q4_K_M"), load_check=None)
     assert judged(unloaded).status is Status.REFUSED

@@ -23,7 +23,7 @@ from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
-from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
+from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files, window_notes
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles, expert_name
@@ -141,10 +141,12 @@ class GgufFormat:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the record should know about these files."""
+        windows = window_notes(self._facts.config, self._plan.model.metadata)
         transformed = self._origins.transformed
         if not transformed:
-            return ()
+            return windows
         return (
+            *windows,
             f"{len(transformed)} tensors are transformed by llama.cpp's converter and not measured ({transformed[0]}, …)",
         )
 

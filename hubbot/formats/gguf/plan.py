@@ -20,7 +20,7 @@ from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
 from hubbot.formats.protocol import Cost
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
 
-__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
+__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files", "window_notes"]
 
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -33,6 +33,9 @@ class Facts(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorFact]: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...  # config.json
 
     @property
     def prediction(self) -> Collection[str]: ...  # tensors of prediction blocks
@@ -146,6 +149,19 @@ def costs_of(plan: GgufPlan) -> dict[str, Cost]:
         )
         for name, variant in plan.variants.items()
     }
+
+
+def window_notes(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where the model's attention slides over the text, and the converter has no key for it in this architecture."""
+    text = config.get("text_config", config)
+    window, kinds = text.get("sliding_window"), text.get("layer_types") or ["sliding_attention"]
+    slides = type(window) is int and text.get("use_sliding_window", True) and "sliding_attention" in kinds
+    if not slides or any(key.endswith(".attention.sliding_window") for key in metadata):
+        return ()
+    return (
+        f"the model looks at the last {window:,} tokens (sliding_window), and llama.cpp's converter writes no window for its "
+        "architecture: llama.cpp looks at the whole text, so that longer texts come out otherwise",
+    )
 
 
 def _matrices_in_blocks(model: Converted) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.check import read
+from hubbot.formats.gguf.plan import window_notes
 from hubbot.formats.gguf.rehearsal import rehearsed
 from hubbot.model.chat import differences, settled
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
@@ -138,3 +139,20 @@ def test_a_text_that_llama_cpp_cuts_otherwise_is_refused_before_anything_is_made
         Unsupported, match=r"in place 0 it has \d+ '.*', the source \d+ '.*'\. Leave the GGUF types out"
     ):
         open_format(folder, ["Q8_0"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "noted"),
+    [
+        ({"sliding_window": 4096}, [], True),
+        ({"text_config": {"sliding_window": 4096}}, [], True),
+        ({"sliding_window": 4096}, ["gemma3.attention.sliding_window"], False),
+        ({"sliding_window": 4096, "use_sliding_window": False}, [], False),
+        ({"sliding_window": 4096, "layer_types": ["full_attention"]}, [], False),
+        ({"sliding_window": None}, [], False),
+        ({}, [], False),
+    ],
+)
+def test_a_window_that_the_file_has_no_key_for_is_noted(config, keys, noted):
+    notes = window_notes(config, dict.fromkeys(keys))
+    assert [("the last 4,096 tokens (sliding_window)" in note) for note in notes] == [True] * noted
