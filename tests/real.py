@@ -142,3 +142,14 @@ def _hub_name(name: str) -> str:
         return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name]
     _, block, part, kind = name.split(".")
     return f"model.layers.{block}.{_NAMES[part]}.{kind}"
+
+
+def prose(folder: Path) -> tuple[Path, Path]:
+    """Calibration and evaluation text: English, of which every Python carries 460,000 characters, topic by topic in turns."""
+    from pydoc_data.topics import topics
+
+    names = ("calibration.jsonl", "evaluation.jsonl")
+    for first, name in enumerate(names):
+        lines = (json.dumps({"text": topics[topic]}) + "\n" for topic in sorted(topics)[first::2])
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    return folder / names[0], folder / names[1]
