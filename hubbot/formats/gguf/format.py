@@ -187,7 +187,7 @@ class GgufFormat:
             finished[name] = VariantFiles(
                 paths=(*paths, *extra),
                 weight_bytes=variant.weight_bytes,
-                notes=(*self.notes, *variant.recipe.fallbacks),
+                notes=(*self.notes, *variant.recipe.notes),
             )
         self._queue.close()
         return finished

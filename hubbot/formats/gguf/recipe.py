@@ -37,6 +37,14 @@ class Recipe:
     kinds: dict[str, int]
     fallbacks: tuple[str, ...]  # what llama.cpp said about shapes that a type cannot hold
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The first fallback in llama.cpp's words, and how many more there are."""
+        if not self.fallbacks:
+            return ()
+        others = f"; so do {len(self.fallbacks) - 1} more tensors" if len(self.fallbacks) > 1 else ""
+        return (" ".join(self.fallbacks[0].split()) + others,)
+
 
 def ask_recipes(
     model: Converted, types: Iterable[str], work: Path, *, imatrix: bool

@@ -1,5 +1,6 @@
 """Whole files, byte for byte what llama.cpp's own converter and llama-quantize write from the same weights."""
 
+import re
 import shutil
 
 import pytest
@@ -59,7 +60,10 @@ def test_widths_that_k_quants_cannot_hold_fall_back_as_llama_cpp_does(tmp_path, 
     folder = make_odd_llama(tmp_path / "odd")
     _equal_files(folder, ["Q4_K_M", "IQ4_XS", "Q6_K", "Q2_K"], tmp_path / "out", monkeypatch)
     files, _ = make(folder, ["Q4_K_M"], tmp_path / "again")
-    assert any("falling back" in note for note in files["Q4_K_M"].notes)
+    (note,) = (note for note in files["Q4_K_M"].notes if "falling back" in note)
+    assert "not divisible by 256" in note
+    assert "  " not in note
+    assert re.search(r"; so do \d+ more tensors$", note)
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_folder_was_called(llama, tmp_path):
