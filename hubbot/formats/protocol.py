@@ -134,10 +134,11 @@ class Format(Protocol):
 
 def large_notes(large: Mapping[str, Large]) -> tuple[str, ...]:
     """What is to be known of every variant of a model with weights beyond float16."""
-    if not large:
+    matrices = {name: found for name, found in large.items() if len(found.index) > 1}  # a mask's constant is no weight
+    if not matrices:
         return ()
-    tensor, first = next(iter(large.items()))
-    more = f" ({len(large)} tensors in all)" if len(large) > 1 else ""
+    tensor, first = next(iter(matrices.items()))
+    more = f" ({len(matrices)} tensors in all)" if len(matrices) > 1 else ""
     return (
         f"{tensor} holds {first.value:,.0f} at {list(first.index)}{more}, beyond float16's 65,504: weights that share a scale "
         "with it are rounded away, and so are activations where a runtime rounds them to 8 bits, as llama.cpp does",

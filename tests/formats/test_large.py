@@ -10,7 +10,7 @@ from hubbot.child.survey import survey
 from hubbot.domain import Source
 from hubbot.formats import costs_of, overflows_of
 from hubbot.formats.names import parse_variants
-from hubbot.formats.protocol import Cost
+from hubbot.formats.protocol import Cost, large_notes
 from hubbot.model import check_finite, read_facts
 from hubbot.model.agreement import agreed
 from hubbot.settings import Settings, load_settings
@@ -69,6 +69,7 @@ def test_a_large_value_outside_of_what_is_quantized_refuses_nothing(folder, tmp_
 
     rewrite(folder, edit)
     assert overflowing(folder, "F16,Q4_1,gptq-4bit-128g,bnb-int8", tmp_path / "work") == {}
+    assert large_notes(check_finite(folder, agreed(read_facts(folder)))) == ()
 
 
 def test_what_no_float16_scale_can_carry_is_refused_for_every_type_that_has_one(folder, tmp_path):
