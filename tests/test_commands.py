@@ -253,7 +253,7 @@ def test_a_family_that_cannot_round_the_model_fails_alone(
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     asked = [*settings(tmp_path), "--variants", "gptq-4bit-64g,bnb-nf4"]
     found = run(model, tmp_path / "out", asked, ends=7)
-    passed, failed = found.variants  # what fails in the plan stands last
+    failed, passed = found.variants
     assert (passed.name, passed.status) == ("bnb-nf4", Status.PASSED)
     assert (failed.name, failed.status, failed.files) == ("gptq-4bit-64g", Status.FAILED, ())
     assert "passes through float16, whose largest number is 65,504" in str(failed.reason)
