@@ -66,7 +66,7 @@ def names_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 def _spaced(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with a blank behind every special token."""
-    special = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len)
+    special = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {""}, key=len)
     return re.sub("|".join(map(re.escape, reversed(special))), r"\g<0> ", text) if special else text
 
 
