@@ -54,6 +54,7 @@ _SIZES: dict[str, Any] = {
 
 # What a model type needs beside or in place of them.
 _OWN: dict[str, dict[str, Any]] = {
+    "afmoe": {"mup_enabled": True},  # as on the Hub; llama.cpp takes it for granted
     "bamba": {"attn_layer_indices": [1]},
     "cohere2": {"num_hidden_layers": 4},
     "cohere2_moe": {"num_hidden_layers": 4},
@@ -79,6 +80,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "phimoe": {"attention_bias": True, "lm_head_bias": True},  # as on the Hub; llama.cpp takes them for granted
     "smollm3": {"num_hidden_layers": 4},
     "youtu": {"num_key_value_heads": 4},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "use_mamba_kernels": False},
@@ -87,6 +89,7 @@ _OWN: dict[str, dict[str, Any]] = {
 # Keys that config.json has on the Hub, but not when transformers saves it.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": CONTEXT},
+    "falcon_h1": {"head_dim": 64},
     "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10000},
     "cohere2": {"rope_theta": 10000.0},
     "phimoe": {"original_max_position_embeddings": CONTEXT},

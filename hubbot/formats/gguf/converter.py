@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +103,12 @@ def convert(
         _called(folder, name) as named,
         _standing_in(tensors, read),
     ):
-        model = _instance(named, outtype)
+        model = _instance(named, outtype, tensors)
         model.prepare_tensors()
         kinds = {key: (tuple(info.shape), int(info.dtype)) for key, info in model.gguf_writer.tensors[0].items()}
         values = model
         if outtype != gguf.LlamaFileType.ALL_F32:  # the same graphs again, not rounded to the file's type
-            values = _instance(named, gguf.LlamaFileType.ALL_F32)
+            values = _instance(named, gguf.LlamaFileType.ALL_F32, tensors)
             values.prepare_tensors()
         graphs = {key: info.tensor for key, info in values.gguf_writer.tensors[0].items()}
         model.prepare_metadata(vocab_only=False)
@@ -124,12 +124,14 @@ def convert(
     )
 
 
-def _instance(folder: Path, outtype: Any) -> Any:
+def _instance(folder: Path, outtype: Any, tensors: Iterable[str]) -> Any:
     """The converter's model object, made as convert_hf_to_gguf.py makes it: the class finds its own parameters."""
     from conversion import get_model_class
     from conversion.base import ModelBase, ModelType, get_model_architecture
 
     family = get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
+    if hasattr(family, "opt_num_mtp_layers"):  # Qwen3-Next and 3.5 count on prediction heads unless told of none
+        family.no_mtp = not any(name.removeprefix("model.").startswith("mtp.") for name in tensors)
     made = family(folder, outtype, folder)  # a folder as output name: the converter only derives a name from it
     return getattr(made, "impl", made)  # Mistral 3's class chooses another one, and has that write the file
 

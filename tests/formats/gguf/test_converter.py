@@ -6,9 +6,13 @@ import sys
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from hubbot import llamacpp
 from hubbot.formats.gguf.check import read
+from hubbot.formats.gguf.converter import convert
+from hubbot.model import read_facts
+from tests.conformance.models import write_tiny
 from tests.formats.gguf.chain import keys_and_tensors, make, quantize
 from tests.models import make_model, make_other
 
@@ -146,3 +150,12 @@ def test_a_null_in_the_configuration_does_not_cost_the_file_its_template(tmp_pat
     text = (folder / "chat_template.jinja").read_text()
     files, _ = make(folder, ["Q8_0"], tmp_path / "out")
     assert keys_and_tensors(files["Q8_0"].paths[0])[0]["tokenizer.chat_template"] == text
+
+
+@pytest.mark.slow
+def test_a_qwen3_next_without_prediction_heads_is_converted_without_them(tmp_path):
+    folder = write_tiny("Qwen3NextForCausalLM", tmp_path / "tiny")
+    facts = read_facts(folder)
+    converted = convert(folder, facts.tensors, load_file(folder / "model.safetensors").__getitem__)
+    assert any(tensor.name == "blk.1.attn_q.weight" for tensor in converted.tensors)
+    assert converted.metadata["qwen3next.block_count"].value == 2
