@@ -380,11 +380,13 @@ def test_yank_puts_a_banner_on_every_card_and_the_bot_leaves_the_model_alone(ben
         assert [verdict.rule for verdict in other.judge()] == ["yanked"]
 
 
-@pytest.mark.parametrize("why", ["refuse", "fail"])
-def test_what_the_gate_refused_or_nobody_can_make_is_settled_and_the_rest_published(bench, tmp_path, why):
+@pytest.mark.parametrize(
+    ("refuse", "fail"), [(("gptq-4bit-128g",), ()), ((), ("gptq-4bit-128g",))], ids=["refused", "failed"]
+)
+def test_what_the_gate_refused_or_nobody_can_make_is_settled_and_the_rest_published(bench, tmp_path, refuse, fail):
     bench.hub.model("maker/one", files_of_a_model(1))
     bench.rules()
-    run = partial(cheap_run, settings=bench.settings, hub=bench.bot.reader.hub, **{why: ("gptq-4bit-128g",)})
+    run = partial(cheap_run, settings=bench.settings, hub=bench.bot.reader.hub, refuse=refuse, fail=fail)
     assert bench.work(run=run) == Tally(done=1)
     assert ("model", "ours/one-GGUF") in bench.hub.store.repos
     assert ("model", "ours/one-GPTQ") not in bench.hub.store.repos
