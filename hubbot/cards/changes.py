@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from enum import StrEnum
 
 from hubbot.cards import figures
 from hubbot.cards.escape import code, inline, line
-from hubbot.domain import Record, Status, VariantRecord
+from hubbot.domain import Family, Record, Status, VariantRecord
+from hubbot.record.fingerprint import matters
 
-__all__ = ["Change", "Kind", "changes", "changes_table", "conditions", "verdicts"]
+__all__ = ["Change", "Kind", "changelog", "changes", "changes_table", "conditions", "verdicts"]
 
 
 class Kind(StrEnum):
@@ -121,11 +123,43 @@ def conditions(old: Record, new: Record) -> list[str]:
         "evaluation text": (_digest(old.evaluation), _digest(new.evaluation)),
         **{name: (old.tools.get(name), new.tools.get(name)) for name in sorted({*old.tools, *new.tools})},
     }
+    pairs["chat template"] = (_template(old), _template(new))
     lines = [
         f"{inline(name, limit=60)}: {_told(one)} → {_told(two)}" for name, (one, two) in pairs.items() if one != two
     ]
+    if files := _source_files(old, new):
+        more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+        lines.append(f"files of the source: {', '.join(code(path) for path in files[:8])}{more}")
     settings = sorted(key for key in {*old.config, *new.config} if old.config.get(key) != new.config.get(key))
     return [*lines, f"settings: {', '.join(code(key) for key in settings[:20])}"] if settings else lines
+
+
+def changelog(old: Record | None, new: Record, family: Family, *, before: str) -> str:
+    """The section of a card that says what this release changed of one family and why; empty where nothing did.
+
+    before: Markdown, where the files of the old release stay.
+    """
+    if old is None:
+        return ""
+    mine = [one for one in changes(old, new) if any(v and v.family is family for v in (one.old, one.new))]
+    other = conditions(old, new)
+    moved = [one for one in mine if one.kind is not Kind.SAME]
+    if not moved and not other:
+        return ""
+    table = f"\n\n{changes_table(tuple(moved))}" if moved else ""
+    why = "\n".join(f"- {one}" for one in other) or "- nothing but the files themselves"
+    return f"## What changed\n\nAgainst the release before this one:\n\n{why}{table}\n\nIts files and its card stay at {before}."
+
+
+def _source_files(old: Record, new: Record) -> list[str]:
+    """Files of the source that reach a variant and differ: weights, tokenizer, configuration, template."""
+    one, two = old.source.files, new.source.files
+    return [path for path in sorted({*one, *two}) if matters(path) and one.get(path) != two.get(path)]
+
+
+def _template(record: Record) -> str | None:
+    text = record.chat_template
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else None
 
 
 def _told(value: str | None) -> str:

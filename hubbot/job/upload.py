@@ -8,11 +8,12 @@ from typing import Literal
 
 from hubbot import log
 from hubbot.cards.card import CARDS, PICTURE, write_cards
-from hubbot.cards.marks import merge
+from hubbot.cards.changes import changelog
+from hubbot.cards.marks import merge, wrap
 from hubbot.cards.summary import pull_request
 from hubbot.domain import Record
 from hubbot.hub.client import Hub
-from hubbot.hub.publish.current_release import read_current, read_record
+from hubbot.hub.publish.current_release import head_of_main, read_current, read_record
 from hubbot.hub.publish.publication import publish
 from hubbot.hub.publish.repo_release import Receipt, RepoRelease
 from hubbot.record.file import FILE_NAME
@@ -30,7 +31,7 @@ def release(record: Record, settings: Settings, hub: Hub, *, out: Path) -> dict[
     receipts = {}
     mode: Literal["pr", "main"] = "main" if settings.publish.mode == "main" else "pr"
     for repo in plan_repos(record, naming):
-        previous = _keep_what_people_wrote(repo, hub, out, mode=mode)
+        previous = _keep_what_people_wrote(record, repo, hub, out, mode=mode)
         wanted = repo_release(record, repo, settings, out, previous=previous)
         receipt = publish(wanted, hub, mode=mode, force=settings.force)
         log.say(f"{receipt.status}: {receipt.pull_request_url or receipt.url}")
@@ -60,18 +61,31 @@ def _is_anothers(repo: Repo, record: Record, hub: Hub) -> bool:
     )
 
 
-def _keep_what_people_wrote(repo: Repo, hub: Hub, out: Path, *, mode: str) -> Record | None:
-    """Merge the card in `out` with the one that it would replace. Returns the record on main, to compare with."""
+def _keep_what_people_wrote(record: Record, repo: Repo, hub: Hub, out: Path, *, mode: str) -> Record | None:
+    """Merge the card in `out` with the one that it would replace, and say there what changes.
+
+    Returns the record on main, to compare with.
+    """
     if not hub.token or "/" not in repo.repo_id:
         return None  # publish() says what is missing
     existing = read_current(repo.repo_id, hub, mode=mode)
     if existing is None:
         return None
+    previous = existing.record if existing.revision == "main" else read_record(repo.repo_id, hub)
     card = out / CARDS / repo.name / "README.md"
-    card.write_text(merge(existing.card, card.read_text(encoding="utf-8")), encoding="utf-8")
-    if existing.revision == "main":
-        return existing.record
-    return read_record(repo.repo_id, hub)
+    text = card.read_text(encoding="utf-8") + _changed(previous, record, repo, hub)
+    card.write_text(merge(existing.card, text), encoding="utf-8")
+    return previous
+
+
+def _changed(previous: Record | None, record: Record, repo: Repo, hub: Hub) -> str:
+    """The card's section of changes against what main holds, which stays at its commit; nothing where there is none."""
+    commit = head_of_main(repo.repo_id, hub) if previous else None
+    if commit is None:
+        return ""
+    before = f"[{commit[:8]}]({hub.endpoint}/{repo.repo_id}/tree/{commit})"
+    told = changelog(previous, record, repo.recommended.family, before=before)
+    return f"\n{wrap({'changes': told})}" if told else ""
 
 
 def repo_release(

@@ -60,8 +60,10 @@ def test_words_outside_the_marks_survive_a_new_release_on_main(hub: Hub, tmp_pat
     there = hub.read(repo, "README.md").decode()
     assert hub.read(repo, "Testling-1B-Q4_K_M.gguf") == b"second"
     assert there.endswith("A maintainer's own words.\n")
-    assert "0.0200" in there
-    assert "0.0500" not in there
+    sections, _, changed = there.partition("<!-- hubbot:begin changes -->")
+    assert "0.0200" in sections
+    assert "0.0500" not in sections
+    assert "0.0500 → 0.0200" in changed
 
 
 def test_a_pull_request_tells_what_changed_and_keeps_what_a_reviewer_wrote(hub: Hub, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -13,9 +14,10 @@ from hubbot.hub.publish.pull_requests import Pulls
 from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.hub.publish.target import Target
 from hubbot.hub.read.reader import Reader
+from hubbot.hub.read.shapes import mapping
 from hubbot.record.file import FILE_NAME, from_json
 
-__all__ = ["CurrentRelease", "read_current", "read_record", "read_text"]
+__all__ = ["CurrentRelease", "head_of_main", "read_current", "read_record", "read_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,12 @@ class CurrentRelease:
     revision: str  # that was read: main, or refs/pr/N of the pull request of ours that waits
     card: str | None  # README.md
     record: Record | None
+
+
+def head_of_main(repo_id: str, hub: Hub) -> str | None:
+    """The commit that a repo's main shows now; None where the Hub names none."""
+    sha = mapping(Reader(hub).get(f"/api/models/{repo_id}").body).get("sha")
+    return sha if isinstance(sha, str) and re.fullmatch(r"[0-9a-f]{40}", sha) else None
 
 
 def read_current(repo_id: str, hub: Hub, *, mode: str) -> CurrentRelease | None:
