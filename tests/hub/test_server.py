@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hubbot.hub.session import belongs_to
 from tests.hub import Hub
 
 WEB = httpx2.Client()
@@ -618,15 +619,18 @@ def test_it_runs_as_a_program_and_takes_orders_over_http(tmp_path: Path):
     command = [sys.executable, "-m", "tests.hub", "--user", "ada:hf_ada", "--model", f"ada/m={tmp_path / 'model'}"]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        endpoint = process.stdout.readline().strip()
-        api = HfApi(endpoint=endpoint, token="hf_ada")
-        assert api.whoami()["name"] == "ada"
-        order = urllib.request.Request(
-            f"{endpoint}/-/fail", json.dumps({"pattern": "GET /api/models", "status": 503}).encode()
-        )
-        urllib.request.urlopen(order)
-        assert WEB.get(f"{endpoint}/api/models/ada/m").status_code == 503
-        assert api.list_repo_files("ada/m") == [".gitattributes", "config.json"]
-        assert any(r["status"] == 503 for r in WEB.get(f"{endpoint}/-/journal").json())
-        process.terminate()
+        try:
+            endpoint = process.stdout.readline().strip()
+            belongs_to("hf_ada", endpoint)
+            api = HfApi(endpoint=endpoint, token="hf_ada")
+            assert api.whoami()["name"] == "ada"
+            order = urllib.request.Request(
+                f"{endpoint}/-/fail", json.dumps({"pattern": "GET /api/models", "status": 503}).encode()
+            )
+            urllib.request.urlopen(order)
+            assert WEB.get(f"{endpoint}/api/models/ada/m").status_code == 503
+            assert api.list_repo_files("ada/m") == [".gitattributes", "config.json"]
+            assert any(r["status"] == 503 for r in WEB.get(f"{endpoint}/-/journal").json())
+        finally:
+            process.terminate()  # else what failed above waits for the program's end
         assert process.wait(10) == 0
