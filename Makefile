@@ -35,7 +35,7 @@ demo: setup  ## train a small model on the standard library and run the whole jo
 
 # Two processes with one thread each: the models of the tests are too small to gain from more threads.
 
-test: lint .venv/triton  ## linters, type checks and the suite
+test: lint setup .venv/triton  ## linters, type checks and the suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not heavy" $(PYTEST)
 
 heavy: setup .venv/triton  ## what takes minutes a test: trained and real models, kernels at length, the image

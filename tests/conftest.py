@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,24 @@ def real_model() -> Path:
         return fetch_or_find()
     except Unreachable as error:
         pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that hangs, and what then hangs in its end, instead of waiting for ever. No test comes near it."""
+
+    def expired(*_: object) -> None:
+        msg = "the test hangs"
+        raise TimeoutError(msg)
+
+    seconds = 3600 if item.get_closest_marker("heavy") else 600
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 30)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
