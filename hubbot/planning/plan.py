@@ -282,14 +282,14 @@ def device_elsewhere(settings: Settings) -> str:
 
 def _planned(variant: Variant, cost: Cost, facts: ModelFacts, settings: Settings) -> PlannedVariant:
     also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=facts.experts)
-    sharded = variant.family is Family.GGUF and cost.file_bytes > settings.gguf.shard_size
+    split = cost.file_bytes > settings.gguf.shard_size or settings.gguf.first_shard == "metadata"
     return PlannedVariant(
         name=variant.name,
         family=variant.family,
         file_bytes=cost.file_bytes,
         weight_bytes=cost.weight_bytes,
         bits_per_weight=cost.bits_per_weight,
-        runs_in=runs_in(variant.name, also, sharded=sharded),
+        runs_in=runs_in(variant.name, also, sharded=split and variant.family is Family.GGUF),
     )
 
 

@@ -72,6 +72,10 @@ class GgufSettings(Section):
         True, description="weigh GGUF's quantization error by the importance matrix, or make static files"
     )
     shard_size: Size = Field(45 * 10**9, description="split files above this size")
+    first_shard: Literal["weights", "metadata"] = Field(
+        "weights",
+        description="metadata: split every file, with no weight in the first shard, so that a new template uploads no weights",
+    )
 
 
 class GptqSettings(Section):

@@ -72,7 +72,7 @@ def plan_unread(
         facts,
         work,
         imatrix=_unread_text(text) if settings.imatrix else None,
-        shard_size=settings.shard_size,
+        settings=settings,
         quantized_by=quantized_by,
         read=Snapshot(facts).read,
     )
@@ -206,7 +206,7 @@ class GgufFormat:
             self._facts,
             self._work,
             imatrix=self._text,
-            shard_size=self._settings.shard_size,
+            settings=self._settings,
             quantized_by=self._quantized_by,
             read=self._snapshot.read,
             entries=entries,

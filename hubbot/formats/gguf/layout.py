@@ -2,7 +2,7 @@
 
 A file is: magic, version, counts; key-value pairs; tensor infos; tensor data, each aligned to 32
 bytes. Files above a size limit are split as llama.cpp's gguf-split does it: all keys in the first
-shard, `split.*` keys in every one.
+shard, `split.*` keys in every one. The first may hold no tensor; then no other byte hangs on the keys.
 """
 
 from __future__ import annotations
@@ -56,9 +56,14 @@ def lay_out(
     metadata: Mapping[str, Any],
     architecture: str,
     shard_size: int | None = None,
+    *,
+    keys_alone: bool = False,
 ) -> tuple[Shard, ...]:
-    """Lay out a model. tensors: (tensor, ggml type) in file order; metadata: key -> GGUFValue, in file order."""
-    groups = _groups(tensors, shard_size)
+    """Lay out a model. tensors: (tensor, ggml type) in file order; metadata: key -> GGUFValue, in file order.
+
+    keys_alone: put no tensor into the first shard.
+    """
+    groups = [*([[]] if keys_alone else []), *_groups(tensors, shard_size)]
     if len(groups) == 1:
         return (_shard(groups[0], metadata, architecture),)
     shards = []

@@ -19,6 +19,7 @@ from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
 from hubbot.formats.protocol import Cost
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
+from hubbot.settings import GgufSettings
 
 __all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files", "window_notes"]
 
@@ -77,7 +78,7 @@ def plan_files(
     work: Path,
     *,
     imatrix: TextRecord | None,
-    shard_size: int | None,
+    settings: GgufSettings,
     quantized_by: str | None = None,
     read: Callable[[str], torch.Tensor],
     entries: int | None = None,
@@ -105,7 +106,7 @@ def plan_files(
             if isinstance(recipe, Unsupported):
                 refused[name] = recipe
                 continue
-            shards = _lay_out(model, name, recipe, source, quantized_by, keys, shard_size)
+            shards = _lay_out(model, name, recipe, source, quantized_by, keys, settings)
             planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
     ordered = {variant.name: planned[variant.type] for variant in variants if variant.type in planned}
     return GgufPlan(model=model, variants=ordered, refused=refused, imatrix_file=file)
@@ -130,12 +131,13 @@ def _lay_out(
     source: Source,
     quantized_by: str | None,
     keys: Mapping[str, Any],
-    shard_size: int | None,
+    settings: GgufSettings,
 ) -> tuple[Shard, ...]:
     tensors = {tensor.name: tensor for tensor in model.tensors}
     metadata = file_metadata(model.metadata, name, source, quantized_by, keys)
     placed = [(tensors[key], kind) for key, kind in recipe.kinds.items()]
-    return lay_out(placed, metadata, model.architecture, shard_size)
+    alone = settings.first_shard == "metadata"
+    return lay_out(placed, metadata, model.architecture, settings.shard_size, keys_alone=alone)
 
 
 def costs_of(plan: GgufPlan) -> dict[str, Cost]:

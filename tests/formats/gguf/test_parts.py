@@ -1,19 +1,25 @@
 """Parts may arrive once, twice, or after a kill; what was encoded can be read back in the checkpoint's layout."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from hubbot import llamacpp
-from hubbot.domain import Gguf, Source
+from hubbot.domain import Family, Gguf, Source
 from hubbot.errors import HubbotError, SourceRefused
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
 from hubbot.formats.gguf.format import costs
 from hubbot.formats.protocol import Cost
+from hubbot.hub.publish.publication import publish
+from hubbot.hub.publish.repo_release import RepoRelease
 from hubbot.model import read_facts
+from hubbot.record.file import write_record
 from hubbot.settings import GgufSettings
 from tests.formats.gguf.chain import checkpoint, keys_and_tensors, make, open_format, parts, statistics_of
+from tests.hub.models import record
 
 TYPES = ["Q4_K_M", "Q6_K", "IQ2_XS"]
 
@@ -164,6 +170,46 @@ def test_files_above_the_limit_are_split_as_llama_cpp_reads_them(llama, tmp_path
     assert read(paths, None).check.loaded
     whole_of_shards = read_gguf_as_checkpoint(paths[1], read_facts(llama))
     assert "lm_head.weight" in whole_of_shards
+
+
+@pytest.mark.slow
+def test_a_new_template_uploads_the_first_shard_alone_where_it_holds_no_weight(llama, tmp_path, hub):
+    settings = GgufSettings(imatrix=True, first_shard="metadata")
+    changed = tmp_path / llama.name
+    shutil.copytree(llama, changed)
+    (changed / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    ada = hub.seen(hub.user("ada"))
+    made = []
+    for number, folder in enumerate((llama, changed)):
+        out = tmp_path / f"{number}"
+        done = make(folder, ["Q4_K_M"], out, imatrix=True, settings=settings)[0]["Q4_K_M"]
+        paths = [path for path in done.paths if path.suffix == ".gguf"]
+        assert [path.name[-20:] for path in paths] == ["-00001-of-00002.gguf", "-00002-of-00002.gguf"]
+        assert keys_and_tensors(paths[0])[1] == {}
+        assert read(paths, None).check.loaded
+        made.append(paths)
+        hub.journal.clear()
+        publish(_release(paths, out, number), ada, mode="main")
+        assert hub.journal.count("PUT /storage/") == (2 if number == 0 else 1)
+    (keys, weights), (new_keys, same) = ([path.read_bytes() for path in paths] for paths in made)
+    assert keys != new_keys
+    assert weights == same
+    assert hub.read("ada/tiny-GGUF", made[1][0].name) == new_keys
+
+
+def _release(paths, out, number):
+    files = {f"gguf/{path.name}": path.read_bytes() for path in paths}
+    write_record(record(seed=number, variants={"Q4_K_M": files}), out)
+    there = {path.name: path for path in paths}
+    return RepoRelease(
+        repo_id="ada/tiny-GGUF",
+        branches={"main": {**there, "hubbot.json": out / "hubbot.json"}},
+        title=f"Release {number}",
+        description="",
+        family=Family.GGUF,
+    )
 
 
 def test_weights_that_are_not_finite_are_refused_naming_the_tensor(llama, tmp_path):
