@@ -20,6 +20,7 @@ from hubbot.hub.read.shapes import mapping
 __all__ = ["Start", "attend", "tell"]
 
 _HOW = f"Somebody with write access starts this with `/approve` or the label `{APPROVED}`. `/variants Q4_K_M,gptq` changes what is made."
+_REPORT = "Its artifacts `report-…` have every number, and the picture of size against divergence."
 _AGAIN = "`/retry` starts it once more."
 _LOOK_AGAIN = "After a change of the request it is looked at once more; `/retry` looks again as well."
 
@@ -68,7 +69,7 @@ def _told(site: Site, result: str, published: Sequence[str], pull_requests: Sequ
     waiting = [f"- {link} waits for your review." for one in pull_requests if (link := url(one))]
     there = [f"- {link} is published." for one in published if (link := url(one))]
     lines = [*waiting, *there] or ["- Nothing was published; the run says why."]
-    return "\n".join([f"Made by {site.link(site.run)}, which has the report.", "", *lines])
+    return "\n".join([f"Made by {site.link(site.run)}. {_REPORT}", "", *lines])
 
 
 def _plan(issue: Issue, asked: Request | Refused, site: Site, desk: Desk) -> None:

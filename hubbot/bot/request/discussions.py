@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from hubbot.bot.ledger import jobs, mirror
@@ -16,11 +16,14 @@ from hubbot.bot.ledger.rows import JobState
 from hubbot.bot.request.answer import Answer, Desk, answer, published_links
 from hubbot.bot.request.parse import Approve, Cancel, Choose, Refused, Request, Retry, read_command, read_request
 from hubbot.bot.round import settings_digest
-from hubbot.cards.escape import code, inline
+from hubbot.cards.card import PICTURE
+from hubbot.cards.escape import code, inline, url
 from hubbot.errors import HubFailed, TokenRefused
 from hubbot.formats.names import parse_variants
 from hubbot.hub.discussions import Said, Thread, open_threads, say, writers
+from hubbot.hub.read.reader import Reader
 from hubbot.hub.rights import account
+from hubbot.hub.seen import Release
 from hubbot.release.repos import target_repos
 
 __all__ = ["answer_discussions"]
@@ -184,9 +187,10 @@ def _tell(thread: Thread, place: int, asked: Request, revision: str, it: _Round)
     if not told or told[-1] != "queued":
         return
     job = jobs.last_job(it.desk.ledger, asked.model)
-    there = any(release.revision == revision for release in mirror.releases(it.desk.ledger, asked.model))
+    there = [one for one in mirror.releases(it.desk.ledger, asked.model) if one.revision == revision]
     if there:
-        it.say(thread, f"Published: {published_links(asked.model, it.desk)}", f"told published {revision}")
+        text = f"Published: {published_links(asked.model, it.desk)}{_picture(there, it.desk.reader)}"
+        it.say(thread, text, f"told published {revision}")
     elif job and job.state is JobState.PARKED:
         it.say(
             thread,
@@ -198,3 +202,15 @@ def _tell(thread: Thread, place: int, asked: Request, revision: str, it: _Round)
         repos = target_repos(asked.model, parse_variants(settings.variants), settings.publish)
         links = ", ".join(f"[{inline(repo)}]({hub.endpoint}/{repo}/discussions)" for repo in repos)
         it.say(thread, f"This bot is done with it; what waits for a review is at {links}.", f"told done {revision}")
+
+
+def _picture(published: Iterable[Release], reader: Reader) -> str:
+    """Size against divergence of the run's variants as it lies in a release at its commit; empty where none holds one.
+
+    The Hub takes bitmaps alone as attachments, and this is a drawing.
+    """
+    for release in published:
+        if release.sha and reader.file(release.repo, release.sha, PICTURE) is not None:
+            place = url(f"{reader.hub.endpoint}/{release.repo}/resolve/{release.sha}/{PICTURE}")
+            return f"\n\n![Size against divergence of the variants]({place})"
+    return ""

@@ -112,6 +112,7 @@ def test_from_the_form_to_the_pull_requests_there_is_one_comment(counter, sha):
     tell(number, counter.site(), result="success", published=[], pull_requests=[pull])
     text = counter.shown(number)
     assert f"- {pull} waits for your review." in text
+    assert "artifacts `report-…`" in text
     assert "| `Q8_0` |" in text, "the plan stays below"
 
 

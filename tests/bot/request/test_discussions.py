@@ -21,6 +21,7 @@ from hubbot.bot.request.discussions import answer_discussions
 from hubbot.bot.round import look_at_releases
 from hubbot.bot.stop import Stop
 from hubbot.bot.worker import Terms, work
+from hubbot.cards.card import PICTURE
 from hubbot.errors import TokenRefused
 from hubbot.hub.read.reader import Reader
 from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
@@ -87,10 +88,13 @@ def test_a_request_is_answered_once_approved_by_a_member_made_and_told(place):
     with worker(place.desk.ledger.path) as name:
         run = partial(cheap_run, settings=place.desk.settings, hub=place.desk.reader.hub)
         assert work(place.desk.ledger, run, Stop(), Terms(worker=name)).done == 1
+    drawn = place.hub.commit("ours/one-GGUF", {PICTURE: b"<svg/>"})
     look_at_releases(place.desk.reader, place.desk.ledger, place.desk.settings)
     for _ in range(2):
         place.look()
     assert "Published: [ours/one-GGUF]" in place.answers(num)[-1]
+    picture = f"({place.hub.endpoint}/ours/one-GGUF/resolve/{drawn}/{PICTURE})"
+    assert place.answers(num)[-1].endswith(f"![Size against divergence of the variants]{picture}")
     assert len(place.answers(num)) == 3
     again = place.open("", title="Quantize maker/one")
     place.look()
