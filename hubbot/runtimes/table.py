@@ -159,7 +159,9 @@ ROWS: tuple[Row, ...] = (
         packages="bitsandbytes", options="--load-format bitsandbytes",
     ),
     _yes(
-        Runtime.TRANSFORMERS, (Layout.GGUF,), "`from_pretrained(REPO, gguf_file=FILE)`, decoded to floats",
+        Runtime.TRANSFORMERS, (Layout.GGUF,),
+        "`from_pretrained(REPO, gguf_file=FILE)`, decoded to floats; of several shards it reads the named one and fills the others' "
+        "weights with random ones",
         "read: transformers 5.23.0", packages="gguf",
     ),
     _yes(
@@ -250,13 +252,15 @@ def readers(name: str, also: Sequence[Layout] = ()) -> tuple[Row, ...]:
 def runs_in(name: str, also: Sequence[Layout] = (), *, sharded: bool = False, but: Collection[Runtime] = ()) -> str:
     """The runtimes that read a variant, in words; Humming only where vLLM needs it.
 
-    also: as for `layouts_of`. sharded: several GGUF files, which the Hub refuses to hand to Ollama. but: runtimes left out.
+    also: as for `layouts_of`. sharded: several GGUF files, which the Hub refuses to hand to Ollama
+    and of which transformers reads the named one alone. but: runtimes left out.
     """
     rows = {row.runtime: row for row in readers(name, also) if row.runtime not in but}
     if Runtime.VLLM in rows:
         rows.pop(Runtime.HUMMING, None)
     if sharded:
         rows.pop(Runtime.OLLAMA, None)
+        rows.pop(Runtime.TRANSFORMERS, None)
     return ", ".join(f"{runtime} ({row.only})" if row.only else runtime for runtime, row in rows.items())
 
 

@@ -88,9 +88,10 @@ def test_gptq_files_of_experts_are_promised_to_vllm_on_a_gpu_alone() -> None:
     assert "GPTQModel.load" in answer("gptq-4bit-128g", Runtime.TRANSFORMERS, [Layout.GPTQ_EXPERTS]).how
 
 
-def test_files_in_shards_are_not_promised_to_ollama() -> None:
+def test_files_in_shards_are_not_promised_to_ollama_and_transformers() -> None:
     assert runs_in("Q4_K_M").split(", ")[:2] == ["llama.cpp", "Ollama"]
-    assert "Ollama" not in runs_in("Q4_K_M", sharded=True)
+    assert {"Ollama", "transformers"} & set(runs_in("Q4_K_M").split(", ")) == {"Ollama", "transformers"}
+    assert not {"Ollama", "transformers"} & set(runs_in("Q4_K_M", sharded=True).split(", "))
     assert "LM Studio" not in runs_in("Q4_K_M", but=[Runtime.LM_STUDIO])
 
 
