@@ -14,10 +14,11 @@ _END = "<|endoftext|>"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def write_gpt2_tokenizer(folder: Path, *, length: int) -> int:
-    """Write tokenizer.json and its configuration; returns the size of the vocabulary (50257)."""
-    tokens, merges = _vocabulary()
-    write_byte_level(folder, tokens, merges, special=[tokens.index(_END)])
+def write_gpt2_tokenizer(folder: Path, *, length: int, more: Sequence[str] = ()) -> int:
+    """Write tokenizer.json and its configuration, with `more` special tokens; returns the size of the vocabulary."""
+    known, merges = _vocabulary()
+    tokens = [*known, *more]
+    write_byte_level(folder, tokens, merges, special=[tokens.index(_END), *range(len(known), len(tokens))])
     configuration = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,

@@ -80,6 +80,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "olmoe": {"num_key_value_heads": 4},  # as on the Hub; llama.cpp takes one for each head for granted
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 1024},  # likewise, and four times the width
     "phimoe": {"attention_bias": True, "lm_head_bias": True},  # as on the Hub; llama.cpp takes them for granted
     "smollm3": {"num_hidden_layers": 4},
     "youtu": {"num_key_value_heads": 4},
@@ -110,6 +112,15 @@ _NO_PREFIX = frozenset("gemma gemma2 gemma3_text gemma3n_text gemma4_text".split
 _TIED = frozenset(
     "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode".split()
 )
+
+# Special tokens that llama.cpp's converter looks up by name, and the number that it pads a vocabulary to a multiple of.
+_GLM = ["[gMASK]", "<|user|>", "<|observation|>"]
+_NAMED = {
+    **dict.fromkeys("glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa".split(), _GLM),
+    "dots3_note": ["<|endofassistant|>"],
+    "solar_open": ["<unk>", "<|startoftext|>"],
+}
+_PADDED = dict.fromkeys("bamba falcon_mamba granitemoehybrid jamba mamba mamba2 nemotron_h".split(), 16)
 
 # Beyond what llama.cpp's converter knows under transformers' name: what GPTQModel defines, or names of the Hub's own.
 BEYOND = (
@@ -161,7 +172,11 @@ def write_tiny(architecture: str, into: Path) -> Path:
 
 def _write_vocabulary(kind: str, into: Path) -> int:
     if kind not in _SENTENCEPIECE:
-        return write_gpt2_tokenizer(into, length=CONTEXT)
+        more = _NAMED.get(kind, [])
+        rest = -(50257 + len(more)) % _PADDED.get(kind, 1)
+        return write_gpt2_tokenizer(
+            into, length=CONTEXT, more=[*more, *(f"<|unused_{index}|>" for index in range(rest))]
+        )
     prefix = kind not in _NO_PREFIX
     write_tokenizer(_pieces(prefix), into, length=CONTEXT, space_prefix=prefix)
     return VOCABULARY

@@ -59,7 +59,7 @@ def _reasons(rows: Mapping[str, Any]) -> Iterable[str]:
 
 def _was_run(row: Mapping[str, Any]) -> bool:
     """Whether there was a model to run: not every configuration can be made small by its sizes alone."""
-    return _kind(row, "base") not in ("", "no model")
+    return bool(row["outcomes"]) and _kind(row, "base") != "no model"
 
 
 def _kind(row: Mapping[str, Any], column: str) -> str:

@@ -38,12 +38,15 @@ def test_the_counts_are_of_rows_that_were_run_and_known_to_the_runtime() -> None
         "B": {**known, "outcomes": {"base": passes, "GGUF": fails, "GPTQ": fails}},
         "C": {"llama_cpp": False, "gptqmodel": True, "outcomes": {"base": passes, "GGUF": passes, "GPTQ": passes}},
         "D": {**known, "outcomes": {}},
+        "E": {**known, "outcomes": {"base": {**fails, "kind": "no model"}}},
+        "F": {**known, "outcomes": {"GGUF": {**fails, "kind": "refused"}, "GPTQ": {**fails, "kind": "refused"}}},
     }
     page = as_page({"made": {"tools": "t", "machine": "m", "date": "d"}, "rows": rows})
-    assert "3 of 4 architectures were run." in page
-    assert "GGUF passes for 1 of the 2 " in page
-    assert "GPTQ passes for 1 of the 3 " in page
-    assert re.search(r"^\| D \|.*not run", page, re.MULTILINE)
+    assert "4 of 6 architectures were run." in page
+    assert "GGUF passes for 1 of the 3 " in page
+    assert "GPTQ passes for 1 of the 4 " in page
+    assert re.findall(r"^\| (\w) \|.*not run", page, re.MULTILINE) == ["D", "E"]
+    assert "| F | yes | yes |  | refused |" in page  # in the plan, so that there was no sweep to compare
 
 
 def test_a_class_of_text_and_images_has_the_model_type_of_its_text() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,13 +57,17 @@ def quantized_linears(facts: ModelFacts) -> Linears:
     experts = [linear.name for linear in found.blocks if linear.expert] or list(found.stacked)
     if not experts:
         return found
-    held = sum(facts.tensors[name].count for name in experts)
+    held, layers = _weights(experts, facts), _weights({linear.name for linear in found.blocks} | {*experts}, facts)
     msg = (
-        f"{held / facts.parameters:.0%} of {facts.architecture}'s weights are experts such as {experts[0]}. transformers keeps "
-        "those as one tensor a block, which bitsandbytes leaves at 16 bits, so that its files would hardly be smaller. "
+        f"{held / layers:.0%} of the weights in the layers of {facts.architecture}'s blocks are experts such as {experts[0]}. "
+        "transformers keeps those as one tensor a block, which bitsandbytes leaves at 16 bits. "
         "Leave bitsandbytes variants out for this model."
     )
     raise Unsupported(msg)
+
+
+def _weights(names: Iterable[str], facts: ModelFacts) -> int:
+    return sum(facts.tensors[name].count for name in names)
 
 
 def _specs(

@@ -107,6 +107,12 @@ def test_a_file_that_llama_cpp_cannot_load_is_told_before_it_has_weights(folder,
     assert not list(tmp_path.glob("*.gguf"))
 
 
+def test_an_architecture_that_llama_cpp_computes_otherwise_is_told_before_it_has_weights(folder, tmp_path):
+    model = replace(open_format(folder, ["Q8_0"], tmp_path / "out").plan.model, architecture="phimoe")
+    with pytest.raises(Unsupported, match="otherwise than it was trained: its norms do not subtract the mean"):
+        rehearsed(model, read_chat(folder, load_tokenizer(folder)), {}, tmp_path)
+
+
 def _with_a_row_more(tensor):
     rows, *columns = tensor.shape
     return replace(tensor, shape=(rows + 1, *columns)) if tensor.name == "blk.1.ffn_up.weight" else tensor
