@@ -285,7 +285,7 @@ def make_other(config: str, values: dict[str, Any], into: Path, *, bytes_vocabul
     into.mkdir(parents=True, exist_ok=True)
     small = _GROUPED | {"hidden_size": 64, "intermediate_size": 128}
     if bytes_vocabulary:
-        count = write_gpt2_tokenizer(into, length=CONTEXT)
+        count = _write_byte_level(into)
         small |= {"bos_token_id": count - 1, "eos_token_id": count - 1}
     else:
         count = VOCABULARY
@@ -306,9 +306,15 @@ def _publish(config: Path, keys: dict[str, Any]) -> None:
 
 def _write_vocabulary(plan: Family, into: Path) -> int:
     if plan.bytes_vocabulary:
-        return write_gpt2_tokenizer(into, length=CONTEXT)
+        return _write_byte_level(into)
     write_tokenizer(_pieces(plan.space_prefix), into, length=CONTEXT, space_prefix=plan.space_prefix)
     return VOCABULARY
+
+
+def _write_byte_level(into: Path) -> int:
+    """GPT-2's tokens and a few unused ones: state spaces pad their vocabulary to a multiple of 16, and llama.cpp relies on it."""
+    unused = -50257 % 16
+    return write_gpt2_tokenizer(into, length=CONTEXT, more=[f"<|unused_{index}|>" for index in range(unused)])
 
 
 @cache

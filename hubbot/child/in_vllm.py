@@ -18,17 +18,8 @@ import threading
 import traceback
 from typing import Any
 
-# One process, no word to anybody, and 1 GiB for the cache on a CPU, where vLLM takes half the memory.
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-
 
 def main() -> None:
-    os.environ.update(_ENVIRONMENT)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM and its libraries print to stdout
     _stay_alone()

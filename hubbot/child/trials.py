@@ -33,6 +33,13 @@ __all__ = ["TOLERANCE", "try_as_users"]
 TOLERANCE = 0.1
 
 _IN_VLLM = Path(__file__).with_name("in_vllm.py")
+# of vLLM: one process, no word to anybody, and 1 GiB for the cache on a CPU, where it takes half the memory
+_VLLM = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 _PATIENCE = 3600.0  # seconds for one folder
 _NEW_TOKENS = 8  # that the card's lines say here; loading is what may go wrong
 _ENDS_HERE = ("PYTHONPATH", "VIRTUAL_ENV")  # of hubbot's environment, not of another one
@@ -130,7 +137,7 @@ def _by_vllm(
     rows = {name: answer(name, Runtime.VLLM, also) for name in folders}
     names = [name for name, row in rows.items() if row.reads and (on_gpu or row.only != "GPU")]
     command = [str(place.expanduser().absolute() / "bin" / "python"), "-P", str(_IN_VLLM)]
-    environment = {key: value for key, value in allowed().items() if key not in _ENDS_HERE}
+    environment = {key: value for key, value in allowed().items() if key not in _ENDS_HERE} | _VLLM
     requests = [_request(folders[name], texts[name], on_gpu=on_gpu) for name in names]
     trials = {}
     for name, request, found in zip(names, requests, _answers(command, requests, environment), strict=True):

@@ -110,11 +110,11 @@ class GateSettings(Section):
     enabled: bool = Field(True, description="refuse variants past a limit; without the gate nothing is published")
     max_ratio: _Limits = Field(
         default=_MAX_RATIO,
-        description="limits on perplexity over the base's by whole bits per weight, for models from 0.5 B parameters on; the others keep theirs",
+        description="limits on perplexity over the base by whole bits, models from 0.5 B parameters on; others keep theirs",
     )
     max_kld: _Limits = Field(
         default=_MAX_KLD,
-        description="limits on the mean divergence from the base in nats by whole bits per weight, for models from 0.5 B parameters on; the others keep theirs",
+        description="limits on the mean divergence in nats by whole bits, models from 0.5 B parameters on; others keep theirs",
     )
 
     @field_validator("max_ratio", "max_kld")

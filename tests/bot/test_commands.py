@@ -304,10 +304,13 @@ def _command_lines(root: int) -> bytes:
     family = {root}
     for _ in range(10):
         family |= {process for process, parent in parents.items() if parent in family}
+    own = Path(f"/proc/{root}/cmdline").read_bytes() if Path(f"/proc/{root}").exists() else b""
     for process in family:
-        for name in ("cmdline", "comm", *(("environ",) if process != root else ())):
-            with contextlib.suppress(OSError):
-                found.append(Path(f"/proc/{process}/{name}").read_bytes())
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{process}/cmdline").read_bytes()
+            found += [line, Path(f"/proc/{process}/comm").read_bytes()]
+            if line != own:  # the process itself, or a fork of it that has not become its program yet
+                found.append(Path(f"/proc/{process}/environ").read_bytes())
     return b"\n".join(found)
 
 

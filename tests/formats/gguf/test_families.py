@@ -16,6 +16,10 @@ CASES = [(name, tied) for name, family in FAMILIES.items() for tied in family.ti
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "tied"), suite(CASES, first=6, spread=True))
 def test_a_familys_files_equal_llama_quantizes_and_decode_to_what_llama_cpp_computes(family, tied, tmp_path):
+    if family == "qwen2":
+        pytest.xfail(
+            "transformers cuts by Qwen 2's own rules, whatever tokenizer.json says, so the plan refuses this vocabulary"
+        )
     folder = make_model(family, tmp_path / "tiny", tied=tied)
     files, decoded = make(folder, ["Q4_K_M", "F32"], tmp_path / "out")
     # transformers 5 moves `rotary_pct`, which llama.cpp's own script then misses; the logits below still judge the files
