@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hubbot.llamacpp import find, gguf
+from hubbot.llamacpp import conversion, find, gguf
 
 _END = "<|endoftext|>"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -29,6 +29,21 @@ def write_gpt2_tokenizer(folder: Path, *, length: int, more: Sequence[str] = ())
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=1), encoding="utf-8")
     return len(tokens)
+
+
+@cache
+def teach_converter() -> None:
+    """llama.cpp's converter knows Qwen 2's pre-tokenizer by what that makes of a text with Qwen's vocabulary; here it has GPT-2's."""
+    conversion()
+    from conversion.base import TextModel
+    from transformers import Qwen2Tokenizer
+
+    known = TextModel.get_vocab_base_pre
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        return "qwen2" if isinstance(tokenizer, Qwen2Tokenizer) else str(known(self, tokenizer))
+
+    TextModel.get_vocab_base_pre = get_vocab_base_pre
 
 
 def write_byte_level(

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from hubbot.demo.tokenizer import train_tokenizer, write_tokenizer
-from tests.gpt2 import write_gpt2_tokenizer
+from tests.gpt2 import teach_converter, write_gpt2_tokenizer
 
 VOCABULARY = 512
 CONTEXT = 128
@@ -51,7 +51,6 @@ class Family:
     tied: tuple[bool, ...] = (False, True)  # what the family allows
     bytes_vocabulary: bool = False  # GPT-2's, where the converter takes no SentencePiece
     space_prefix: bool = True
-    rows: int | None = None  # of the embedding, where it is not the vocabulary's
     published: dict[str, Any] = field(default_factory=dict)  # keys that config.json has on the Hub, but not when saved
 
 
@@ -60,7 +59,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(name="llama", config="LlamaConfig", values=_GROUPED | {"head_dim": 64}),
         Family(name="mistral", config="MistralConfig", values=_GROUPED | {"head_dim": 64, "sliding_window": None}),
-        Family(name="qwen2", config="Qwen2Config", values=_GROUPED, rows=528),  # its class adds a token of its own
+        Family(name="qwen2", config="Qwen2Config", values=_GROUPED, bytes_vocabulary=True),  # its class reads no other
         Family(name="qwen3", config="Qwen3Config", values=_GROUPED | {"head_dim": 64}),
         Family(
             name="gemma2",
@@ -268,7 +267,7 @@ def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int =
     into.mkdir(parents=True, exist_ok=True)
     vocabulary = _write_vocabulary(plan, into)
     torch.manual_seed(seed)
-    values = plan.values | {"vocab_size": plan.rows or vocabulary, "tie_word_embeddings": tied}
+    values = plan.values | {"vocab_size": vocabulary, "tie_word_embeddings": tied}
     if plan.bytes_vocabulary:
         values |= {"bos_token_id": vocabulary - 1, "eos_token_id": vocabulary - 1}
     config = getattr(transformers, plan.config)(**values)
@@ -306,6 +305,8 @@ def _publish(config: Path, keys: dict[str, Any]) -> None:
 
 def _write_vocabulary(plan: Family, into: Path) -> int:
     if plan.bytes_vocabulary:
+        if plan.name == "qwen2":
+            teach_converter()
         return _write_byte_level(into)
     write_tokenizer(_pieces(plan.space_prefix), into, length=CONTEXT, space_prefix=plan.space_prefix)
     return VOCABULARY

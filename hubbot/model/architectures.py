@@ -24,7 +24,7 @@ def known_to_transformers(architecture: str) -> bool:
     Capitals do not count: the Hub has MPTForCausalLM and PhiMoEForCausalLM where transformers has MptForCausalLM and
     PhimoeForCausalLM, and finds them by `model_type`.
     """
-    return architecture.lower() in {name.lower() for name in _transformers()}
+    return architecture.lower() in _transformers()
 
 
 def known_to_llama_cpp(architecture: str) -> bool:
@@ -34,6 +34,7 @@ def known_to_llama_cpp(architecture: str) -> bool:
 
 @cache
 def _transformers() -> frozenset[str]:
+    """Names of classes without capitals."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
         msg = "transformers is not installed. Run `pip install hubbot` again (`make setup` in a checkout)."
@@ -43,7 +44,7 @@ def _transformers() -> frozenset[str]:
     classes: set[str] = set()
     for _, names in ast.literal_eval(call.args[0]):
         classes.update([names] if isinstance(names, str) else names)
-    return frozenset(classes)
+    return frozenset(name.lower() for name in classes)
 
 
 @cache

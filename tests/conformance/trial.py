@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Tokenizer
+from transformers import AutoModelForCausalLM
 
-from hubbot import llamacpp
 from hubbot.child.make import make
 from hubbot.child.messages import MakeAnswer, MakeQuestion
 from hubbot.child.source import examine, facts_of
@@ -28,6 +27,7 @@ from hubbot.formats.protocol import Cost
 from hubbot.model.own_tokenizer import load_tokenizer
 from hubbot.settings import Settings
 from tests.conformance.models import write_tiny
+from tests.gpt2 import teach_converter
 from tests.models import texts
 
 __all__ = ["COLUMNS", "Outcome", "try_architecture"]
@@ -59,7 +59,7 @@ def try_architecture(architecture: str, work: Path) -> Answers:
         folder = write_tiny(architecture, work / "tiny")
     except Exception as error:  # noqa: BLE001 - a row says what came of it
         return {"base": Outcome(kind="no model", told=_said(error))}
-    _teach_converter()
+    teach_converter()
     files = {path.name: "" for path in folder.iterdir()}
     source = Source(folder=str(folder), repo=None, revision=None, files=files, license="mit")
     settings = Settings.model_validate({**_SETTINGS, "variants": ",".join(COLUMNS.values()), "out": str(work / "out")})
@@ -73,19 +73,6 @@ def try_architecture(architecture: str, work: Path) -> Answers:
     makeable = [name for name in costs if name not in refused]
     by_variant = refused | (_made(makeable, source, settings, work, outcomes) if makeable else {})
     return outcomes | {column: by_variant[name] for column, name in COLUMNS.items()}
-
-
-def _teach_converter() -> None:
-    """It knows Qwen 2's pre-tokenizer by what that makes of a text with Qwen's vocabulary, which is not at hand: GPT-2's is."""
-    llamacpp.conversion()
-    from conversion.base import TextModel
-
-    known = TextModel.get_vocab_base_pre
-
-    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
-        return "qwen2" if isinstance(tokenizer, Qwen2Tokenizer) else str(known(self, tokenizer))
-
-    TextModel.get_vocab_base_pre = get_vocab_base_pre
 
 
 def _made(names: list[str], source: Source, settings: Settings, work: Path, outcomes: Answers) -> dict[str, Outcome]:

@@ -16,14 +16,11 @@ CASES = [(name, tied) for name, family in FAMILIES.items() for tied in family.ti
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "tied"), suite(CASES, first=6, spread=True))
 def test_a_familys_files_equal_llama_quantizes_and_decode_to_what_llama_cpp_computes(family, tied, tmp_path):
-    if family == "qwen2":
-        pytest.xfail(
-            "transformers cuts by Qwen 2's own rules, whatever tokenizer.json says, so the plan refuses this vocabulary"
-        )
     folder = make_model(family, tmp_path / "tiny", tied=tied)
     files, decoded = make(folder, ["Q4_K_M", "F32"], tmp_path / "out")
-    # transformers 5 moves `rotary_pct`, which llama.cpp's own script then misses; the logits below still judge the files
-    known_to_script = family not in ("gpt_neox", "cohere2")
+    # transformers 5 moves `rotary_pct`, which llama.cpp's own script then misses, and nobody teaches that script Qwen 2's
+    # pre-tokenizer with this vocabulary; the logits below still judge the files
+    known_to_script = family not in ("gpt_neox", "cohere2", "qwen2")
     base = convert(folder, tmp_path / "base.gguf") if known_to_script else None
     for name in ("Q4_K_M", "F32") if base else ():
         theirs = keys_and_tensors(quantize(base, tmp_path / f"{name}.gguf", name))
