@@ -10,6 +10,7 @@ from typing import Any
 
 from hubbot.llamacpp import conversion, find, gguf
 
+END_OF_TEXT = 50256  # its id, the last one of the vocabulary
 _END = "<|endoftext|>"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from hubbot.demo.tokenizer import train_tokenizer, write_tokenizer
-from tests.gpt2 import teach_converter, write_gpt2_tokenizer
+from tests.gpt2 import END_OF_TEXT, teach_converter, write_gpt2_tokenizer
 
 VOCABULARY = 512
 CONTEXT = 128
@@ -269,7 +269,7 @@ def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int =
     torch.manual_seed(seed)
     values = plan.values | {"vocab_size": vocabulary, "tie_word_embeddings": tied}
     if plan.bytes_vocabulary:
-        values |= {"bos_token_id": vocabulary - 1, "eos_token_id": vocabulary - 1}
+        values |= {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
     config = getattr(transformers, plan.config)(**values)
     model = transformers.AutoModelForCausalLM.from_config(config)
     _spread(model, torch.Generator().manual_seed(seed))
@@ -285,7 +285,7 @@ def make_other(config: str, values: dict[str, Any], into: Path, *, bytes_vocabul
     small = _GROUPED | {"hidden_size": 64, "intermediate_size": 128}
     if bytes_vocabulary:
         count = _write_byte_level(into)
-        small |= {"bos_token_id": count - 1, "eos_token_id": count - 1}
+        small |= {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
     else:
         count = VOCABULARY
         write_tokenizer(_pieces(True), into, length=CONTEXT)
@@ -314,7 +314,7 @@ def _write_vocabulary(plan: Family, into: Path) -> int:
 
 def _write_byte_level(into: Path) -> int:
     """GPT-2's tokens and a few unused ones: state spaces pad their vocabulary to a multiple of 16, and llama.cpp relies on it."""
-    unused = -50257 % 16
+    unused = -(END_OF_TEXT + 1) % 16
     return write_gpt2_tokenizer(into, length=CONTEXT, more=[f"<|unused_{index}|>" for index in range(unused)])
 
 

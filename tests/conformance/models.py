@@ -13,7 +13,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hubbot.demo.tokenizer import write_tokenizer
-from tests.gpt2 import write_gpt2_tokenizer
+from tests.gpt2 import END_OF_TEXT, write_gpt2_tokenizer
 from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
 
 __all__ = ["BEYOND", "model_type_of", "write_tiny"]
@@ -157,7 +157,7 @@ def write_tiny(architecture: str, into: Path) -> Path:
     vocabulary = _write_vocabulary(kind, into)
     values = {name: value for name, value in _SIZES.items() if name in _fields(kind)} | _OWN.get(kind, {})
     values |= {"vocab_size": vocabulary, "tie_word_embeddings": kind in _TIED, "pad_token_id": 0}
-    ends = (1, 2) if kind in _SENTENCEPIECE else (vocabulary - 1, vocabulary - 1)
+    ends = (1, 2) if kind in _SENTENCEPIECE else (END_OF_TEXT, END_OF_TEXT)
     values |= {"bos_token_id": ends[0], "eos_token_id": ends[1]}
     torch.manual_seed(0)
     config = transformers.CONFIG_MAPPING[kind](**values)
@@ -173,7 +173,7 @@ def write_tiny(architecture: str, into: Path) -> Path:
 def _write_vocabulary(kind: str, into: Path) -> int:
     if kind not in _SENTENCEPIECE:
         more = _NAMED.get(kind, [])
-        rest = -(50257 + len(more)) % _PADDED.get(kind, 1)
+        rest = -(END_OF_TEXT + 1 + len(more)) % _PADDED.get(kind, 1)
         return write_gpt2_tokenizer(
             into, length=CONTEXT, more=[*more, *(f"<|unused_{index}|>" for index in range(rest))]
         )
