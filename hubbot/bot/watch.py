@@ -30,7 +30,7 @@ from hubbot.release.licence import judge_licence
 from hubbot.settings.sections import format_size
 from hubbot.settings.watch import WatchSettings
 
-__all__ = ["RULES", "YANKED", "Policy", "cost", "judge"]
+__all__ = ["PUBLISHED", "RULES", "YANKED", "Policy", "cost", "judge"]
 
 # Tags that the Hub derives from a repo's files and configuration, or that publishers of quantized models set.
 _QUANTIZED_TAGS = frozenset(
@@ -39,7 +39,7 @@ _QUANTIZED_TAGS = frozenset(
 )
 _QUANTIZED_BASE = "base_model:quantized:"
 OUR_TAG = "hubbot"
-YANKED = "yanked"  # the rule
+YANKED, PUBLISHED = "yanked", "published"  # the rules
 
 # Bytes a weight of the model that its largest block takes at the least: hardly a model has more than 128 blocks, and a
 # block lies there twice, as it is and decoded, in float32. `hubbot plan` knows better, once the headers are there.
@@ -268,7 +268,7 @@ def _in_queue(seen: Candidate, known: Known, policy: Policy) -> Says | None:
             again = f"hubbot retry {seen.id} tries again"
             return Says(Action.WAIT, f"failed {_times(job.failures)}; {again}: {job.error}", "parked")
         case JobState.DONE:
-            return _skip(f"done; hubbot retry {seen.id} makes it again", "published")
+            return _skip(f"done; hubbot retry {seen.id} makes it again", PUBLISHED)
         case _:
             return None
 
@@ -344,7 +344,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("too-large", _too_large),
     (YANKED, _yanked),
     ("queue", _in_queue),
-    ("published", _released),
+    (PUBLISHED, _released),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from hubbot.domain import Source, VariantRecord
 from hubbot.formats import FAMILIES
 
-__all__ = ["BUFFERS", "CONTEXT", "memory_needed", "weight_file_bytes"]
+__all__ = ["BUFFERS", "CONTEXT", "cache_bytes", "context", "memory_needed", "memory_of", "weight_file_bytes"]
 
 CONTEXT = 4_096  # tokens
 BUFFERS = 500_000_000  # bytes for activations and the runtime's own
@@ -21,12 +21,21 @@ def weight_file_bytes(variant: VariantRecord) -> int:
 
 
 def memory_needed(variant: VariantRecord, source: Source) -> int | None:
+    """What `memory_of` says of a variant's weight files; None where it has none."""
+    weights = weight_file_bytes(variant)
+    return memory_of(weights, source) if weights else None
+
+
+def memory_of(weights: int, source: Source) -> int:
     """Bytes: weight files + 16-bit key/value cache of `context(source)` tokens + BUFFERS.
 
-    Without the source's cache size per token the cache is left out. None for a variant without weight files.
+    Without the source's cache size per token the cache is left out.
     """
-    weights = weight_file_bytes(variant)
-    return weights + context(source) * (source.kv_bytes_per_token or 0) + BUFFERS if weights else None
+    return weights + cache_bytes(source) + BUFFERS
+
+
+def cache_bytes(source: Source) -> int:
+    return context(source) * (source.kv_bytes_per_token or 0)
 
 
 def context(source: Source) -> int:

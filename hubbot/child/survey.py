@@ -44,7 +44,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
         lost = overflows_of(makeable, described, facts, work / "large", settings, large)
         return found | {name: Unsupported(why) for name, why in lost.items()}
 
-    chosen = resolve(wanted, costs)
+    chosen = resolve(wanted, costs, described)
     found = plan(
         source,
         facts,

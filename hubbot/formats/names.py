@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from hubbot.domain import Gptq, Packed, Variant
+from hubbot.domain import Gguf, Gptq, Packed, Variant
 from hubbot.errors import UnknownVariant
 from hubbot.formats import FAMILIES, gguf
+from hubbot.settings.sections import parse_size
 
 __all__ = [
     "PRESETS",
     "Wanted",
     "find_variant",
+    "fits_memory",
     "names_made",
     "parse_variant",
     "parse_variants",
@@ -30,20 +33,26 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "vllm": ("w4a16-128g", "w8a16-128g"),
     "bnb": ("bnb-nf4", "bnb-int8"),
 }
-
-
+_FIT = re.compile(r"fit-([0-9]{1,6}(?:\.[0-9]{1,3})?[MGT]i?B)", re.IGNORECASE)
 _GROUPS = (128, 64, 32, 16)  # that a preset's variant may fall back to, the largest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A variant that is asked for. Of a preset it is an intention: another group size may stand in for it."""
+    """A variant that is asked for. Of a preset it is an intention: another group size may stand in for it.
+
+    With a memory (`fit-8GB`) it is the largest of the types of the preset `gguf`, and those that fit stand in for it.
+    """
 
     variant: Variant
     preset: str | None  # None: it was named in full
+    memory: int | None = None  # bytes that it has to fit when it runs
 
     @property
     def stand_ins(self) -> tuple[Variant, ...]:
+        """What may be made in its place, the best first."""
+        if self.memory is not None:
+            return _BY_SIZE[1:]
         return stand_ins(self.variant) if self.preset else ()
 
 
@@ -57,6 +66,9 @@ def stand_ins(variant: Variant) -> tuple[Variant, ...]:
     if not isinstance(variant, Gptq):
         return ()
     return tuple(replace(variant, group_size=size) for size in _GROUPS if size < variant.group_size)
+
+
+_BY_SIZE = tuple(Gguf(type=name) for name in reversed(PRESETS["gguf"]))
 
 
 def find_variant(name: str) -> Variant | None:
@@ -78,22 +90,35 @@ def parse_variant(name: str) -> Variant:
 
 def parse_variants(text: str) -> tuple[Variant, ...]:
     """A comma list of variant and preset names, each variant once, in the order given."""
-    return tuple(wanted.variant for wanted in parse_wanted(text))
+    return tuple({wanted.variant.name: wanted.variant for wanted in parse_wanted(text)}.values())
+
+
+def fits_memory(text: str) -> bool:
+    """Whether a comma list asks for what fits a memory, so that its plan alone knows the variants."""
+    return any(wanted.memory is not None for wanted in parse_wanted(text))
 
 
 def parse_wanted(text: str) -> tuple[Wanted, ...]:
-    """As `parse_variants`, with the preset that each comes from; who names a variant in full means that one."""
+    """As `parse_variants`, with the preset that each comes from; who names a variant in full means that one.
+
+    What is to fit a memory comes last.
+    """
     found: dict[str, Wanted] = {}
+    fits: dict[str, Wanted] = {}
     for word in (part.strip() for part in text.split(",")):
+        if fit := _FIT.fullmatch(word):
+            memory = int(str(parse_size(fit[1])))
+            fits[word.lower()] = Wanted(variant=_BY_SIZE[0], preset=word, memory=memory)
+            continue
         preset = word.lower() if word.lower() in PRESETS else None
         for name in PRESETS[preset] if preset else (word,) if word else ():
             variant = parse_variant(name)
             if preset is None or variant.name not in found:
                 found[variant.name] = Wanted(variant=variant, preset=preset)
-    if not found:
+    if not found and not fits:
         msg = f"No variant is named in {text!r}. Give a comma list such as Q4_K_M,gptq-4bit-128g or a preset: {', '.join(PRESETS)}."
         raise UnknownVariant(msg)
-    return tuple(found.values())
+    return (*found.values(), *fits.values())
 
 
 def names_made(text: str, made: Collection[str]) -> list[str]:
@@ -101,13 +126,17 @@ def names_made(text: str, made: Collection[str]) -> list[str]:
     names: list[str] = []
     for wanted in parse_wanted(text):
         name = wanted.variant.name
+        if wanted.memory is not None:
+            there = [one.name for one in (wanted.variant, *wanted.stand_ins) if one.name in made]
+            names += [other for other in there if other not in names][:1] or ([] if names else [name])
+            continue
         other = next((one.name for one in wanted.stand_ins if one.name in made), None)
         names.append(name if name in made or other is None else other)
     return list(dict.fromkeys(names))
 
 
 def _unknown(name: str) -> str:
-    known = [*PRESETS, *(example for family in FAMILIES.values() for example in family.ABOUT.examples)]
+    known = [*PRESETS, "fit-8GB", *(example for family in FAMILIES.values() for example in family.ABOUT.examples)]
     folded = {word.lower(): word for word in known}
     near = [folded[word] for word in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
     hint = f" Nearest: {', '.join(near)}." if near else ""

@@ -38,7 +38,7 @@ from hubbot.confine.stage import Stage
 from hubbot.domain import Record, Source, Status, Texts
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.gguf.naming import shards_of
-from hubbot.formats.names import names_made, parse_variants
+from hubbot.formats.names import fits_memory, names_made, parse_variants
 from hubbot.hub.client import Hub
 from hubbot.hub.publish.repo_release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
@@ -104,17 +104,20 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
     with PeakMeter(job.out, device=job.settings.device) as meter:
         with clock.stage("plan"):
             headers = _headers(job)
+            # what fits a memory is known by its plan alone
+            survey = _survey(job, call, headers) if fits_memory(job.settings.variants) else None
+            job = _of_those(job, survey.plan) if survey else job
             done = finished(job.out, headers, job.settings, lambda: _texts(job).digests)
             if done is None:
-                survey = _survey(job, call, headers)
+                survey = survey or _survey(job, call, headers)
                 require(survey.plan)
                 _tell(survey.plan)
         if done:
             log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
             return release_record(job, done)
         with clock.stage("fetch"):
-            # surveyed wherever nothing is done yet
-            source = survey.description.of(_fetch(job, headers))  # type: ignore[possibly-undefined]
+            assert survey is not None  # noqa: S101 -- surveyed wherever nothing is done yet
+            source = survey.description.of(_fetch(job, headers))
             texts = _texts(job)
         made = []
         for work, variants in _sweeps(job, source, texts, survey.plan).items():
@@ -129,6 +132,11 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
     with clock.stage("gate and card"):
         record = _judged(job, record, made)
     return release_record(job, record)
+
+
+def _of_those(job: Run, found: Plan) -> Run:
+    """The same job with its variants named as the plan has chosen them."""
+    return replace(job, settings=job.settings.model_copy(update={"variants": ",".join(found.names)}))
 
 
 def plan(job: Run, call: Call = isolate.call, *, elsewhere: bool = False) -> Plan:

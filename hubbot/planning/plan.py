@@ -99,6 +99,11 @@ class Plan:
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # why it cannot be done; empty: it can
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the variants that it comes to, those that cannot be made among them."""
+        return (*(one.name for one in self.variants), *(one.name for one in self.failed))
+
 
 def plan(
     source: Source,

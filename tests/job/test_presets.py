@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from hubbot.cards.memory import memory_needed
 from hubbot.domain import Record, Status
 from hubbot.record.file import read_record
 from tests.jobs import command, unconfined, write_texts
@@ -75,3 +76,19 @@ def test_strict_makes_nothing_where_one_variant_cannot_be_made(narrow, tmp_path)
     out = tmp_path / "out"
     assert run(narrow, out, "Q8_0,gptq-4bit-128g", "--strict") == 4
     assert not (out / "hubbot.json").exists()
+
+
+def test_a_memory_to_fit_makes_the_best_type_that_does_and_a_smaller_one_another(narrow, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(narrow, out, "fit-8GB") == 0
+    assert list(made(out)) == ["Q8_0"]
+    assert "note: Q8_0 is the best type that fits 8.00 GB" in capsys.readouterr().err
+    assert run(narrow, out, "fit-8GB") == 0
+    assert "already holds these variants" in capsys.readouterr().err
+    record = read_record(out)
+    need = memory_needed(record.variants[0], record.source)
+    smaller = f"fit-{(need - 2_000) / 1e6:.3f}MB"
+    assert command("plan", str(narrow), "--variants", smaller, "--out", str(out), call=unconfined) == 0
+    assert "note: Q5_K_M is the best" in capsys.readouterr().out, "96 columns hold no blocks of Q6_K"
+    assert run(narrow, out, "fit-400MB") == 4
+    assert "Nothing fits 400.0 MB" in capsys.readouterr().err

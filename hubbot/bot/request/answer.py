@@ -13,8 +13,10 @@ from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.request.parse import Refused, Request
 from hubbot.bot.round import judge_seen
 from hubbot.bot.verdicts import Action, Verdict
+from hubbot.bot.watch import PUBLISHED
 from hubbot.cards.escape import code, inline, url
 from hubbot.errors import HubbotError, SourceNotFound, TokenRefused
+from hubbot.formats.names import fits_memory
 from hubbot.hub.read import listing
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.seen import Candidate
@@ -59,15 +61,21 @@ def answer(asked: Request | Refused, desk: Desk) -> Answer:
             return Answer(text=f"The Hub shows no model {code(asked.model)}. Look at its name; it is written as owner/name.")  # fmt: skip
         settings = desk.settings.model_copy(update={"variants": asked.variants or desk.settings.variants})
         verdict = judge_seen(desk.reader, desk.ledger, settings, seen, version=desk.version)
-        told = _judged(verdict, desk)
-        if verdict.action is not Action.RUN:
-            return Answer(text=told)
+        sized = fits_memory(settings.variants)
+        if verdict.action is not Action.RUN and not (sized and verdict.rule == PUBLISHED):
+            return Answer(text=_judged(verdict, desk))
         found = _planned(verdict, settings, desk)
+        if sized:  # the plan alone knows which type fits, and that one may be published or not
+            names = {"variants": ",".join(found.names)}
+            verdict = judge_seen(
+                desk.reader, desk.ledger, settings.model_copy(update=names), seen, version=desk.version
+            )
     except TokenRefused:
         raise
     except HubbotError as error:
         return Answer(text=f"{code(asked.model)} cannot be planned: {inline(str(error), limit=1_000)}")
-    return Answer(text=f"{told}\n\n{as_markdown(found)}", verdict=None if found.refusals else verdict)
+    starts = verdict.action is Action.RUN and not found.refusals
+    return Answer(text=f"{_judged(verdict, desk)}\n\n{as_markdown(found)}", verdict=verdict if starts else None)
 
 
 def _seen(model: str, reader: Reader) -> Candidate | None:

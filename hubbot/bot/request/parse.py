@@ -33,7 +33,10 @@ _NOTHING = (
     "-",
     "",
 )  # what GitHub writes for a field that was left empty, and people do
-_FIT = re.compile(r"\bfits?\b|\d\s*[gm]i?b\b", re.IGNORECASE)
+_FIT = re.compile(
+    r"(?:\bfits?(?:\s+(?:in|into))?[\s-]+)?(?<![\w.,-])([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([MGT]i?B)\b", re.IGNORECASE
+)
+_NO_SIZE = re.compile(r"\bfits?\b(?!-[0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +145,14 @@ def _model(text: str) -> str | Refused:
 
 
 def _variants(text: str) -> str | Refused:
-    words = [word for word in re.split(r"[\s,;]+", text.replace("`", " ")) if word]
+    text = _FIT.sub(r"fit-\1\2", text[:LONGEST].replace("`", " "))  # "fit 8 GB" as --variants takes it
+    words = [word for word in re.split(r"[\s,;]+", text) if word]
     if len(words) > MOST_VARIANTS:
         return Refused(reason=f"{len(words)} names of variants are too many for one request; {MOST_VARIANTS} may be asked for.")  # fmt: skip
-    if _FIT.search(text):
-        return Refused(reason="A size in memory does not choose the variants; name them, such as Q4_K_M, or a preset, such as small: the plan says how large each one gets.")  # fmt: skip
+    if _NO_SIZE.search(text):
+        return Refused(
+            reason="Fit what? Say how much memory there is, such as fit 8 GB, or name variants, such as Q4_K_M."
+        )
     try:
         parse_wanted(",".join(words))
     except UnknownVariant as error:

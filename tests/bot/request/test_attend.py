@@ -30,7 +30,7 @@ from tests.hub.server import Hub
 
 def planned(run: Run) -> Plan:
     """A plan as the survey would make it, of a variant for each name that is asked for."""
-    names = run.settings.variants.split(",")
+    names = run.settings.variants.replace("fit-8GB", "Q4_K_M").replace("fit-16GB", "Q8_0").split(",")
     variants = tuple(
         PlannedVariant(name=name, family=Family.GGUF, file_bytes=10**9, weight_bytes=10**9, bits_per_weight=8.5)
         for name in names
@@ -259,13 +259,28 @@ def test_what_is_published_is_answered_with_its_link(counter, hub, sha):
     assert "nothing to approve" in counter.shown(number)
 
 
+def test_what_fits_a_memory_is_planned_and_judged_by_the_type_that_the_plan_has_chosen(counter, hub, sha):
+    from hubbot.domain import Job
+    from hubbot.hub.rate_limit import RateLimit
+
+    cheap_run(Job(model="maker/one", revision=sha), RateLimit(), settings=counter.desk.settings, hub=counter.desk.reader.hub)  # fmt: skip
+    number = request(counter, form("maker/one", "fit 16 GB"))
+    assert "(rule `published`)" in counter.shown(number), "Q8_0 is there"
+    counter.github.say(number, "/variants fit 8 GB", who="asker")
+    counter.look(number)
+    assert "not published yet: Q4" in counter.shown(number).replace("\\", "")
+    assert "| `Q4_K_M` |" in counter.shown(number)
+    counter.github.say(number, "/approve", who="maintainer")
+    assert counter.look(number) == Start(model="maker/one", revision=sha, variants="fit-8GB")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         (form("maker/nothing"), "shows no model"),
         (form("maker/closed"), "licence"),
         (form("maker/secret"), "shows no model"),
-        (form("maker/one", "fit 8 GB"), "A size in memory does not choose"),
+        (form("maker/one", "whatever fits"), "such as fit 8 GB"),
         ("please", "names no model"),
     ],
 )

@@ -90,11 +90,26 @@ def test_a_hostile_list_of_variants_is_a_sentence(attack):
         assert len(found.reason) <= 600
 
 
-@pytest.mark.parametrize("text", ["fit 8 GB", "fits 8GB", "24 GiB", "whatever fits"])
-def test_a_size_in_memory_is_refused_in_a_sentence_of_its_own(text):
+@pytest.mark.parametrize(
+    ("text", "variants"),
+    [
+        ("fit 8 GB", "fit-8GB"),
+        ("fits into 24GiB", "fit-24GiB"),
+        ("7.5 GB", "fit-7.5GB"),
+        ("fit-8GB", "fit-8GB"),
+        ("gptq-4bit-128g, fit 8 GB", "gptq-4bit-128g,fit-8GB"),
+    ],
+)
+def test_a_size_in_memory_is_a_choice(text, variants):
+    assert read_request(form(variants=text)) == Request(model="org/name", variants=variants)
+    assert read_command(f"/variants {text}") == Choose(variants=variants)
+
+
+@pytest.mark.parametrize("text", ["whatever fits", "fit", "fit 8,5 GB", "fit 99999999999 GB"])
+def test_a_size_that_is_none_is_refused_in_a_sentence_of_its_own(text):
     found = read_request(form(variants=text))
     assert isinstance(found, Refused)
-    assert "the plan says how large" in found.reason
+    assert "such as fit 8 GB" in found.reason
 
 
 def test_more_variants_than_anybody_wants_are_refused():
@@ -136,7 +151,7 @@ def test_a_command_is_the_first_line_and_nothing_else(text, command):
 
 
 @pytest.mark.parametrize(
-    "text", ["/approve evil/other", "/aprove", "/approve\u202e", "/retry; rm -rf", "/variants", "/variants fit 8 GB"]
+    "text", ["/approve evil/other", "/aprove", "/approve\u202e", "/retry; rm -rf", "/variants", "/variants fit"]
 )
 def test_what_is_nearly_a_command_is_a_sentence(text):
     found = read_command(text)
