@@ -221,6 +221,18 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WindowMeans:
+    """Means over the scored tokens of each window of the evaluation text: what a comparison of two variants draws from.
+
+    Of very many windows neighbours are taken together.
+    """
+
+    tokens: tuple[int, ...]
+    kld: tuple[float, ...]  # nats
+    change: tuple[float, ...]  # of the negative log-likelihood against the base's, nats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """What the evaluator measured of one variant, on the same tokens as the base."""
 
@@ -231,6 +243,9 @@ class Score:
     kld: Divergence
     top1: float  # share of tokens whose most likely successor is the base's, 0..1
     rms_dp: float  # root mean square change of the true token's probability, 0..1
+    ratio_interval: tuple[float, float] | None = None  # of 95 %, bootstrapped over windows; None of too few windows
+    kld_interval: tuple[float, float] | None = None  # of the mean, likewise
+    windows: WindowMeans | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

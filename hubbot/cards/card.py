@@ -25,6 +25,7 @@ from hubbot.cards.prompt import PromptFormat, prompt_format
 from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.release.licence import judge_licence
+from hubbot.release.paired import divergence_of
 from hubbot.release.repos import Repo, kind_of, plan_repos
 from hubbot.runtimes.table import runs_in
 from hubbot.settings import PublishSettings
@@ -81,6 +82,7 @@ def quality_points(record: Record, recommended: VariantRecord | None) -> list[Po
             size=sum(file.size for file in variant.files),
             value=variant.score.kld.mean,
             error=known(variant.score.kld.stderr),
+            means=divergence_of(variant.score.windows),
             refused=variant.status is Status.REFUSED,
             recommended=recommended is not None and variant.name == recommended.name,
         )
@@ -192,8 +194,8 @@ def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> 
         _advice(record, repo, variant),
         figures.bits(variant.bits_per_weight),
         figures.perplexity(score.perplexity, score.stderr) if score else None,
-        figures.ratio(score.ratio) if score else None,
-        figures.nats(score.kld.mean) if score else None,
+        figures.ratio(score.ratio, score.ratio_interval) if score else None,
+        figures.nats(score.kld.mean, score.kld_interval) if score else None,
         figures.nats(check.kld) if score and check else None,
         figures.nats(score.kld.p99) if score else None,
         figures.percent(score.top1) if score else None,
@@ -255,6 +257,11 @@ def _legend(record: Record, repo: Repo) -> list[str]:
             "Perplexity ± its standard error; *change* is against the original. KL is the divergence of the next-token "
             "distribution from the original's, in nats per token (mean, and 99th percentile): the smaller, the closer."
         )
+    if any(variant.score and variant.score.kld_interval for variant in repo.variants):
+        lines.append(
+            "In brackets: the interval that holds the number in 95 % of all draws of the text's windows. One file is said to be "
+            "closer than another where the interval of their difference on the same windows leaves no doubt."
+        )
     if _rounding(repo):
         lines.append(
             "*Runtime adds* is how far the answers of the runtime itself lie from those of the same bytes in hubbot's "
@@ -272,7 +279,9 @@ def _legend(record: Record, repo: Repo) -> list[str]:
     lines += [f"Loaded as users load it: {seen}."] if (seen := _seen(repo)) else []
     lines.append(f"Memory is the weight files, plus {rest}, plus {figures.size(BUFFERS)} for buffers.")
     if len(repo.variants) > 1:
-        lines.append("★ is the smallest one that stays within 0.05 nats, or the closest one if none does.")
+        lines.append(
+            "★ is the smallest one that surely stays within 0.05 nats, or else the smallest that none surely beats."
+        )
     return lines
 
 

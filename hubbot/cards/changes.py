@@ -12,6 +12,7 @@ from hubbot.cards import figures
 from hubbot.cards.escape import code, inline, line
 from hubbot.domain import Family, Record, Status, VariantRecord
 from hubbot.record.fingerprint import matters
+from hubbot.release.paired import Means, divergence_of, surely_less
 
 __all__ = ["Change", "Kind", "changelog", "changes", "changes_table", "conditions", "verdicts"]
 
@@ -38,9 +39,10 @@ class Change:
 def changes(old: Record | None, new: Record) -> tuple[Change, ...]:
     """Every variant of either release, in the order of the new record, those that are gone last.
 
-    Only variants that passed are part of a release. Better and worse go by mean divergence, or by
-    perplexity where no divergence was measured; numbers are compared only when both releases were
-    evaluated on the same text and windows, otherwise the variant has just changed.
+    Only variants that passed are part of a release. Better and worse go by mean divergence, and where both records keep
+    their windows only as far as the difference on the same windows is sure; or by perplexity where no divergence was
+    measured. Numbers are compared only when both releases were evaluated on the same text and windows, otherwise the
+    variant has just changed.
     """
     before = {v.name: v for v in old.variants if v.passed} if old else {}
     after = {v.name: v for v in new.variants if v.passed}
@@ -70,7 +72,14 @@ def _kind(old: VariantRecord | None, new: VariantRecord | None, *, comparable: b
     one, two = _quality(old), _quality(new)
     if not comparable or one is None or two is None or math.isclose(one, two, rel_tol=1e-4, abs_tol=1e-9):
         return Kind.CHANGED
+    if (before := _windows(old)) and (after := _windows(new)):
+        surely = surely_less(after, before), surely_less(before, after)
+        return Kind.BETTER if surely[0] else Kind.WORSE if surely[1] else Kind.CHANGED
     return Kind.BETTER if two < one else Kind.WORSE
+
+
+def _windows(variant: VariantRecord) -> Means | None:
+    return divergence_of(variant.score.windows) if variant.score else None
 
 
 def _quality(variant: VariantRecord) -> float | None:

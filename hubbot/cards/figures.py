@@ -28,24 +28,27 @@ def perplexity(value: float | None, stderr: float | None = None) -> str | None:
     return f"{shown} ± {stderr:.4f}" if value < 1_000 else f"{shown} ± {stderr:,.0f}"
 
 
-def ratio(value: float | None) -> str | None:
-    """Perplexity over the base's, as the change in per cent: +2.33 %."""
+def ratio(value: float | None, interval: tuple[float, float] | None = None) -> str | None:
+    """Perplexity over the base's, as the change in per cent, and its interval: +2.33 % (2.10 to 2.56)."""
     if value is None or not math.isfinite(value):
         return None
     if value >= 10:
         return f"× {value:,.0f}"
     moved = f"{(value - 1) * 100:+.2f} %"
-    return "±0.00 %" if moved[1:] == "0.00 %" else moved
+    shown = "±0.00 %" if moved[1:] == "0.00 %" else moved
+    if interval is None:
+        return shown
+    low, high = (round((end - 1) * 100, 2) + 0.0 for end in interval)  # + 0.0: no -0.00
+    return f"{shown} ({low:.2f} to {high:.2f})"
 
 
-def nats(value: float | None) -> str | None:
-    """Three significant digits without an exponent: 0.0388, 0.00002."""
+def nats(value: float | None, interval: tuple[float, float] | None = None) -> str | None:
+    """Three significant digits without an exponent, and the interval with as many places: 0.0388 (0.0371 to 0.0405)."""
     if value is None or not math.isfinite(value):
         return None
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 9)}f}"
+    digits = min(max(0, 2 - math.floor(math.log10(abs(value)))), 9) if value else 0
+    shown = f"{value:.{digits}f}"
+    return shown if interval is None else f"{shown} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
 def percent(share: float | None) -> str | None:

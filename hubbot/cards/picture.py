@@ -18,6 +18,7 @@ from hubbot.cards.escape import line, markup
 from hubbot.cards.labels import GLYPH, WIDE, Box, Frame, place_labels
 from hubbot.domain import Family
 from hubbot.formats import FAMILIES
+from hubbot.release.paired import Means, surely_less
 
 __all__ = ["CHANGE", "DIVERGENCE", "Measure", "Point", "css", "draw", "surely_below"]
 
@@ -65,6 +66,7 @@ class Point:
     size: int  # bytes
     value: float  # what the vertical axis shows
     error: float | None = None  # its standard error, where it is known
+    means: Means | None = None  # the value, or what rises and falls with it, window by window
 
     @property
     def bar(self) -> float:
@@ -229,7 +231,12 @@ def _front(points: Sequence[Point], spots: Sequence[tuple[float, float]]) -> lis
 
 
 def surely_below(one: Point, other: Point) -> bool:
-    """Whether the difference is more than twice its standard error; never where that is not known."""
+    """Whether the interval of the difference on the same windows says so.
+
+    Of records that keep no windows: whether it is more than twice its standard error, taken as that of unrelated numbers.
+    """
+    if one.means and other.means:
+        return surely_less(one.means, other.means)
     if one.error is None or other.error is None:
         return False
     return other.value - one.value > 2 * math.hypot(one.error, other.error)

@@ -30,6 +30,7 @@ from hubbot.cards.sides import sides
 from hubbot.domain import Record, Sample, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.release.gate import recommend
+from hubbot.release.paired import change_of
 
 __all__ = ["FILE_NAME", "render_report", "write_report"]
 
@@ -194,7 +195,7 @@ def _plots(record: Record, best: VariantRecord | None) -> list[dict[str, Any]]:
     divergence = quality_points(record, best)
     scores = {variant.name: variant.score for variant in record.variants}
     moved = [
-        replace(point, value=score.ratio - 1, error=known(score.ratio_stderr))
+        replace(point, value=score.ratio - 1, error=known(score.ratio_stderr), means=change_of(score.windows))
         for point in divergence
         if (score := scores[point.label]) is not None
     ]

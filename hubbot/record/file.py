@@ -2,7 +2,7 @@
 
 The file is what cards, reports and `watch` live on, and it may come from a stranger's repo: unknown
 keys, other schema versions, paths out of the folder and files above 64 MiB are refused. In the file a
-variant's score is flat (perplexity, stderr, ratio, ratio_stderr, kld, top1, rms_dp); null is what was not measured,
+variant's score is flat (perplexity, stderr, ratio, kld, its intervals, …); null is what was not measured,
 and also what was measured and is no finite number.
 """
 
@@ -33,6 +33,7 @@ from hubbot.domain import (
     TextRecord,
     Trial,
     VariantRecord,
+    WindowMeans,
 )
 from hubbot.errors import BadRecord
 from hubbot.record.schema import RecordJson, VersionJson, schema
@@ -189,7 +190,14 @@ def _score(values: dict[str, Any]) -> Score | None:
     if all(value is None for value in values.values()):
         return None
     kld = values.pop("kld") or dict.fromkeys(field.name for field in fields(Divergence))
-    return Score(**_numbers(values), kld=Divergence(**_numbers(kld)))
+    windows = values.pop("windows")
+    intervals = {name: values.pop(name) for name in ("ratio_interval", "kld_interval")}
+    return Score(
+        **_numbers(values),
+        **intervals,
+        kld=Divergence(**_numbers(kld)),
+        windows=WindowMeans(**windows) if windows else None,
+    )
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

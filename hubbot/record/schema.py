@@ -6,9 +6,9 @@ One model for each noun of `hubbot.domain`, with the bounds that a file from a s
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from hubbot.domain import SCHEMA_VERSION, Family, Status
 
@@ -82,6 +82,19 @@ class DivergenceJson(Strict):
     max: float | None
 
 
+class WindowMeansJson(Strict):
+    tokens: tuple[_Count, ...]
+    kld: tuple[float, ...]
+    change: Annotated[tuple[float, ...], Field(description="of the negative log-likelihood against the base's, nats")]
+
+    @model_validator(mode="after")
+    def _of_the_same_windows(self) -> Self:
+        if not len(self.tokens) == len(self.kld) == len(self.change):
+            msg = f"{len(self.tokens)}, {len(self.kld)} and {len(self.change)} windows are not the same windows"
+            raise ValueError(msg)
+        return self
+
+
 class FileJson(Strict):
     path: Annotated[_Path, Field(description="relative to the folder of this file")]
     size: _Count
@@ -144,6 +157,12 @@ class VariantJson(Strict):
     kld: Annotated[DivergenceJson | None, Field(description="D(base || variant) per token, nats")] = None
     top1: Annotated[float | None, Field(ge=0, le=1)] = None
     rms_dp: Annotated[float | None, Field(ge=0, le=1)] = None
+    ratio_interval: Annotated[
+        tuple[float, float] | None,
+        Field(description="95 %, bootstrapped over windows; so is kld_interval, of the mean"),
+    ] = None
+    kld_interval: tuple[float, float] | None = None
+    windows: Annotated[WindowMeansJson | None, Field(description="means over the tokens of each window")] = None
     load_check: LoadCheckJson | None = None
     trials: Annotated[tuple[TrialJson, ...], Field(description="loaded as a runtime's users load it")] = ()
     speed: SpeedJson | None = None

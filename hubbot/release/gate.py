@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from hubbot.domain import Family, Record, Score, Status, Trial, VariantRecord
+from hubbot.domain import Family, Record, Score, Status, Trial, VariantRecord, WindowMeans
 from hubbot.formats.names import find_variant
 from hubbot.model.digests import template_digest
+from hubbot.release.paired import divergence_of, surely_less
 from hubbot.settings import GateSettings
 
 __all__ = ["RECOMMENDED_KLD", "gate", "nominal_bits", "recommend"]
 
 RECOMMENDED_KLD = 0.05  # nats; up to here a smaller file is the better advice (docs/numbers.md)
 _COMMON_BITS = 4.85  # bits per weight of Q4_K_M, the advice where nothing was measured
+_ALIKE = 1.01  # so many times as large is as large
 
 
 def gate(record: Record, limits: GateSettings, *, tokenizer: str | None = None, need_load_check: bool = True) -> Record:
@@ -157,8 +159,8 @@ def nominal_bits(variant: VariantRecord) -> float:
 def recommend(variants: Iterable[VariantRecord], family: Family | None = None) -> VariantRecord | None:
     """The variant to take when in doubt, among those that passed.
 
-    Measured: the smallest with a mean divergence of at most RECOMMENDED_KLD, or else the one that
-    diverges least. Not measured: the one whose bits per weight are nearest to Q4_K_M's 4.85.
+    Measured: the smallest that surely diverges by at most RECOMMENDED_KLD on average, or else the smallest of which no
+    other surely diverges less. Not measured: the one whose bits per weight are nearest to Q4_K_M's 4.85.
     Equal ones are ordered by name, so the choice does not depend on the order given.
     """
     passed = sorted(
@@ -167,11 +169,43 @@ def recommend(variants: Iterable[VariantRecord], family: Family | None = None) -
     )
     measured = [v for v in passed if v.score is not None and math.isfinite(v.score.kld.mean)]
     if not measured:
-        return min(passed, key=lambda v: abs((v.bits_per_weight or nominal_bits(v)) - _COMMON_BITS), default=None)
-    close = [v for v in measured if v.score is not None and v.score.kld.mean <= RECOMMENDED_KLD]
-    if close:
-        return min(close, key=lambda v: v.bits_per_weight or nominal_bits(v))
-    return min(measured, key=lambda v: v.score.kld.mean if v.score else math.inf)
+        return min(passed, key=lambda v: abs(_size(v) - _COMMON_BITS), default=None)
+    close = [v for v in measured if _at_most(v) <= RECOMMENDED_KLD]
+    return _unbeaten(min(close, key=_size), close) if close else min(_closest(measured), key=_size)
+
+
+def _at_most(variant: VariantRecord) -> float:
+    """The upper end of its divergence's interval; the mean itself where no interval is known."""
+    sure = variant.score.kld_interval if variant.score else None
+    return sure[1] if sure else _mean(variant)
+
+
+def _closest(measured: Sequence[VariantRecord]) -> list[VariantRecord]:
+    """The one with the least divergence, and those that are not surely further away than it."""
+    least = min(measured, key=_mean)
+    return [v for v in measured if v is least or (_windows(v) and _windows(least) and not _surely_closer(least, v))]
+
+
+def _unbeaten(smallest: VariantRecord, others: Sequence[VariantRecord]) -> VariantRecord:
+    """The smallest, or the closest of those that are as large to within a hundredth and surely closer."""
+    alike = [v for v in others if _size(v) <= _ALIKE * _size(smallest) and _surely_closer(v, smallest)]
+    return min(alike, key=_mean, default=smallest)
+
+
+def _surely_closer(one: VariantRecord, other: VariantRecord) -> bool:
+    return surely_less(divergence_of(_windows(one)), divergence_of(_windows(other)))
+
+
+def _windows(variant: VariantRecord) -> WindowMeans | None:
+    return variant.score.windows if variant.score else None
+
+
+def _mean(variant: VariantRecord) -> float:
+    return variant.score.kld.mean if variant.score else math.inf
+
+
+def _size(variant: VariantRecord) -> float:
+    return variant.bits_per_weight or nominal_bits(variant)
 
 
 def _most_common(digests: Iterable[str | None]) -> str | None:

@@ -8,7 +8,7 @@ dp_t    = q(x_t) - p(x_t)                        its root mean square
 
 Tokens of one window resemble each other, windows do not: a standard error of a mean m over N tokens of W windows is
 sqrt(W / (W - 1) * sum over windows of (sum over its tokens of (x_t - m))^2) / N (Liang and Zeger 1986, clusters). Of a
-single window there is none.
+single window there is none. Intervals are bootstrapped over windows: hubbot.release.paired.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from collections.abc import Iterable
 
 import torch
 
-from hubbot.domain import Divergence, Perplexity, Score
+from hubbot.domain import Divergence, Perplexity, Score, WindowMeans
+from hubbot.release.paired import change_of, divergence_of, interval
 
 __all__ = ["BaseScores", "VariantScores"]
+
+_STRETCHES = 512  # that a record keeps means of; of more windows neighbours are taken together
 
 
 class BaseScores:
@@ -65,12 +68,14 @@ class VariantScores:
     def result(self, base: Perplexity) -> Score:
         kl, dp, windows = _joined(self._kl), _joined(self._dp), torch.cat(self._windows)
         perplexity, stderr = _perplexity(_joined(self._nll), windows)
-        ratio = perplexity / base.perplexity
+        ratio, change = perplexity / base.perplexity, _joined(self._change)
+        means = _window_means(kl, change, windows)
+        moved = interval(change_of(means))
         return Score(
             perplexity=perplexity,
             stderr=stderr,
             ratio=ratio,
-            ratio_stderr=ratio * _standard_error(_joined(self._change), windows),
+            ratio_stderr=ratio * _standard_error(change, windows),
             kld=Divergence(
                 mean=kl.mean().item(),
                 stderr=_standard_error(kl, windows),
@@ -80,7 +85,30 @@ class VariantScores:
             ),
             top1=torch.cat(self._agrees).double().mean().item(),
             rms_dp=dp.square().mean().sqrt().item(),
+            ratio_interval=moved and (_exp(moved[0]), _exp(moved[1])),
+            kld_interval=interval(divergence_of(means)),
+            windows=means,
         )
+
+
+def _window_means(kl: torch.Tensor, change: torch.Tensor, windows: torch.Tensor) -> WindowMeans | None:
+    """Means by windows, or by stretches of neighbours of about the same length; None where one is not finite."""
+    if not (kl.isfinite().all() and change.isfinite().all()):
+        return None
+    numbers, of = torch.unique(windows, return_inverse=True)
+    if len(numbers) > _STRETCHES:
+        of = of * _STRETCHES // len(numbers)
+    tokens = of.bincount()
+
+    def means(values: torch.Tensor) -> tuple[float, ...]:
+        found = torch.zeros(len(tokens), dtype=values.dtype).index_add_(0, of, values) / tokens
+        return tuple(float(f"{mean:.6g}") for mean in found.tolist())
+
+    return WindowMeans(tokens=tuple(tokens.tolist()), kld=means(kl), change=means(change))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def _divergence(base: torch.Tensor, variant: torch.Tensor) -> torch.Tensor:
@@ -99,7 +127,7 @@ def _joined(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def _perplexity(nll: torch.Tensor, windows: torch.Tensor) -> tuple[float, float]:
     mean = nll.mean().item()
-    value = math.exp(mean) if mean < 700 else math.inf
+    value = _exp(mean)
     return value, value * _standard_error(nll, windows)
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_cards
 from hubbot.cards.frontmatter import split
-from hubbot.domain import Record, Sample, Status, Trial, VariantRecord
+from hubbot.domain import Record, Sample, Status, Trial, VariantRecord, WindowMeans
 from hubbot.errors import BadRecord, PublishConflict
 from hubbot.formats import FAMILIES
 from hubbot.formats.family import Kind
@@ -355,6 +355,29 @@ def test_every_file_has_advice_in_words() -> None:
     assert advice["IQ3_XXS"] == "last resort"
     beaten = change(record(), "Q4_K_M", score=next(v for v in record().variants if v.name == "Q3_K_M").score)
     assert re.search(r"Q4\\_K\\_M.*\| rather Q4\\_K\\_S, closer and no larger \|", card(made=beaten))
+
+
+def test_intervals_stand_beside_their_numbers_and_decide_which_file_is_closer() -> None:
+    made = record()
+    scores = {v.name: v.score for v in made.variants}
+
+    def windows(name: str, kld: list[float]) -> Record:
+        found = WindowMeans(tokens=(9,) * len(kld), kld=tuple(kld), change=(0.0,) * len(kld))
+        mean = replace(scores[name].kld, mean=sum(kld) / len(kld), stderr=1e-9)
+        score = replace(
+            scores[name], kld=mean, windows=found, kld_interval=(0.03, 0.0411), ratio_interval=(0.9999, 1.03)
+        )
+        return change(made, name, score=score)
+
+    made = windows("Q4_K_M", [0.05, 0.02] * 6)
+    made = windows("Q4_K_S", [0.02, 0.045] * 6)  # by their standard errors alone it would be surely closer
+    text = card(made=made)
+    assert "0.0350 (0.0300 to 0.0411)" in text
+    assert re.search(r"\(-0.01 to 3.00\)", text)
+    assert "In brackets" in text
+    assert "rather" not in text
+    assert re.search(r"Q4\\_K\\_M.*\| rather Q4\\_K\\_S", card(made=windows("Q4_K_S", [0.049, 0.019] * 6)))
+    assert "In brackets" not in card()
 
 
 def test_the_head_says_who_measured_and_the_table_what_the_runtime_adds() -> None:

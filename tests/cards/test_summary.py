@@ -16,7 +16,7 @@ from hubbot.cards import figures
 from hubbot.cards.changes import Kind, changes, changes_table, conditions
 from hubbot.cards.picture import Point
 from hubbot.cards.summary import mermaid, pull_request, reasons, results_table, review, step_summary
-from hubbot.domain import Divergence, Family, Record, Status
+from hubbot.domain import Divergence, Family, Record, Status, WindowMeans
 from hubbot.release.repos import plan_repos
 from hubbot.settings import PublishSettings
 from tests.cards.test_escape import MARKDOWN, Seen
@@ -148,6 +148,27 @@ def test_numbers_of_another_text_are_not_called_better_or_worse() -> None:
     elsewhere = replace(old, evaluation=replace(old.evaluation, sha256=sha("other text")))
     kinds = {change.name: change.kind for change in changes(elsewhere, record())}
     assert kinds["Q4_K_M"] is kinds["Q6_K"] is Kind.CHANGED
+
+
+def with_windows(made: Record, kld: dict[str, list[float]]) -> Record:
+    variants = []
+    for variant in made.variants:
+        if variant.score and (found := kld.get(variant.name)):
+            windows = WindowMeans(tokens=(9,) * len(found), kld=tuple(found), change=(0.0,) * len(found))
+            mean = replace(variant.score.kld, mean=sum(found) / len(found))
+            variant = replace(variant, score=replace(variant.score, kld=mean, windows=windows))
+        variants.append(variant)
+    return replace(made, variants=tuple(variants))
+
+
+def test_a_change_is_worse_only_where_the_same_windows_say_so() -> None:
+    hard = [0.01, 0.09] * 8
+    old = with_windows(earlier(), {"Q4_K_M": hard, "Q6_K": hard})
+    chance = [0.08, 0.05] * 8
+    new = with_windows(record(), {"Q4_K_M": [kld + 0.002 for kld in hard], "Q6_K": chance})
+    kinds = {change.name: change.kind for change in changes(old, new)}
+    assert kinds["Q4_K_M"] is Kind.WORSE
+    assert kinds["Q6_K"] is Kind.CHANGED
 
 
 def test_a_divergence_that_is_not_finite_falls_back_to_perplexity() -> None:

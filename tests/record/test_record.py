@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from hubbot import domain
-from hubbot.domain import Record, Score, VariantRecord
+from hubbot.domain import Record, Score, VariantRecord, WindowMeans
 from hubbot.errors import BadRecord
 from hubbot.record import schema as wire
 from hubbot.record.file import FILE_NAME, MAX_BYTES, from_json, read_record, schema, to_json, write_record
@@ -61,6 +61,18 @@ def test_the_score_is_flat_in_the_file() -> None:
     assert set(entry["kld"]) == {"mean", "stderr", "median", "p99", "max"}
     assert {"stderr", "ratio", "ratio_stderr", "top1", "rms_dp"} <= set(entry)
     assert "score" not in entry
+
+
+def test_windows_and_intervals_come_back_and_must_be_of_the_same_windows() -> None:
+    first = record().variants[0]
+    windows = WindowMeans(tokens=(5, 6), kld=(0.1, 0.2), change=(-0.1, 0.0))
+    kept = replace(first.score, windows=windows, kld_interval=(0.1, 0.2), ratio_interval=(0.9, 1.0))
+    text = to_json(replace(record(), variants=(replace(first, score=kept),)))
+    assert from_json(text).variants[0].score == kept
+    data = json.loads(text)
+    data["variants"][0]["windows"]["kld"].append(0.3)
+    with pytest.raises(BadRecord, match="2, 3 and 2 windows"):
+        from_json(json.dumps(data))
 
 
 def test_what_was_not_measured_is_null_and_stays_unmeasured() -> None:

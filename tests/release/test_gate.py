@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from hubbot.domain import Divergence, Family, LoadCheck, Record, Score, Status, Trial, VariantRecord
+from hubbot.domain import Divergence, Family, LoadCheck, Record, Score, Status, Trial, VariantRecord, WindowMeans
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 from hubbot.release.gate import RECOMMENDED_KLD, gate, nominal_bits, recommend
+from hubbot.release.paired import divergence_of, interval
 from hubbot.settings import GateSettings
 from tests.records import TEMPLATE, record, score, sha, variant
 
@@ -232,6 +233,36 @@ def test_the_smallest_within_the_threshold_is_recommended() -> None:
 def test_where_none_is_close_the_closest_is_recommended() -> None:
     made = [passed("Q4_0", 0.09, 4.5), passed("Q4_1", 0.08, 5.0), passed("Q2_K", 0.9, 2.9)]
     assert recommend(made) is made[1]
+
+
+def on_windows(made: VariantRecord, kld: list[float]) -> VariantRecord:
+    assert made.score is not None
+    windows = WindowMeans(tokens=(100,) * len(kld), kld=tuple(kld), change=(0.0,) * len(kld))
+    mean = replace(made.score.kld, mean=sum(kld) / len(kld))
+    return replace(
+        made, score=replace(made.score, kld=mean, windows=windows, kld_interval=interval(divergence_of(windows)))
+    )
+
+
+def test_a_mean_that_only_chance_holds_below_the_threshold_is_not_recommended() -> None:
+    unsure = on_windows(passed("Q3_K_M", 0.04, 3.9), [0.01, 0.08] * 4)
+    sure = on_windows(passed("Q4_K_M", 0.04, 4.9), [0.04, 0.045] * 4)
+    assert recommend([unsure, sure]) is sure
+
+
+def test_of_two_equal_sizes_the_surely_closer_one_is_recommended() -> None:
+    plain = on_windows(passed("A", 0.04, 4.9), [0.02, 0.04] * 6)
+    better = on_windows(passed("B", 0.04, 4.91), [0.019, 0.039] * 6)
+    chance = on_windows(passed("C", 0.04, 4.9), [0.03, 0.029] * 6)
+    assert recommend([plain, better]) is better
+    assert recommend([plain, chance]) is plain
+
+
+def test_where_none_is_close_a_smaller_one_that_is_not_surely_further_is_recommended() -> None:
+    closest = on_windows(passed("Q4_1", 0.08, 5.0), [0.06, 0.1] * 6)
+    alike = on_windows(passed("Q4_0", 0.08, 4.5), [0.101, 0.06] * 6)
+    further = on_windows(passed("Q3_K_M", 0.09, 3.9), [0.07, 0.11] * 6)
+    assert recommend([closest, alike, further]) is alike
 
 
 def test_without_measurements_the_common_choice_is_recommended() -> None:

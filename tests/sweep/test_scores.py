@@ -40,3 +40,22 @@ def test_one_window_has_no_standard_error():
     assert math.isnan(score.kld.stderr)
     assert math.isnan(score.ratio_stderr)
     assert math.isfinite(score.kld.mean)
+
+
+def test_a_score_keeps_its_windows_and_what_they_say_of_its_means():
+    base = Perplexity(perplexity=5.0, stderr=0.1, tokens=1)
+    score = scores([40] * 12, alike=True).result(base)
+    assert score.windows is not None
+    assert score.windows.tokens == (40,) * 12
+    assert sum(score.windows.kld) / 12 == pytest.approx(score.kld.mean, rel=1e-5)
+    assert score.kld_interval[0] < score.kld.mean < score.kld_interval[1]
+    assert score.kld_interval[1] - score.kld_interval[0] == pytest.approx(4.4 * score.kld.stderr, rel=0.3)
+    moved = math.exp(sum(score.windows.change) / 12)
+    assert score.ratio_interval[0] < moved < score.ratio_interval[1]
+
+
+def test_many_windows_are_kept_as_stretches_of_neighbours():
+    windows = scores([4, 2] * 600, alike=True).result(Perplexity(perplexity=5.0, stderr=0.1, tokens=1)).windows
+    assert len(windows.tokens) == 512
+    assert sum(windows.tokens) == 3600
+    assert max(windows.tokens) <= 12
