@@ -13,6 +13,7 @@ from hubbot.cards.escape import fence, inline, line, repo_id, shell
 from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.domain import Record, VariantRecord
+from hubbot.model.architectures import sees_images
 from hubbot.release.repos import Repo
 from hubbot.runtimes.layouts import Layout, layouts_of_run
 from hubbot.runtimes.table import Row, Runtime, answer
@@ -63,9 +64,10 @@ def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[
 
 def _python(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
     """The lines of every variant, those that are the same once; of one whose lines were seen to fail, that they did."""
+    sees = sees_images(record.source.architecture)
     also, alike = also_of(record), dict[tuple[str, str | None], list[VariantRecord]]()
     for variant in repo.variants:
-        lines = "\n".join(python_lines(where, variant.name, also=also, chat=chat))
+        lines = "\n".join(python_lines(where, variant.name, also=also, chat=chat, sees=sees))
         alike.setdefault((lines, _failed(variant)), []).append(variant)
     for number, ((_, error), variants) in enumerate(alike.items()):
         alone = also and not _row(record, variants[0], Runtime.TRANSFORMERS).reads
@@ -76,7 +78,9 @@ def _python(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[t
             yield title, f"Its lines failed on the machine that made this: {inline(error, limit=300)}"
             continue
         first, *others = [repo.revision(variant) for variant in variants]
-        python = python_lines(where, variants[0].name, also=also, chat=chat, revision=first, revisions=others)
+        python = python_lines(
+            where, variants[0].name, also=also, chat=chat, sees=sees, revision=first, revisions=others
+        )
         yield title, fence("\n".join(python), "python")
 
 

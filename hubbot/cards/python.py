@@ -21,6 +21,7 @@ def python_lines(
     *,
     also: Sequence[Layout] = (),
     chat: bool = False,
+    sees: bool = False,
     revision: str = "main",
     revisions: Sequence[str] = (),
     new_tokens: int | None = None,
@@ -28,20 +29,21 @@ def python_lines(
     """Lines that load a variant and print what it says.
 
     name: Hub id or folder. also: as for `layouts_of`. chat: whether the model has a chat
-    template. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
+    template. sees: whether it reads images beside text. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
     """
     alone = bool(also) and not answer(variant, Runtime.TRANSFORMERS, also).reads  # GPTQModel without transformers
+    auto = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
     others = ", ".join(json.dumps(line(each, limit=96)) for each in revisions[:8])
     named = bool(revisions) or revision != "main"
     branch = ", revision=revision" if named else ""
     choice = f"revision = {json.dumps(line(revision, limit=96))}{f'  # or {others}' if others else ''}"
     return [
-        *_imports(variant, alone=alone),
+        *_imports(variant, auto, alone=alone),
         "",
         f"name = {json.dumps(name)}",
         *([choice] if named else []),
         f"tokenizer = AutoTokenizer.from_pretrained(name{branch})",
-        f"model = {_loading(variant, branch, alone=alone)}",
+        f"model = {_loading(variant, auto, branch, alone=alone)}",
         *(_chat(new_tokens or 200) if chat else _text(new_tokens or 50)),
     ]
 
@@ -60,22 +62,22 @@ def _config(variant: str) -> tuple[str, str] | None:
     return (found[0], found[1].format(bits=variant.removeprefix("gptq-")[:1])) if found else None
 
 
-def _imports(variant: str, *, alone: bool) -> list[str]:
+def _imports(variant: str, auto: str, *, alone: bool) -> list[str]:
     packages = answer(variant, Runtime.TRANSFORMERS).packages
     compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
     install = f"# pip install transformers {packages}{compiler}"
     if alone:
         return [install, "from gptqmodel import GPTQModel", "from transformers import AutoTokenizer"]
-    names = sorted(["AutoModelForCausalLM", "AutoTokenizer", *((config[0],) if (config := _config(variant)) else ())])
+    names = sorted([auto, "AutoTokenizer", *((config[0],) if (config := _config(variant)) else ())])
     return [install, f"from transformers import {', '.join(names)}"]
 
 
-def _loading(variant: str, branch: str, *, alone: bool) -> str:
+def _loading(variant: str, auto: str, branch: str, *, alone: bool) -> str:
     if alone:
         return f"GPTQModel.load(name{branch}).model"
     config = _config(variant)
     told = f", quantization_config={config[0]}({config[1]})" if config else ""
-    return f'AutoModelForCausalLM.from_pretrained(name{branch}, device_map="auto"{told})'
+    return f'{auto}.from_pretrained(name{branch}, device_map="auto"{told})'
 
 
 def _chat(new_tokens: int) -> list[str]:

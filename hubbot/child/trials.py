@@ -23,6 +23,7 @@ from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
 from hubbot.domain import Trial, VariantRecord
 from hubbot.formats import FAMILIES
+from hubbot.model.architectures import sees_images
 from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
 
@@ -74,7 +75,8 @@ def try_as_users(
     texts = {name: _text(question.references.get(name)) for name in folders}
     trials: dict[str, list[Trial]] = {name: [] for name in checked}
     if settings.check.card and folders:
-        for name, trial in _by_card(folders, texts, checked, also, chat=chat, device=device).items():
+        sees = sees_images(question.source.architecture)
+        for name, trial in _by_card(folders, texts, checked, also, chat=chat, sees=sees, device=device).items():
             trials[name].append(trial)
     if settings.check.vllm and folders:
         for name, trial in _by_vllm(folders, texts, also, settings.check.vllm, device=device).items():
@@ -108,11 +110,13 @@ def _by_card(
     also: Sequence[Layout],
     *,
     chat: bool,
+    sees: bool,
     device: str,
 ) -> dict[str, Trial]:
     requests = []
     for name, folder in folders.items():
-        code = "\n".join(python_lines(str(folder), name, also=also, chat=chat, new_tokens=_NEW_TOKENS))
+        lines = python_lines(str(folder), name, also=also, chat=chat, sees=sees, new_tokens=_NEW_TOKENS)
+        code = "\n".join(lines)
         requests.append({"code": code, "tokens": _tokens(texts[name])})
     command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
     seen = {} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}

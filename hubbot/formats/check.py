@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck, Speed
@@ -30,6 +30,7 @@ from hubbot.formats.samples import greedy, plainly
 from hubbot.machine.versions import INSTALL
 from hubbot.model.chat import Chat, Tokens, end_tokens
 from hubbot.model.digests import template_digest, tokenizer_digest
+from hubbot.model.empty import auto_class
 from hubbot.model.own_tokenizer import read_chat, tokens_of
 from hubbot.model.snapshot import visible_files
 from hubbot.model.tokenizer import read_chat_templates
@@ -41,7 +42,8 @@ _PATIENCE = 3600.0  # seconds
 
 
 def from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    kind = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    model: PreTrainedModel = kind.from_pretrained(
         folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
     )
     return model.eval()

@@ -89,7 +89,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     if "config.json" not in files:
         msg = f"{folder.name} has no config.json, so nobody knows how to run the weights. Fetch the model whole."
         raise SourceRefused(msg)
-    config = read_config(files["config.json"])
+    config = read_config(files["config.json"], _defaults)
     ties = config.ties_embeddings is not False
     tensors = read_pickled_tensors(files) if pickled else snapshot.read_tensors(files, tied=ties)
     _refuse_integers(tensors)
@@ -117,6 +117,12 @@ def check_finite(folder: Path, facts: ModelFacts) -> dict[str, Large]:
     for first, second in facts.twins:
         check_equal(folder, facts.tensors, first, second)
     return large
+
+
+def _defaults(model_type: str) -> Mapping[str, Any]:
+    from hubbot.model.empty import config_defaults  # and torch, which models of text alone are read without
+
+    return config_defaults(model_type)
 
 
 def _naming_ids(files: Mapping[str, Path], config: ModelConfig) -> dict[str, Mapping[str, Any]]:

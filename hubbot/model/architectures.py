@@ -15,32 +15,42 @@ from typing import Any
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
 
-__all__ = ["known_to_llama_cpp", "known_to_transformers"]
+__all__ = ["known_to_llama_cpp", "known_to_transformers", "llama_cpp_sees_images", "sees_images"]
 
 
 def known_to_transformers(architecture: str) -> bool:
-    """Whether AutoModelForCausalLM builds this class, by its name in config.json.
+    """Whether AutoModelForCausalLM or AutoModelForImageTextToText builds this class, by its name in config.json.
 
     Capitals do not count: the Hub has MPTForCausalLM and PhiMoEForCausalLM where transformers has MptForCausalLM and
     PhimoeForCausalLM, and finds them by `model_type`.
     """
-    return architecture.lower() in _transformers()
+    return sees_images(architecture) or architecture.lower() in _transformers("CAUSAL_LM")
+
+
+def sees_images(architecture: str) -> bool:
+    """Whether this class reads text and images: AutoModelForImageTextToText builds it, whatever else does."""
+    return architecture.lower() in _transformers("IMAGE_TEXT_TO_TEXT")
 
 
 def known_to_llama_cpp(architecture: str) -> bool:
     """Whether the converter of the pinned llama.cpp converts this class. Raises ToolMissing without one."""
-    return architecture in _llama_cpp()
+    return architecture in _llama_cpp("TEXT")
+
+
+def llama_cpp_sees_images(architecture: str) -> bool:
+    """Whether that converter makes a file of what this class sees images with."""
+    return architecture in _llama_cpp("MMPROJ")
 
 
 @cache
-def _transformers() -> frozenset[str]:
-    """Names of classes without capitals."""
+def _transformers(task: str) -> frozenset[str]:
+    """Names of a task's classes without capitals."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
         msg = "transformers is not installed. Run `pip install hubbot` again (`make setup` in a checkout)."
         raise ToolMissing(msg)
     source = Path(found.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
-    call = _assigned(source, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
+    call = _assigned(source, f"MODEL_FOR_{task}_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
     classes: set[str] = set()
     for _, names in ast.literal_eval(call.args[0]):
         classes.update([names] if isinstance(names, str) else names)
@@ -48,9 +58,9 @@ def _transformers() -> frozenset[str]:
 
 
 @cache
-def _llama_cpp() -> frozenset[str]:
+def _llama_cpp(part: str) -> frozenset[str]:
     source = llamacpp.find().source / "conversion" / "__init__.py"
-    return frozenset(ast.literal_eval(_assigned(source, "TEXT_MODEL_MAP")))  # {class: module}
+    return frozenset(ast.literal_eval(_assigned(source, f"{part}_MODEL_MAP")))  # {class: module}
 
 
 def _assigned(source: Path, name: str) -> Any:

@@ -7,7 +7,7 @@ confined process.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,20 @@ class ModelConfig:
     notes: tuple[str, ...]
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambda _: {}) -> ModelConfig:
     """Read and check config.json.
+
+    defaults: of a model type, for what the section of text leaves out: Gemma 3 its vocabulary, LLaVA nearly everything.
 
     Raises UnsafeSource for absurd or mistyped values and remote code, SourceRefused for a model that is
     already quantized, Unsupported for an architecture that transformers does not know.
     """
     values = read_values(path)
-    text = text_part(values)
     architecture = _architecture(values)
-    _refuse_quantized(values, text)
+    _refuse_quantized(values, text_part(values))
     notes = _refuse_unknown(values, architecture)
+    text = text_part(values)
+    text = {**defaults(str(text.get("model_type"))), **text} if "text_config" in values else text
     numbers = {name: _number(text, *field) for name, field in _FIELDS.items()}
     numbers["layers"] = numbers["layers"] or _listed_layers(text)
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
@@ -158,7 +161,7 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
         msg = f"{architecture} needs Python code from the model's repo (auto_map in config.json). hubbot never runs such code; a model whose architecture is part of transformers is needed."
         raise UnsafeSource(msg)
     if not known:
-        msg = f"transformers does not know {architecture} as a causal language model. A newer hubbot may; see docs/formats.md for what is supported."
+        msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. A newer hubbot may; see docs/formats.md for what is supported."
         raise Unsupported(msg)
     if values.get("is_encoder_decoder"):
         msg = f"{architecture} is an encoder-decoder model; hubbot makes decoder-only language models."

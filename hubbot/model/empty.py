@@ -1,20 +1,30 @@
-"""A causal language model without its weights: built from config.json."""
+"""A language model, one that sees images too, without its weights: built from config.json."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from hubbot.errors import Unsupported
+from hubbot.model.architectures import sees_images
 from hubbot.model.foreign import foreign
 
-__all__ = ["build_model", "decoder_blocks", "is_tied"]
+__all__ = ["auto_class", "build_model", "config_defaults", "decoder_blocks", "is_tied"]
 
 
 def build_model(folder: Path) -> PreTrainedModel:
@@ -26,11 +36,11 @@ def build_model(folder: Path) -> PreTrainedModel:
         "A text model of an architecture that this transformers release knows is needed, with a config.json that it "
         "can read; a newer hubbot may know it, or name another model."
     )
-    what = f"build a causal language model from {folder.name}/config.json"
+    what = f"build a language model from {folder.name}/config.json"
     with foreign("transformers", what, then=then, kind=Unsupported):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = auto_class(config).from_config(
                 config,
                 dtype=torch.float32,
                 attn_implementation=_attention(config),
@@ -40,6 +50,19 @@ def build_model(folder: Path) -> PreTrainedModel:
         model.eval()
         model.tie_weights()
     return model
+
+
+def config_defaults(model_type: str) -> dict[str, Any]:
+    """What transformers takes for keys of such a configuration that are not given; nothing of a type unknown to it."""
+    if model_type not in CONFIG_MAPPING:
+        return {}
+    return {each.name: each.default for each in fields(CONFIG_MAPPING[model_type]) if each.default is not MISSING}
+
+
+def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """transformers' class that loads a model whole: with the part that sees images, where its class has one."""
+    names = config.architectures or [""]
+    return AutoModelForImageTextToText if sees_images(names[0]) else AutoModelForCausalLM
 
 
 def _attention(config: PretrainedConfig) -> str | None:

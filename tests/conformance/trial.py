@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from hubbot.child.make import make
 from hubbot.child.messages import MakeAnswer, MakeQuestion
@@ -24,6 +24,7 @@ from hubbot.errors import HubbotError
 from hubbot.formats import FAMILIES, costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
+from hubbot.model.empty import auto_class
 from hubbot.model.own_tokenizer import load_tokenizer
 from hubbot.settings import Settings
 from tests.conformance.models import write_tiny
@@ -99,7 +100,8 @@ def _compare_base(source: Source, settings: Settings, question: MakeQuestion, an
     windows = cut_evaluation(
         question.texts.evaluation, load_tokenizer(folder), facts_of(source, settings, question.work), settings
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    kind = auto_class(AutoConfig.from_pretrained(folder))
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         told = torch.cat([model(row[None]).logits[0, :-1].double().log_softmax(-1) for row in windows.tokens])
     plain = math.exp(-told.gather(1, windows.tokens[:, 1:].reshape(-1, 1)).mean())

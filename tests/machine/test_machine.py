@@ -8,7 +8,7 @@ import pytest
 
 from hubbot.machine import measure_machine
 from hubbot.machine.peak import PeakMeter, disk_used
-from hubbot.model.architectures import known_to_llama_cpp, known_to_transformers
+from hubbot.model.architectures import known_to_llama_cpp, known_to_transformers, sees_images
 
 MB = 2**20
 
@@ -62,6 +62,12 @@ def test_the_table_of_architectures_is_the_one_that_transformers_uses():
     assert all(known_to_transformers(name) for name in names)
     assert not known_to_transformers("BertForMaskedLM")
     assert all(map(known_to_transformers, ["MPTForCausalLM", "PhiMoEForCausalLM"]))  # the Hub's capitals
+
+
+def test_a_class_of_images_and_text_is_known_whatever_its_capitals():
+    assert all(map(sees_images, ["Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"]))
+    assert all(map(known_to_transformers, ["Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"]))
+    assert not sees_images("Gemma3ForCausalLM")
 
 
 def test_the_dense_families_are_known_to_both():

@@ -1,0 +1,65 @@
+"""Models that read text and images, whole jobs: the text part in every family, the part that sees images untouched."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from hubbot.domain import Record
+from hubbot.model import part_layout, read_facts
+from hubbot.model.config import read_config
+from hubbot.model.empty import config_defaults
+from hubbot.model.parts import PartKind
+from tests.jobs import make
+from tests.vision import make_vision
+
+FOLDERS = ("gptq-4bit-32g", "w4a16-32g", "bnb-nf4", "bnb-int8")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_vision("gemma3", tmp_path_factory.mktemp("vision") / "tiny-gemma")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job") / "out"
+
+
+@pytest.fixture(scope="module")
+def record(model: Path, out: Path) -> Record:
+    names = f"Q8_0,{','.join(FOLDERS)}"
+    return make(model, out.parent, variants=names, evaluation__samples=False)
+
+
+def test_a_configuration_may_leave_to_transformers_what_it_does_not_say(model: Path, tmp_path: Path) -> None:
+    """Gemma 3's own config.json names no vocabulary and no heads."""
+    values = json.loads((model / "config.json").read_text())
+    kept = ("model_type", "hidden_size", "num_hidden_layers")
+    text = {key: value for key, value in values["text_config"].items() if key in kept}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"text_config": text}))
+    read = read_config(tmp_path / "config.json", config_defaults)
+    assert (read.hidden_size, read.layers, read.vocab_size, read.heads, read.kv_heads) == (256, 2, 262_208, 8, 4)
+
+
+def test_every_family_passes_with_the_text_part(record: Record) -> None:
+    assert {variant.name: variant.reason for variant in record.variants if not variant.passed} == {}
+    assert len(record.variants) == 1 + len(FOLDERS)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_keeps_the_class_the_processor_and_what_sees_images(
+    name: str, record: Record, model: Path, out: Path
+) -> None:
+    variant = next(each for each in record.variants if each.name == name)
+    folder = out / Path(next(file.path for file in variant.files if file.path.endswith("/config.json"))).parent
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["Gemma3ForConditionalGeneration"]
+    for file in ("preprocessor_config.json", "processor_config.json", "chat_template.jinja"):
+        assert (folder / file).read_bytes() == (model / file).read_bytes()
+    stored, original = load_file(folder / "model.safetensors"), load_file(model / "model.safetensors")
+    embedding = part_layout(read_facts(model))[0]
+    assert embedding.kind is PartKind.EMBEDDING
+    assert len(embedding.tensors) > 30  # the tower among them
+    assert all(stored[tensor].equal(original[tensor]) for tensor in embedding.tensors)
