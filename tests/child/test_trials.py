@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,9 @@ from tests.records import record
 pytestmark = pytest.mark.slow
 
 
-def tried(out: Path, names: Sequence[str], reference: Path | None, **settings: object) -> dict[str, list[Trial]]:
+def tried(
+    out: Path, names: Sequence[str], references: Mapping[str, Path], **settings: object
+) -> dict[str, list[Trial]]:
     """Of variants that lie in OUT/<family>/<name> and that the load check has loaded."""
     variants = [
         VariantRecord(
@@ -40,7 +42,7 @@ def tried(out: Path, names: Sequence[str], reference: Path | None, **settings: o
         work=out,
         out=out,
         variants=tuple(variants),
-        references={name: reference for name in names if reference},
+        references=dict(references),
     )
     seen = LoadCheck(runtime="transformers 5.23.0", loaded=True, passed=True)
     checked = {name: Checked(load_check=seen, samples=(), speed=None, notes=()) for name in names}
@@ -48,7 +50,7 @@ def tried(out: Path, names: Sequence[str], reference: Path | None, **settings: o
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
     """A folder of a layout of every library; one of them with another's layer, one without its tokenizer."""
     out = tmp_path_factory.mktemp("trials")
     model = make_model("llama", out / "tiny", tied=False)
@@ -59,25 +61,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (["bnb-nf4"], bnb_format),
     ):
         opened = form(model, names, out)
-        decoded = encode_all(opened, model, seen)
+        decoded |= encode_all(opened, model, seen)
         opened.finish()
-    reference = out / "reference.safetensors"
-    known = {"tokens": tokens(2, 48), "logits": logits(model, decoded["bnb-nf4"])[:, 16:].contiguous()}
-    save_file({**known, "first": torch.tensor([16])}, reference)
+    references = {name: out / f"{name}.safetensors" for name in decoded}
+    for name, reference in references.items():
+        known = {"tokens": tokens(2, 48), "logits": logits(model, decoded[name])[:, 16:].contiguous()}
+        save_file({**known, "first": torch.tensor([16])}, reference)
     [shard] = (out / "gptq" / "gptq-4bit-32g").glob("*.safetensors")
     weights = load_file(shard)
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
     save_file(weights, shard, metadata={"format": "pt"})
     for path in (out / "compressed-tensors" / "w8a16-128g").glob("tokenizer*"):
         path.unlink()
-    return out, reference
+    return out, references
 
 
 @pytest.mark.heavy
-def test_the_cards_lines_are_run_and_their_model_compared_with_the_sweep(made: tuple[Path, Path]) -> None:
-    out, reference = made
+def test_the_cards_lines_are_run_and_their_model_compared_with_the_sweep(made: tuple[Path, dict[str, Path]]) -> None:
+    out, references = made
     names = ["gptq-4bit-128g", "gptq-4bit-32g", "w8a16-128g", "w4a16-128g-asym", "bnb-nf4"]
-    found = tried(out, names, reference)
+    found = tried(out, names, references)
     assert all(len(trials) == 1 for trials in found.values())
     verdicts = {name: trial.verdict for name, [trial] in found.items()}
     assert verdicts == {
@@ -119,7 +122,8 @@ def test_what_ends_vllm_is_asked_again_with_random_weights_so_that_the_runtimes_
     save_file({"tokens": torch.zeros(1, 9, dtype=torch.long), "logits": certain}, tmp_path / "sure.safetensors")
     names = ["gptq-4bit-32g", "gptq-4bit-64g", "w4a16-128g", "gptq-4bit-128g", "gptq-8bit-128g", "gptq-3bit-128g"]
     environment = python.parents[1]
-    found = tried(tmp_path, names, tmp_path / "sure.safetensors", check__card=False, check__vllm=str(environment))
+    references = dict.fromkeys(names, tmp_path / "sure.safetensors")
+    found = tried(tmp_path, names, references, check__card=False, check__vllm=str(environment))
     verdicts = {name: trials[0].verdict if trials else None for name, trials in found.items()}
     assert verdicts == {
         "gptq-4bit-32g": "refuses",  # it reads the layout, but not these files
