@@ -82,6 +82,9 @@ def read_release(reader: Reader, found: Candidate) -> Release:
         settings=digest(record.config),
         version=record.hubbot.get("version") or "",
         variants={variant.name: str(variant.status) for variant in record.variants},
+        weights=record.source.parameters,
+        seconds=sum(record.timings.values()),
+        machine=str(record.hardware.get("gpu") or record.hardware.get("cpu") or ""),
         yanked="yanked; its card says why" if YANKED_TAG in found.tags else None,
     )
 

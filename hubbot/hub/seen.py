@@ -59,3 +59,6 @@ class Release:
     version: str  # of hubbot
     variants: dict[str, str] = field(default_factory=dict)  # name -> status
     yanked: str | None = None  # the reason
+    weights: int = 0  # of the source
+    seconds: float = 0.0  # that its job took, upload left out; 0: it does not say
+    machine: str = ""  # GPU, or processor without one, that it took them on

@@ -20,7 +20,7 @@ from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 from hubbot.sweep.batches import batch_tokens, logit_bytes
 
-__all__ = ["Need", "Shapes", "shapes_of", "sweep_need"]
+__all__ = ["Need", "Shapes", "evaluation_tokens", "shapes_of", "sweep_need"]
 
 _PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
 _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
@@ -114,13 +114,14 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
         else min(settings.calibration.length, facts.context_length)
     )
     calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
-    evaluation = _evaluation_tokens(facts, settings) if settings.evaluation.wanted else 0
+    evaluation = evaluation_tokens(settings, facts.context_length) if settings.evaluation.wanted else 0
     return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * evaluation)
 
 
-def _evaluation_tokens(facts: ModelFacts, settings: Settings) -> int:
+def evaluation_tokens(settings: Settings, longest: int | None = None) -> int:
+    """Of a variant's evaluation, about. longest: tokens that the model takes at once."""
     wanted = settings.evaluation
-    context = min(wanted.context, facts.context_length or wanted.context)
+    context = min(wanted.context, longest or wanted.context)
     tokens = _TEXT_TOKENS if wanted.windows is None else wanted.windows * context
     return tokens * max(1, context // (wanted.stride or context))  # overlapping windows hold tokens twice
 

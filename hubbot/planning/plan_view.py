@@ -15,7 +15,7 @@ from hubbot.errors import HubbotError
 from hubbot.planning.plan import NO_LIMIT, Plan
 from hubbot.settings.sections import format_size
 
-__all__ = ["as_json", "as_markdown", "as_table"]
+__all__ = ["as_json", "as_markdown", "as_table", "weights"]
 
 
 def as_json(found: Plan) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _plain(error: HubbotError) -> dict[str, str]:
 
 def as_table(found: Plan) -> RenderableType:
     """What would be made and what it takes; text of the model's is shown as text, never as markup."""
-    variants = Table(title=Text(f"{found.model}  {found.architecture}, {_count(found.parameters)} weights"))
+    variants = Table(title=Text(f"{found.model}  {found.architecture}, {weights(found.parameters)} weights"))
     for heading, justify in (("variant", "left"), ("size", "right"), ("bits/weight", "right"), ("sweep", "right")):
         variants.add_column(heading, justify=justify)  # type: ignore[arg-type]
     sweeps = {name: number for number, sweep in enumerate(found.sweeps, start=1) for name in sweep.variants}
@@ -104,8 +104,9 @@ def _resources(found: Plan) -> list[tuple[str, int, int]]:
     return [*rows, ("VRAM", found.need.vram, found.budget.vram)] if found.need.vram else rows
 
 
-def _count(weights: int) -> str:
-    return f"{weights / 1e9:.2f} B" if weights >= 1e8 else f"{weights / 1e6:.2f} M"
+def weights(count: int) -> str:
+    """How many weights a model has, for people: 0.13 B."""
+    return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
 def _limit(budget: int) -> str:

@@ -129,6 +129,12 @@ def releases(ledger: Ledger, model: str) -> tuple[Release, ...]:
     return tuple(_release(ledger, row) for row in rows)
 
 
+def every_release(ledger: Ledger) -> Iterator[Release]:
+    """All repos that we have published."""
+    for row in ledger.read("SELECT repo, release FROM releases WHERE model != '' ORDER BY repo"):
+        yield _release(ledger, row)
+
+
 def release_shas(ledger: Ledger) -> dict[str, str]:
     """Repo -> the commit that its hubbot.json was read at."""
     return {row["repo"]: row["sha"] for row in ledger.read("SELECT repo, sha FROM releases")}

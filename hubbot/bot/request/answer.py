@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from hubbot.bot.ledger import mirror
 from hubbot.bot.ledger.store import Ledger
+from hubbot.bot.request.duration import expected
 from hubbot.bot.request.parse import Refused, Request
 from hubbot.bot.round import judge_seen
 from hubbot.bot.verdicts import Action, Verdict
@@ -74,8 +75,10 @@ def answer(asked: Request | Refused, desk: Desk) -> Answer:
         raise
     except HubbotError as error:
         return Answer(text=f"{code(asked.model)} cannot be planned: {inline(str(error), limit=1_000)}")
-    starts = verdict.action is Action.RUN and not found.refusals
-    return Answer(text=f"{_judged(verdict, desk)}\n\n{as_markdown(found)}", verdict=verdict if starts else None)
+    told = [_judged(verdict, desk), as_markdown(found)]
+    if verdict.action is not Action.RUN or found.refusals:
+        return Answer(text="\n\n".join(told))
+    return Answer(text="\n\n".join([*told, expected(found, desk.ledger, settings)]), verdict=verdict)
 
 
 def _seen(model: str, reader: Reader) -> Candidate | None:
