@@ -31,7 +31,7 @@ def walk(
 ) -> SweepResult:
     task = SweepInput(
         folder=facts.folder,
-        files={name: info.file for name, info in facts.tensors.items()},
+        tensors=facts.tensors,
         parts=part_layout(facts),
         calibration=calibration,
         evaluation=evaluation,

@@ -21,6 +21,7 @@ from hubbot.domain import Perplexity, Score
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, VariantFiles
 from hubbot.machine.heap import give_back, return_large_blocks
+from hubbot.model import TensorInfo
 from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.judge import Verdicts, judge
@@ -40,14 +41,14 @@ T = TypeVar("T")
 class SweepInput:
     """What one sweep walks over.
 
-    folder: the checkpoint. files: checkpoint name -> safetensors file in it. parts: its layout.
+    folder: the checkpoint. tensors: checkpoint name -> where it lies in it. parts: its layout.
     calibration and evaluation: windows, or None to go without.
     work: where the checkpoint of the sweep lies; the same input with the same folder goes on from it.
     references: where the first tokens' logits of every variant are kept for the load check.
     """
 
     folder: Path
-    files: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
     parts: tuple[Part, ...]
     calibration: Windows | None
     evaluation: Windows | None
@@ -185,7 +186,7 @@ class _Walk:
 
     def _weights(self, part: Part) -> Mapping[str, torch.Tensor]:
         """A part's tensors as stored: read when asked for, or lying on the card from when they were first wanted."""
-        stored = CheckpointWeights(self._task.folder, self._task.files, part.tensors)
+        stored = CheckpointWeights(self._task.folder, self._task.tensors, part.tensors)
         if self._task.device.type != "cuda":
             return stored
         if self._on_card is None or self._on_card[0] != part.name:

@@ -32,7 +32,7 @@ def run(folder: Path, out: Path) -> tuple[SweepResult, RoundingFormat]:
     made = RoundingFormat(out, {"fine": 60})
     task = SweepInput(
         folder=folder,
-        files={name: info.file for name, info in facts.tensors.items()},
+        tensors=facts.tensors,
         parts=part_layout(facts),
         calibration=windows(1, 4),
         evaluation=windows(2, 5),

@@ -56,7 +56,7 @@ def run(folder: Path, out: Path, formats: list[RoundingFormat], **changes: objec
     facts = read_facts(folder)
     values = {
         "folder": folder,
-        "files": {name: info.file for name, info in facts.tensors.items()},
+        "tensors": facts.tensors,
         "parts": part_layout(facts),
         "calibration": windows(1, 5),
         "evaluation": windows(2, 7),

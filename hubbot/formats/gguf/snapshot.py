@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
-from safetensors import safe_open
 
 from hubbot.formats.gguf.converter import TensorFact
+from hubbot.model import TensorInfo
+from hubbot.model.weights import read_tensor
 
 __all__ = ["Snapshot"]
 
@@ -29,8 +30,5 @@ class Snapshot:
         self._facts = facts
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as stored, float64 rounded to float32."""
-        fact: Any = self._facts.tensors[name]
-        with safe_open(Path(self._facts.folder) / fact.file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor.float() if tensor.dtype == torch.float64 else tensor
+        """The tensor as everything computes with it."""
+        return read_tensor(Path(self._facts.folder), name, cast("TensorInfo", self._facts.tensors[name]))

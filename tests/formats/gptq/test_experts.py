@@ -51,7 +51,7 @@ def test_gptqmodel_computes_what_the_sweep_computed(tmp_path: Path) -> None:
     references = References(evaluation)
     task = SweepInput(
         folder=folder,
-        files={name: info.file for name, info in facts.tensors.items()},
+        tensors=facts.tensors,
         parts=part_layout(facts),
         calibration=windows(1, 12),
         evaluation=evaluation,
