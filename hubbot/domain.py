@@ -275,6 +275,20 @@ class LoadCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCheck:
+    """A test image shown to a GGUF variant in llama.cpp, with one of the files that see, and to the original."""
+
+    file: str  # name of the mmproj file
+    passed: bool
+    distance: float | None = None  # of its embeddings of the image from transformers', |theirs - its| / |theirs|
+    tolerance: float | None = None  # the limit on it
+    kld: float | None = None  # D(original || variant) behind the text that follows the image, mean nats
+    base: str | None = None  # what the original says of it, a few greedy tokens
+    said: str | None = None  # what the variant says
+    error: str | None = None  # of llama.cpp, or why it was not compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """The published files in a runtime as its users load them: type and kernels are the runtime's own choice."""
 
@@ -332,6 +346,7 @@ class VariantRecord:
     bits_per_weight: float | None = None  # 8 * bytes of all weight tensors / number of weights
     score: Score | None = None  # flattened into hubbot.json: perplexity, stderr, ratio, …
     load_check: LoadCheck | None = None
+    images: tuple[ImageCheck, ...] = ()
     trials: tuple[Trial, ...] = ()
     speed: Speed | None = None
     samples: tuple[Sample, ...] = ()

@@ -30,7 +30,9 @@ __all__ = [
     "find",
     "ggml",
     "gguf",
+    "multimodal",
     "place",
+    "require_multimodal",
     "run_tool",
     "runtime_name",
     "tool",
@@ -189,6 +191,22 @@ def bindings() -> ModuleType:
     except (ImportError, RuntimeError, OSError) as error:
         msg = f"The bindings llama_cpp cannot be imported: {error}. Install what they need (`pip install 'hubbot[gguf]'`) and run `hubbot setup`."
         raise ToolMissing(msg) from error
+
+
+def require_multimodal() -> None:
+    """Raise ToolMissing where this llama.cpp was built without libmtmd, which nothing but models that see images needs."""
+    library = _library(find(), "mtmd")
+    if not library.is_file():
+        msg = f"{library} is missing: this llama.cpp was built without its multimodal library, in which models that see images are checked. {_NEXT}"
+        raise ToolMissing(msg)
+
+
+def multimodal() -> ModuleType:
+    """The bindings of libmtmd, which shows images to a model that `bindings` loads; for child processes alone, as those."""
+    bindings()
+    require_multimodal()
+    PROCESS["MTMD_CPP_LIB"] = str(find().bin)
+    return importlib.import_module("llama_cpp.mtmd_cpp")
 
 
 @cache

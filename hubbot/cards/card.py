@@ -24,6 +24,7 @@ from hubbot.cards.picture import Point, draw
 from hubbot.cards.prompt import PromptFormat, prompt_format
 from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
+from hubbot.formats.gguf.naming import is_vision
 from hubbot.release.licence import judge_licence
 from hubbot.release.paired import divergence_of
 from hubbot.release.repos import Repo, kind_of, plan_repos
@@ -212,7 +213,7 @@ def _advice(record: Record, repo: Repo, variant: VariantRecord) -> str | None:
 
 
 def _runs_in(record: Record, variant: VariantRecord) -> str:
-    sharded = sum(file.path.endswith(".gguf") for file in variant.files) > 1
+    sharded = sum(file.path.endswith(".gguf") and not is_vision(file.path) for file in variant.files) > 1
     return runs_in(variant.name, also_of(record), sharded=sharded)
 
 
@@ -223,7 +224,7 @@ def _runs_alike(record: Record, repo: Repo) -> bool:
 
 def _name(repo: Repo, variant: VariantRecord) -> str:
     """GGUF files are linked by their path; a sharded one by its first shard, with their number."""
-    files = [file for file in variant.files if file.path.endswith(".gguf")]
+    files = [file for file in variant.files if file.path.endswith(".gguf") and not is_vision(file.path)]
     if repo.about.folder or not files:
         return code(variant.name, cell=True)
     place = repo.place(variant, files[0])
@@ -233,7 +234,8 @@ def _name(repo: Repo, variant: VariantRecord) -> str:
 
 
 def _bytes(variant: VariantRecord) -> int:
-    return sum(file.size for file in variant.files)
+    """Without the files of the part that sees images, which its variants share."""
+    return sum(file.size for file in variant.files if not is_vision(file.path))
 
 
 def _why(best: VariantRecord) -> str:

@@ -13,6 +13,7 @@ from hubbot.cards.escape import fence, inline, line, repo_id, shell
 from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.domain import Record, VariantRecord
+from hubbot.formats.gguf.naming import is_vision
 from hubbot.model.architectures import sees_images
 from hubbot.release.repos import Repo
 from hubbot.runtimes.layouts import Layout, layouts_of_run
@@ -43,7 +44,9 @@ def also_of(record: Record) -> tuple[Layout, ...]:
 def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
     best = repo.recommended
     tagged = f"{where}:{best.name}"
-    files = [PurePosixPath(file.path).name for file in best.files if file.path.endswith(".gguf")]
+    files = [
+        PurePosixPath(file.path).name for file in best.files if file.path.endswith(".gguf") and not is_vision(file.path)
+    ]
     server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}", _request(tagged, 8080, chat=chat)]
     yield "llama.cpp", fence("\n".join(server), "sh")
     if len(files) == 1:  # the Hub refuses to hand a file in shards to Ollama

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from hubbot.domain import Source, VariantRecord
 from hubbot.formats import FAMILIES
+from hubbot.formats.gguf.naming import is_vision
 
 __all__ = ["BUFFERS", "CONTEXT", "cache_bytes", "context", "memory_needed", "memory_of", "weight_file_bytes"]
 
@@ -14,9 +15,11 @@ BUFFERS = 500_000_000  # bytes for activations and the runtime's own
 
 
 def weight_file_bytes(variant: VariantRecord) -> int:
-    """Bytes of the files that hold weights."""
+    """Bytes of the files that hold weights; of GGUF, those of the text."""
     return sum(
-        file.size for file in variant.files if PurePosixPath(file.path).suffix == FAMILIES[variant.family].ABOUT.weights
+        file.size
+        for file in variant.files
+        if PurePosixPath(file.path).suffix == FAMILIES[variant.family].ABOUT.weights and not is_vision(file.path)
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -18,11 +19,13 @@ from transformers.utils import logging as transformers_logging
 from hubbot import log
 from hubbot.cards.prompt import prompt_format
 from hubbot.child.device import settle_device
+from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.trials import try_as_users
 from hubbot.domain import LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
+from hubbot.formats.gguf.naming import is_vision
 from hubbot.formats.protocol import Reading
 from hubbot.model import read_facts
 from hubbot.model.chat import differences, settled
@@ -78,13 +81,22 @@ def _checked(variant: VariantRecord, question: CheckQuestion, original: _Origina
         )
     check, notes = original.compared(reading)
     variant = replace(variant, load_check=check, notes=(*variant.notes, *notes))
+    if reading.check.loaded and any(is_vision(path.name) for path in paths):
+        with _aside(question.work / "load-check.log"):
+            variant = replace(variant, images=original.gallery(question.work).show(paths))
     if original.said and reading.check.loaded:
         found = samples.compare(original.tokenizer, original.said, reading.continuations)
         variant = replace(variant, samples=found)
     if settings.benchmark and reading.check.loaded:
         _let_go()
         variant = _timed(variant, paths, device, question.source.context_length)
-    return Checked(load_check=variant.load_check, samples=variant.samples, speed=variant.speed, notes=variant.notes)
+    return Checked(
+        load_check=variant.load_check,
+        samples=variant.samples,
+        speed=variant.speed,
+        notes=variant.notes,
+        images=variant.images,
+    )
 
 
 def _let_go() -> None:
@@ -125,18 +137,23 @@ class _Original:
     """
 
     def __init__(self, source: Source, settings: Settings) -> None:
-        folder = Path(source.folder)
+        self._folder, self._device = Path(source.folder), settle_device(settings.device)
+        folder = self._folder
         self.tokenizer = load_tokenizer(folder)
         self.chat = read_chat(folder, self.tokenizer, _conversation(folder, self.tokenizer))
         self.prompts = samples.encode_prompts(self.tokenizer) if settings.evaluation.samples else []
         self.said: list[list[int]] = []
         if not self.prompts:
             return
-        device = settle_device(settings.device)
-        if _fits(read_facts(folder).weight_bytes, device):
-            self.said = samples.continue_base(folder, self.prompts, self.chat.tokens.ends, torch.device(device))
+        if _fits(read_facts(folder).weight_bytes, self._device):
+            self.said = samples.continue_base(folder, self.prompts, self.chat.tokens.ends, torch.device(self._device))
         else:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
+
+    @cache  # noqa: B019 - lives as long as the check
+    def gallery(self, work: Path) -> Gallery:
+        fits = _fits(read_facts(self._folder).weight_bytes, self._device)
+        return Gallery(self._folder, work, self.tokenizer, self.chat.tokens.ends, fits=fits, device=self._device)
 
     def compared(self, reading: Reading) -> tuple[LoadCheck, tuple[str, ...]]:
         """The check with what its runtime makes of a chat otherwise than the source; notes on what is let pass."""

@@ -82,7 +82,7 @@ def _check_weights(facts: ModelFacts) -> tuple[float, dict[str, Large]]:
 def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts, large: Mapping[str, Large]) -> Made:
     return Made(
         paths=files.paths,
-        bits_per_weight=8 * files.weight_bytes / facts.parameters,
+        bits_per_weight=8 * files.weight_bytes / (files.weights or facts.parameters),
         notes=(*large_notes(large), *files.notes),
         layer_errors={**files.layer_errors, **result.layer_errors.get(name, {})},
         score=result.scores.get(name),

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from hubbot.confine.stage import Stage
 from hubbot.domain import (
+    ImageCheck,
     LoadCheck,
     Perplexity,
     Sample,
@@ -172,6 +173,7 @@ class Checked:
     samples: tuple[Sample, ...]
     speed: Speed | None
     notes: tuple[Long, ...]
+    images: tuple[ImageCheck, ...] = ()
     trials: tuple[Trial, ...] = ()
 
     def of(self, variant: VariantRecord) -> VariantRecord:

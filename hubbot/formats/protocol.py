@@ -82,6 +82,7 @@ class VariantFiles:
 
     paths: tuple[Path, ...]  # absolute; everything that belongs to the variant's release
     weight_bytes: int  # bytes of the weight tensors, without headers, tokenizer and configuration
+    weights: int | None = None  # how many these bytes hold; None: all of the checkpoint
     notes: tuple[str, ...] = ()
     layer_errors: Mapping[str, float] = field(default_factory=dict)  # checkpoint tensor -> relative squared error
 

@@ -116,6 +116,19 @@ class LoadCheckJson(Strict):
     differences: Annotated[tuple[_Text, ...], Field(description="from the source, in what a chat runs on")] = ()
 
 
+class ImageCheckJson(Strict):
+    file: _Line
+    passed: bool
+    distance: Annotated[_Amount | None, Field(description="of the image's embeddings from transformers', relative")] = (
+        None
+    )
+    tolerance: _Amount | None = None
+    kld: Annotated[float | None, Field(description="behind the image and a text, against the original, nats")] = None
+    base: _Text | None = None
+    said: _Text | None = None
+    error: _Text | None = None
+
+
 class TrialJson(Strict):
     runtime: _Line
     release: _Line
@@ -164,6 +177,7 @@ class VariantJson(Strict):
     kld_interval: tuple[float, float] | None = None
     windows: Annotated[WindowMeansJson | None, Field(description="means over the tokens of each window")] = None
     load_check: LoadCheckJson | None = None
+    images: Annotated[tuple[ImageCheckJson, ...], Field(description="a test image shown in llama.cpp")] = ()
     trials: Annotated[tuple[TrialJson, ...], Field(description="loaded as a runtime's users load it")] = ()
     speed: SpeedJson | None = None
     samples: tuple[SampleJson, ...] = ()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from hubbot.domain import Family, Record, Score, Status, Trial, VariantRecord, WindowMeans
+from hubbot.domain import Family, ImageCheck, Record, Score, Status, Trial, VariantRecord, WindowMeans
 from hubbot.formats.names import find_variant
 from hubbot.model.digests import template_digest
 from hubbot.release.paired import divergence_of, surely_less
@@ -87,6 +87,7 @@ def _complaints(
         for what, wanted in identity.items():
             if found[what] is not None and wanted is not None and found[what] != wanted:
                 yield f"its {what} ({str(found[what])[:12]}) is not the source's ({wanted[:12]})"
+    yield from (_blind(image) for image in variant.images if not image.passed)
     yield from (_turned_down(trial) for trial in variant.trials if trial.verdict in ("differs", "refuses"))
     if variant.score is not None:
         yield from _over(variant, variant.score, limits)
@@ -100,6 +101,15 @@ def _disagreement(runtime: str, kld: float | None, tolerance: float | None, erro
     return (
         f"{runtime} computes other logits than the sweep did from the same bytes: "
         f"divergence {kld:.3g} nats, tolerance {tolerance:.3g}"
+    )
+
+
+def _blind(image: ImageCheck) -> str:
+    if image.distance is None or image.tolerance is None:
+        return f"llama.cpp does not see the test image with {image.file}: {image.error or 'no reason given'}"
+    return (
+        f"with {image.file} llama.cpp makes other embeddings of the test image than transformers: they are "
+        f"{image.distance:.2g} of their length apart, tolerance {image.tolerance:.2g}"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hubbot.domain import Record
+from hubbot.formats.gguf.naming import is_vision
 from hubbot.model import part_layout, read_facts
 from hubbot.model.config import read_config
 from hubbot.model.empty import config_defaults
@@ -47,6 +48,19 @@ def test_a_configuration_may_leave_to_transformers_what_it_does_not_say(model: P
 def test_every_family_passes_with_the_text_part(record: Record) -> None:
     assert {variant.name: variant.reason for variant in record.variants if not variant.passed} == {}
     assert len(record.variants) == 1 + len(FOLDERS)
+
+
+def test_the_part_that_sees_is_made_by_llama_cpp_beside_the_text_and_computes_as_transformers(record: Record) -> None:
+    variant = next(each for each in record.variants if each.name == "Q8_0")
+    seeing = [Path(file.path).name for file in variant.files if is_vision(file.path)]
+    assert seeing == ["mmproj-tiny-gemma-F16.gguf", "mmproj-tiny-gemma-Q8_0.gguf"]
+    assert [image.file for image in variant.images] == seeing
+    for image, limit in zip(variant.images, (0.002, 0.02), strict=True):
+        assert image.passed, image
+        assert 0 < (image.distance or 0) < limit
+        assert image.kld is not None
+        assert abs(image.kld) < 0.002  # 0.0002 here, where the text's own rounding gives 0.00006
+        assert image.said == image.base
 
 
 @pytest.mark.parametrize("name", FOLDERS)

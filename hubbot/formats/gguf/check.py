@@ -16,11 +16,12 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
 from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
+from hubbot.formats.gguf.naming import is_vision
 from hubbot.formats.protocol import Reading
 from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 
-__all__ = ["TOLERANCE", "ask_llama_cpp", "read"]
+__all__ = ["TOLERANCE", "ask_llama_cpp", "ask_sight", "read"]
 
 # Mean divergence between the sweep, which computes in float32 with the decoded weights, and llama.cpp's
 # CPU kernels, which round activations to 8 bits before each product. docs/formats.md has what that
@@ -49,7 +50,7 @@ def read(
     the first row follows. prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each. chat: the
     source's, for the texts that are cut and the tokens that end one.
     """
-    model = next(path for path in sorted(paths) if path.suffix == ".gguf")
+    model = next(path for path in sorted(paths) if path.suffix == ".gguf" and not is_vision(path.name))
     request = {
         "model": str(model),
         "reference": str(reference) if reference else None,
@@ -95,16 +96,25 @@ def ask_llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises ToolMissing where it dies on a sound file too: then the build is at fault, and no file.
     """
+    return _asked("runtime", request)
+
+
+def ask_sight(request: dict[str, Any]) -> dict[str, Any]:
+    """The same of the process that shows an image: see `hubbot.formats.gguf.sight`."""
+    return _asked("sight", {**request, "threads": cores()})
+
+
+def _asked(program: str, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        answer = _answered(request)
+        answer = _answered(program, request)
     except NoAnswer as error:
         _require_sound_build()
         return {"error": f"llama.cpp {error}" if error.late else f"llama.cpp crashed: {last_words(error.said)}"}
     return answer
 
 
-def _answered(request: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "hubbot.formats.gguf.runtime"]
+def _answered(program: str, request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"hubbot.formats.gguf.{program}"]
     answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
     return answer
 
@@ -117,7 +127,7 @@ def _require_sound_build() -> None:
     if not sound.is_file():
         return
     try:
-        _answered({"model": str(sound), "rehearsal": True, "probe": ""})
+        _answered("runtime", {"model": str(sound), "rehearsal": True, "probe": ""})
     except NoAnswer as error:
         if error.late:
             return

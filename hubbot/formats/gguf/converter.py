@@ -8,12 +8,13 @@ does not know is Unsupported.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -22,7 +23,7 @@ from hubbot.errors import HubbotError, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
 
-__all__ = ["Captured", "Converted", "TensorFact", "convert", "lossless_type"]
+__all__ = ["Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
 
 
 class TensorFact(Protocol):
@@ -95,23 +96,43 @@ def convert(
     kind = lossless_type(tensors)
     outtypes = {codec.BF16: gguf.LlamaFileType.MOSTLY_BF16, codec.F16: gguf.LlamaFileType.MOSTLY_F16}
     outtype = outtypes.get(kind, gguf.LlamaFileType.ALL_F32)
-    with (
-        _listening() as heard,
-        _own_code_only(),
-        torch.inference_mode(),
-        _explained(folder, heard),
-        _called(folder, name) as named,
-        _standing_in(tensors, read),
-    ):
+    with _converting(folder, tensors, read, name) as (named, heard):
         model = _instance(named, outtype, tensors)
         model.prepare_tensors()
-        kinds = {key: (tuple(info.shape), int(info.dtype)) for key, info in model.gguf_writer.tensors[0].items()}
         values = model
         if outtype != gguf.LlamaFileType.ALL_F32:  # the same graphs again, not rounded to the file's type
             values = _instance(named, gguf.LlamaFileType.ALL_F32, tensors)
             values.prepare_tensors()
-        graphs = {key: info.tensor for key, info in values.gguf_writer.tensors[0].items()}
         model.prepare_metadata(vocab_only=False)
+        return _converted(model, values, heard)
+
+
+def convert_vision(
+    folder: Path,
+    tensors: Mapping[str, TensorFact],
+    read: Callable[[str], torch.Tensor],
+    *,
+    kind: Literal["F16", "Q8_0"],
+    name: str | None = None,
+) -> Converted:
+    """The part of the model that sees images, as `convert_hf_to_gguf.py --mmproj --outtype KIND` writes it.
+
+    The values come to the very bytes of the file. Arguments and errors as for `convert`.
+    """
+    llamacpp.conversion()
+    import gguf
+
+    with _converting(folder, tensors, read, name) as (named, heard):
+        model = _instance(named, gguf.LlamaFileType[f"MOSTLY_{kind}"], tensors, vision=True)
+        model.prepare_tensors()
+        model.prepare_metadata(vocab_only=False)
+        return _converted(model, model, heard)
+
+
+def _converted(model: Any, values: Any, heard: Sequence[str]) -> Converted:
+    """values: the model object whose graphs are kept."""
+    kinds = {key: (tuple(info.shape), int(info.dtype)) for key, info in model.gguf_writer.tensors[0].items()}
+    graphs = {key: info.tensor for key, info in values.gguf_writer.tensors[0].items()}
     captured = tuple(
         Captured(name=key, shape=shape, kind=kind, value=graphs[key], leaves=leaves_of(graphs[key]))
         for key, (shape, kind) in kinds.items()
@@ -124,12 +145,29 @@ def convert(
     )
 
 
-def _instance(folder: Path, outtype: Any, tensors: Iterable[str]) -> Any:
+@contextmanager
+def _converting(
+    folder: Path, tensors: Mapping[str, TensorFact], read: Callable[[str], torch.Tensor], name: str | None
+) -> Iterator[tuple[Path, list[str]]]:
+    """Inside, the converter can be run over the folder that is given, and what it says is collected."""
+    with (
+        _listening() as heard,
+        _own_code_only(),
+        torch.inference_mode(),
+        _explained(folder, heard),
+        _called(folder, name) as named,
+        _standing_in(tensors, read),
+    ):
+        yield named, heard
+
+
+def _instance(folder: Path, outtype: Any, tensors: Iterable[str], *, vision: bool = False) -> Any:
     """The converter's model object, made as convert_hf_to_gguf.py makes it: the class finds its own parameters."""
     from conversion import get_model_class
     from conversion.base import ModelBase, ModelType, get_model_architecture
 
-    family = get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
+    kind = ModelType.MMPROJ if vision else ModelType.TEXT
+    family = get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), kind), mmproj=vision)
     if hasattr(family, "opt_num_mtp_layers"):  # Qwen3-Next and 3.5 count on prediction heads unless told of none
         family.no_mtp = not any(name.removeprefix("model.").startswith("mtp.") for name in tensors)
     made = family(folder, outtype, folder)  # a folder as output name: the converter only derives a name from it
@@ -150,7 +188,7 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
         found = {}
         for key, fact in tensors.items():
             leaf = leaf_tensor(key, LazyTorchTensor._dtype_str_map[fact.dtype], tuple(fact.shape), read)
-            kept = self.filter_tensors((key, lambda leaf=leaf: leaf))
+            kept = self.filter_tensors((_before_transformers_5(key), lambda leaf=leaf: leaf))
             if kept:
                 found[kept[0]] = kept[1]
         return found
@@ -163,6 +201,14 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
         yield
     finally:
         ModelBase.index_tensors, ModelBase.load_hparams = index, staticmethod(load)
+
+
+def _before_transformers_5(name: str) -> str:
+    """A tensor's name as the converter knows it: transformers 5 saves a tower of CLIP or SigLIP without `vision_model.`."""
+    return _TOWER.sub(r"\g<0>vision_model.", name)
+
+
+_TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 
 
 def _with_rotary_share(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hubbot.formats.gguf.encode import EncodingQueue, Job, cores
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.journal import Journal
+from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files, window_notes
@@ -52,7 +54,12 @@ def costs(
     Raises Unsupported where llama.cpp's converter cannot take the model.
     """
     plan = plan_unread(variants, source, facts, work, settings, text=text, quantized_by=quantized_by)
-    return {**costs_of(plan), **plan.refused}
+    vision = plan_vision(source, facts, Snapshot(facts).read, quantized_by=quantized_by)
+    found = {
+        name: replace(cost, file_bytes=cost.file_bytes + vision.bytes, note=vision.note)
+        for name, cost in costs_of(plan).items()
+    }
+    return {**found, **plan.refused}
 
 
 def plan_unread(
@@ -123,6 +130,7 @@ class GgufFormat:
         self._out = out / "gguf"
         self._snapshot = Snapshot(facts)
         self._plan = self._make_plan(None)
+        self._vision = plan_vision(source, facts, self._snapshot.read, quantized_by=quantized_by)
         for refusal in self._plan.refused.values():
             raise refusal
         self.needs = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
@@ -142,6 +150,7 @@ class GgufFormat:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the record should know about these files."""
         windows = window_notes(self._facts.config, self._plan.model.metadata)
+        windows += (self._vision.note,) if self._vision.note else ()
         transformed = self._origins.transformed
         if not transformed:
             return windows
@@ -149,6 +158,11 @@ class GgufFormat:
             *windows,
             f"{len(transformed)} tensors are transformed by llama.cpp's converter and not measured ({transformed[0]}, …)",
         )
+
+    @property
+    def _sees(self) -> bool:
+        """Whether the checkpoint holds more than the text that these files are of."""
+        return bool(self._vision.files or self._vision.note)
 
     def holds(self, part: Part) -> bool:
         return self._journal.holds(part.name)
@@ -176,7 +190,9 @@ class GgufFormat:
         self._encode_tensors(left, {}, {})
         entries = self._journal.entries()
         imatrix = self._finish_imatrix(entries)
-        self._journal.complete([file.final.name for files in self._files.values() for file in files])
+        finals = [file.final.name for files in self._files.values() for file in files]
+        self._journal.complete([*finals, *self._vision.files])
+        vision = write_vision(self._vision, self._snapshot.read, self._work, self._out)
         with ThreadPoolExecutor(_FLUSHED, thread_name_prefix="gguf-flush") as pool:
             list(pool.map(GgufFile.flush, (file for files in self._files.values() for file in files)))
         finished = {}
@@ -185,8 +201,9 @@ class GgufFormat:
             variant = self._plan.variants[name]
             extra = (imatrix,) if imatrix and variant.importance else ()
             finished[name] = VariantFiles(
-                paths=(*paths, *extra),
+                paths=(*paths, *extra, *vision),
                 weight_bytes=variant.weight_bytes,
+                weights=sum(tensor.weights for tensor in self._plan.model.tensors) if self._sees else None,
                 notes=(*self.notes, *variant.recipe.notes),
             )
         self._queue.close()

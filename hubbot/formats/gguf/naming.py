@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from hubbot.errors import SourceRefused
 
-__all__ = ["shard_names", "shards_of", "stem_of"]
+__all__ = ["VISION_KINDS", "is_vision", "shard_names", "shards_of", "stem_of", "vision_kind", "vision_name"]
+
+VISION_KINDS: tuple[Literal["F16", "Q8_0"], ...] = ("F16", "Q8_0")
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -33,6 +36,21 @@ def shards_of(path: Path) -> list[Path]:
         msg = f"{path.name} is one of {len(paths)} files, and {', '.join(missing[:3])} is missing. Put all of them into one folder."
         raise SourceRefused(msg)
     return paths
+
+
+def vision_name(name: str, kind: str) -> str:
+    """The file of a model's part that sees images, as llama.cpp looks for it beside the text's: `mmproj-NAME-F16.gguf`."""
+    return f"mmproj-{name}-{kind}.gguf"
+
+
+def vision_kind(name: str) -> str:
+    """F16 or Q8_0, by the name that `vision_name` gives."""
+    return name.removesuffix(".gguf").rpartition("-")[2]
+
+
+def is_vision(path: str) -> bool:
+    """Whether a file, by its path, holds the part of a model that sees images."""
+    return path.rpartition("/")[2].startswith("mmproj-") and path.endswith(".gguf")
 
 
 def _numbered(stem: str, count: int) -> list[str]:

@@ -1,0 +1,93 @@
+"""The part of a model that sees images, as files of their own: `mmproj-<name>-F16.gguf` and `-Q8_0.gguf`.
+
+llama.cpp's converter makes them (`--mmproj`) and chooses every tensor's type; `llama-server` takes one beside the text's
+file. They are laid out from headers alone and written tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from hubbot import llamacpp
+from hubbot.domain import Source
+from hubbot.errors import Unsupported
+from hubbot.formats.gguf.converter import TensorFact, convert_vision
+from hubbot.formats.gguf.graph import evaluate
+from hubbot.formats.gguf.layout import Shard, lay_out
+from hubbot.formats.gguf.metadata import file_metadata
+from hubbot.formats.gguf.naming import VISION_KINDS, vision_name
+from hubbot.formats.gguf.store import GgufFile
+from hubbot.model.architectures import llama_cpp_sees_images, sees_images
+
+__all__ = ["VisionPlan", "plan_vision", "write_vision"]
+
+Read = Callable[[str], torch.Tensor]
+
+
+class _Facts(Protocol):
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFact]: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...  # config.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionPlan:
+    """files: name -> what it will be; none of a model that reads text alone. note: why there are none of one that sees."""
+
+    files: Mapping[str, Shard] = field(default_factory=dict)
+    note: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.files.values())
+
+
+def plan_vision(source: Source, facts: _Facts, read: Read, *, quantized_by: str | None = None) -> VisionPlan:
+    """What llama.cpp's converter makes of the part that sees images; no weight is read."""
+    architecture = str((facts.config.get("architectures") or [""])[0])
+    if not sees_images(architecture):
+        return VisionPlan()
+    if not llama_cpp_sees_images(architecture):
+        return VisionPlan(note=_blind(f"llama.cpp's converter makes no mmproj file of {architecture}"))
+    llamacpp.require_multimodal()  # a file that nobody could look at is not made
+    files = {}
+    try:
+        for kind in VISION_KINDS:
+            model = convert_vision(Path(facts.folder), facts.tensors, read, kind=kind, name=source.name)
+            placed = [(tensor, tensor.kind) for tensor in model.tensors]
+            metadata = file_metadata(model.metadata, kind, source, quantized_by, {})
+            (files[vision_name(source.name, kind)],) = lay_out(placed, metadata, model.architecture)
+    except Unsupported as error:
+        return VisionPlan(note=_blind(str(error)))
+    return VisionPlan(files=files)
+
+
+def _blind(why: str) -> str:
+    return f"the GGUF files read text alone, without the part of the model that sees images: {why}"
+
+
+def write_vision(plan: VisionPlan, read: Read, work: Path, out: Path) -> tuple[Path, ...]:
+    """The files, whole, under their names in `out`; `work` holds them until they are."""
+    return tuple(_write(shard, read, work / f"{name}.partial", out / name) for name, shard in plan.files.items())
+
+
+def _write(shard: Shard, read: Read, partial: Path, final: Path) -> Path:
+    file = GgufFile(shard, partial, final)
+    try:
+        for placed in shard.tensors:
+            values = np.ascontiguousarray(evaluate(placed.tensor.value, read))
+            file.write_rows(placed.tensor.name, 0, values.reshape(-1).view(np.uint8))
+        return file.finish()
+    finally:
+        file.close()
