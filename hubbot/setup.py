@@ -145,7 +145,8 @@ def _unpack(release: Path, into: Path) -> None:
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)  # 3.11.4 and newer
         for member in archive:
             if member.isfile() and (file := _place_of(member.name)):
-                archive.extract(member.replace(name=file), into)
+                member.name = file  # TarInfo.replace is of 3.11.4
+                archive.extract(member, into)
 
 
 def _place_of(member: str) -> str | None:

@@ -62,7 +62,7 @@ def _lost(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def architectures() -> list[str]:
-    return sorted({*(_transformers() & _llama_cpp()), *BEYOND})
+    return sorted({*(_transformers("CAUSAL_LM") & _llama_cpp()), *BEYOND})
 
 
 def _row(name: str) -> dict[str, bool]:
