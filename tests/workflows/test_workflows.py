@@ -332,6 +332,23 @@ def test_a_request_reaches_the_plan_and_the_runners_by_its_number_and_by_what_wa
         assert (idle["quantize"]["if"], idle["tell"]["if"]) == (False, False)
 
 
+def test_requests_take_up_and_keep_the_state_of_the_watch_unless_somebody_kept_a_newer_one():
+    def steps(workflow: str, job: str) -> list[dict[str, Any]]:
+        return yaml.safe_load((ROOT / ".github/workflows" / workflow).read_text())["jobs"][job]["steps"]
+
+    def cached(found: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+        return [(step["uses"].split("@")[0], step["with"]) for step in found if "actions/cache" in step.get("uses", "")]
+
+    answer = steps("requests.yml", "answer")
+    taken, newest, kept = cached(answer)
+    assert [taken, kept] == cached(steps("watch.yml", "watch"))
+    assert newest == (taken[0], taken[1] | {"lookup-only": True})
+    names = [step.get("id") for step in answer]
+    assert names.index("state") < names.index("answer") < names.index("newest") < len(names) - 1
+    condition = "${{ steps.newest.outputs.cache-matched-key == steps.state.outputs.cache-matched-key }}"
+    assert answer[-1]["if"] == condition
+
+
 def test_only_the_job_that_answers_may_cancel_and_only_the_publishing_one_may_prove_who_it_is():
     jobs = yaml.safe_load((ROOT / ".github/workflows/requests.yml").read_text())["jobs"]
     assert {name: job["permissions"] for name, job in jobs.items()} == {
