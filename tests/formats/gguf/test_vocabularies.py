@@ -23,7 +23,7 @@ def _split(pattern: str) -> dict[str, object]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-CUT = {
+CUT: dict[str, list[dict[str, object]]] = {
     "llama-bpe": [_split(_SPLIT.format(many="{1,3}")), _PLAIN],
     "qwen2": [_split(_SPLIT.format(many="")), _PLAIN],
     "starcoder": [DIGITS, BYTES],
