@@ -32,6 +32,8 @@ ABOUT = About(
     packages=("gptqmodel",),
 )
 
+_UNREAD = ("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM")
+
 
 def parse(name: str) -> Gptq | None:
     match = _NAME.fullmatch(name.lower())
@@ -50,8 +52,13 @@ def needs(config: Mapping[str, Any]) -> Needs:  # noqa: ARG001 - the protocol's
     return Needs.HESSIAN
 
 
-def refusal(architecture: str) -> str | None:  # noqa: ARG001
-    return None
+def refusal(architecture: str) -> str | None:
+    if architecture not in _UNREAD:
+        return None
+    return (
+        f"GPTQModel 7.7 has a block of experts of its own for {architecture} (defuser 0.0.28), which takes one tensor from "
+        "the router where transformers 5.23 gives three, so that it could not run the files. Leave GPTQ variants out for this model."
+    )
 
 
 def costs(

@@ -1,5 +1,6 @@
 """GPTQ of mixtures of experts: a matrix an expert, read by GPTQModel."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from hubbot.domain import Bnb, Gptq, Source
 from hubbot.errors import Unsupported
+from hubbot.formats import gptq
 from hubbot.formats.bnb import layout as bnb
 from hubbot.formats.gptq.experts import even_statistics, seldom_seen
 from hubbot.formats.gptq.format import GptqFormat, costs
@@ -24,6 +27,7 @@ from hubbot.sweep.windows import Windows
 from tests.models import make_model
 
 VARIANT = Gptq(bits=4, group_size=32)
+SMALL = {"hidden_size": 32, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
 
 
 def source(folder: Path) -> Source:
@@ -102,6 +106,18 @@ def test_experts_under_names_that_gptqmodel_does_not_look_for_are_refused_in_the
         costs([VARIANT], theirs, source(theirs.folder), gptq)
     ours = read_facts(make_model("qwen3_moe", tmp_path / "qwen"))
     assert isinstance(costs([VARIANT], ours, source(ours.folder), gptq)[VARIANT.name], Cost)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "module"), [("Glm4Moe", "glm4_moe"), ("Glm4MoeLite", "glm4_moe_lite")])
+def test_a_block_that_the_reader_computes_with_another_router_is_refused(architecture: str, module: str) -> None:
+    """As long as it is so: with a defuser that knows the router this fails, and the refusal goes."""
+    theirs = importlib.import_module(f"defuser.modeling.unfused_moe.{module}")
+    block = getattr(theirs, f"Linear{architecture}MoE")(getattr(transformers, f"{architecture}Config")(**SMALL))
+    with pytest.raises(AttributeError, match="'tuple' object has no attribute 'sigmoid'"):
+        block(torch.zeros(1, 2, SMALL["hidden_size"]))
+    assert "takes one tensor from the router" in (gptq.refusal(f"{architecture}ForCausalLM") or "")
+    assert gptq.refusal("Qwen3MoeForCausalLM") is None
 
 
 def test_bitsandbytes_is_refused_with_the_share_that_would_stay(tmp_path: Path) -> None:
