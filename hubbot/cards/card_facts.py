@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hubbot.cards import figures
 from hubbot.cards.escape import clean, code, inline, line, repo_id
-from hubbot.cards.frontmatter import dataset_parts, used
+from hubbot.cards.frontmatter import dataset_parts, used, weighed
 from hubbot.cards.sides import Pieces, sides
 from hubbot.domain import Record, Sample, TextRecord, VariantRecord
 from hubbot.formats.protocol import Needs
@@ -34,7 +34,7 @@ def facts(record: Record, repo: Repo) -> str:
         "Calibration": _text(record.calibration)
         if record.calibration and used(record, repo) is not Needs.NOTHING
         else None,
-        "Importance matrix": "from the calibration pass" if used(record, repo) is Needs.SQUARES else None,
+        "Importance matrix": "from the calibration pass" if weighed(record, repo) else None,
         "Evaluation": _text(record.evaluation) if record.evaluation else None,
         "Tools": _tools(record),
         "Machine": inline(str(record.hardware.get("gpu") or record.hardware.get("cpu") or ""), limit=160) or None,

@@ -132,14 +132,19 @@ def licence_link(record: Record) -> str | None:
 
 
 def _tags(record: Record, repo: Repo) -> list[str]:
-    imatrix = ["imatrix"] if used(record, repo) is Needs.SQUARES else []
+    imatrix = ["imatrix"] if weighed(record, repo) else []
     carried = [tag for tag in record.source.tags[:100] if _word(tag) and tag.lower() not in _DERIVED]
     return list(dict.fromkeys([*repo.kind.tags, *imatrix, "quantized", "hubbot", *carried]))
 
 
 def used(record: Record, repo: Repo) -> Needs:
     """What the repo's variants took from the calibration."""
-    return calibration_needs([repo.recommended.family], record.config) if record.calibration else Needs.NOTHING
+    return calibration_needs(repo.variants, record.config) if record.calibration else Needs.NOTHING
+
+
+def weighed(record: Record, repo: Repo) -> bool:
+    """Whether an importance matrix lies behind the repo's files."""
+    return repo.about.library == "gguf" and used(record, repo) is not Needs.NOTHING
 
 
 def _model_index(record: Record, repo: Repo) -> list[dict[str, Any]]:

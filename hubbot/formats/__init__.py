@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hubbot.domain import Family, Source, TextRecord, Variant
 from hubbot.errors import Unsupported
@@ -27,17 +27,28 @@ FAMILIES: dict[Family, FamilyModule[Any]] = {
 }
 
 
-def calibration_needs(families: Iterable[Family], config: Mapping[str, Any]) -> Needs:
-    """The most that any of the families wants to know from the calibration.
+class _Told(Protocol):
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+def calibration_needs(variants: Iterable[_Told], config: Mapping[str, Any]) -> Needs:
+    """The most that any of the variants wants to know from the calibration.
 
     config: the settings, as `Record.config` has them.
     """
+    names: dict[Family, list[str]] = {}
+    for variant in variants:
+        names.setdefault(variant.family, []).append(variant.name)
 
     def needs(family: Family) -> Needs:
         section = config.get(FAMILIES[family].ABOUT.section or "")
-        return FAMILIES[family].needs(section if isinstance(section, Mapping) else {})
+        return FAMILIES[family].needs(section if isinstance(section, Mapping) else {}, names[family])
 
-    return max(map(needs, families), key=lambda wanted: wanted.value, default=Needs.NOTHING)
+    return max(map(needs, names), key=lambda wanted: wanted.value, default=Needs.NOTHING)
 
 
 def costs_of(

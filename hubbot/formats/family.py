@@ -6,7 +6,7 @@ family's own library stands in other modules of its folder, and is imported insi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -61,8 +61,8 @@ class FamilyModule(Protocol[V]):
         """The variant of that name, in any case; None for another family's."""
         ...
 
-    def needs(self, config: Mapping[str, Any], /) -> Needs:
-        """Which statistics it wants. config: its section of the settings, as `Record.config` has it."""
+    def needs(self, config: Mapping[str, Any], names: Collection[str], /) -> Needs:
+        """Which statistics it wants. config: its section of the settings, as `Record.config` has it; names: of its variants."""
         ...
 
     def refusal(self, architecture: str, /) -> str | None:

@@ -20,8 +20,7 @@ _CHARACTERS_PER_TOKEN = 8  # generous: English has about 4.5, and windows are dr
 
 def calibrates(settings: Settings) -> bool:
     """Whether any variant wants to know the inputs of the linear layers."""
-    families = {variant.family for variant in parse_variants(settings.variants)}
-    return calibration_needs(families, shaping(settings)) is not Needs.NOTHING
+    return calibration_needs(parse_variants(settings.variants), shaping(settings)) is not Needs.NOTHING
 
 
 def fetch_texts(settings: Settings, hub: Hub, *, into: Path) -> Texts:

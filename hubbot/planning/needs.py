@@ -127,7 +127,7 @@ def evaluation_tokens(settings: Settings, longest: int | None = None) -> int:
 
 
 def _statistics(variants: Sequence[Variant], settings: Settings) -> Needs:
-    return calibration_needs({variant.family for variant in variants}, shaping(settings))
+    return calibration_needs(variants, shaping(settings))
 
 
 def _working_memory(

@@ -60,8 +60,9 @@ def test_a_familys_settings_shape_its_releases(family) -> None:
     if section is not None:
         assert section in Settings.model_fields
         assert section in shaping(Settings())
-    assert isinstance(calibration_needs([family], shaping(Settings())), Needs)
-    assert isinstance(calibration_needs([family], {"gguf": "no table"}), Needs)  # a stranger's record
+    variants = [parse_variant(name) for name in FAMILIES[family].ABOUT.examples]
+    assert isinstance(calibration_needs(variants, shaping(Settings())), Needs)
+    assert isinstance(calibration_needs(variants, {"gguf": "no table"}), Needs)  # a stranger's record
 
 
 def test_a_section_of_the_settings_shapes_releases_unless_it_is_known_not_to() -> None:
@@ -110,7 +111,7 @@ def test_what_a_family_makes_is_what_it_said_and_is_read_back(family, llama, tmp
         decoded=True,
         device="cpu",
     )
-    assert form.needs is calibration_needs([family], shaping(settings))
+    assert form.needs is calibration_needs(form.variants, shaping(settings))
     seen = statistics(llama) if form.needs is not Needs.NOTHING else {}
     decoded: dict[str, dict[str, torch.Tensor]] = {name: {} for name in MADE[family]}
     for part in part_layout(facts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def parse(name: str) -> Bnb | None:
     return _VARIANTS.get(name.lower())
 
 
-def needs(config: Mapping[str, Any]) -> Needs:  # noqa: ARG001 - the protocol's
+def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:  # noqa: ARG001 - the protocol's
     return Needs.NOTHING
 
 

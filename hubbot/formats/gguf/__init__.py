@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbot.domain import Gguf, Source, Speed, TextRecord
+from hubbot.domain import HESSIAN_SUFFIX, Gguf, Source, Speed, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
@@ -23,12 +23,15 @@ TYPES = (
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS "
     "Q3_K_L Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0"
 ).split()
+# Those whose types are whole numbers in blocks, which can be rounded by the Hessian: named with HESSIAN_SUFFIX. Without
+# Q2_K_S, since the Hub's parser would take Q2_K_S_H for it.
+ROUNDED = "Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 Q3_K_L Q3_K_M Q3_K_S Q2_K".split()
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 ABOUT = About(
     title="GGUF",
-    grammar="types are named as llama-quantize names them",
-    examples=tuple(TYPES),
+    grammar="types are named as llama-quantize names them, with _H where the whole Hessian rounds them",
+    examples=(*TYPES, *(name + HESSIAN_SUFFIX for name in ROUNDED)),
     kinds=(Kind(title="GGUF for llama.cpp", tags=("gguf", "llama.cpp"), name=lambda publish: publish.gguf),),
     section="gguf",
     weights=".gguf",
@@ -38,12 +41,16 @@ ABOUT = About(
 
 
 def parse(name: str) -> Gguf | None:
-    upper = _ALIASES.get(name.upper(), name.upper())
-    return Gguf(type=upper) if upper in TYPES else None
+    plain = name.upper().removesuffix(HESSIAN_SUFFIX)
+    hessian = plain != name.upper()
+    plain = _ALIASES.get(plain, plain)
+    return Gguf(type=plain, hessian=hessian) if plain in (ROUNDED if hessian else TYPES) else None
 
 
-def needs(config: Mapping[str, Any]) -> Needs:
-    return Needs.SQUARES if config.get("imatrix") is True else Needs.NOTHING
+def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:
+    if config.get("imatrix") is not True:
+        return Needs.NOTHING
+    return Needs.HESSIAN if any(variant.hessian for variant in map(parse, names) if variant) else Needs.SQUARES
 
 
 def refusal(architecture: str) -> str | None:

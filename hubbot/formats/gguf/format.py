@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hubbot.domain import Family, Gguf, Source, TextRecord
@@ -21,14 +20,16 @@ from hubbot.formats.gguf.decoded import DecodedTensor
 from hubbot.formats.gguf.encode import EncodingQueue, Job, cores
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
+from hubbot.formats.gguf.inputs import Inputs
 from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files, window_notes
+from hubbot.formats.gguf.rounded import write_rounded
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles, expert_name
+from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GgufSettings
 
@@ -90,9 +91,6 @@ def _unread_text(name: str) -> TextRecord:
     return TextRecord(dataset=name, revision=None, sha256="", windows=0, length=0)
 
 
-_OF_EXPERTS = "_exps."  # in the name of a GGUF tensor [experts, rows, columns]
-
-
 class GgufFormat:
     """Writes `out/gguf/<model>-<TYPE>.gguf` for every variant, and the importance matrix beside them."""
 
@@ -133,7 +131,8 @@ class GgufFormat:
         self._vision = plan_vision(source, facts, self._snapshot.read, quantized_by=quantized_by)
         for refusal in self._plan.refused.values():
             raise refusal
-        self.needs = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
+        squares = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
+        self.needs = Needs.HESSIAN if any(variant.hessian for variant in self._plan.variants.values()) else squares
         self._journal = Journal(self._work)
         self._files = {name: self._open(variant) for name, variant in self._plan.variants.items()}
         if any(file.fresh for files in self._files.values() for file in files):
@@ -141,6 +140,7 @@ class GgufFormat:
         self._device = torch.device(device)
         self._queue = self._open_queue(threads or cores())
         self._origins = Origins(self._plan.model, facts.tensors)
+        self._inputs = Inputs(self._origins)
 
     @property
     def plan(self) -> GgufPlan:
@@ -174,8 +174,9 @@ class GgufFormat:
         tensors = [tensor for tensor in self._plan.model.tensors if tensor.leaves and tensor.leaves[0] in part.tensors]
         # the head gets no importance, as with llama.cpp's own tools
         entries = {} if part.kind is PartKind.HEAD else self._entries(tensors, statistics)
+        hessians = self._hessians(tensors, statistics)
         self._queue.forget()
-        self._encode_tensors(tensors, weights, entries)
+        self._encode_tensors(tensors, weights, entries, hessians)
         self._journal.record(part.name, [tensor.name for tensor in tensors], entries)
         return self._decodable(tensors, weights) if self._decoded else {variant.name: {} for variant in self.variants}
 
@@ -187,7 +188,7 @@ class GgufFormat:
         if lost and self._plan.imatrix_file:
             msg = f"{len(lost)} matrices such as {lost[0]} were never encoded, and their calibration is gone. Remove {self._work} and run again."
             raise HubbotError(msg)
-        self._encode_tensors(left, {}, {})
+        self._encode_tensors(left, {}, {}, {})
         entries = self._journal.entries()
         imatrix = self._finish_imatrix(entries)
         finals = [file.final.name for files in self._files.values() for file in files]
@@ -204,7 +205,7 @@ class GgufFormat:
                 paths=(*paths, *extra, *vision),
                 weight_bytes=variant.weight_bytes,
                 weights=sum(tensor.weights for tensor in self._plan.model.tensors) if self._sees else None,
-                notes=(*self.notes, *variant.recipe.notes),
+                notes=(*self.notes, *variant.notes, *variant.recipe.notes),
             )
         self._queue.close()
         return finished
@@ -257,31 +258,66 @@ class GgufFormat:
         return homes
 
     def _encode_tensors(
-        self, tensors: Sequence[Captured], weights: Mapping[str, torch.Tensor], entries: Mapping[str, ImportanceEntry]
+        self,
+        tensors: Sequence[Captured],
+        weights: Mapping[str, torch.Tensor],
+        entries: Mapping[str, ImportanceEntry],
+        hessians: Mapping[str, Sequence[torch.Tensor | None]],
     ) -> None:
-        # the slow tensors first: small ones then fill the cores while the last chunks run
         try:
-            for tensor in sorted(tensors, key=lambda tensor: -tensor.weights):
-                for weighed, homes in self._by_importance(tensor.name):
-                    entry = entries.get(tensor.name) if weighed else None
-                    self._queue.submit(lambda t=tensor, h=homes, e=entry: self._job(t, weights, h, e))  # type: ignore[misc]
-        finally:
             try:
+                self._submit(tensors, weights, entries, hessians)
+                self._round(tensors, weights, entries, hessians)
+            finally:
                 self._queue.wait()
-            except ValueError as error:
-                msg = f"{self._source.name} cannot be quantized: {error}. Mend the checkpoint."
-                raise SourceRefused(msg) from error
+        except ValueError as error:
+            msg = f"{self._source.name} cannot be quantized: {error}. Mend the checkpoint."
+            raise SourceRefused(msg) from error
 
-    def _by_importance(self, name: str) -> Iterator[tuple[bool, list[tuple[GgufFile, int]]]]:
-        """The files of a tensor, those with and those without an importance matrix apart."""
+    def _submit(
+        self,
+        tensors: Sequence[Captured],
+        weights: Mapping[str, torch.Tensor],
+        entries: Mapping[str, ImportanceEntry],
+        hessians: Mapping[str, Sequence[torch.Tensor | None]],
+    ) -> None:
+        """Give the queue what ggml's encoders do, the slow tensors first: small ones then fill the cores while the last chunks run."""
+        for tensor in sorted(tensors, key=lambda tensor: -tensor.weights):
+            for weighed, homes in self._by_importance(tensor.name, rounded=tensor.name in hessians):
+                entry = entries.get(tensor.name) if weighed else None
+                self._queue.submit(lambda t=tensor, h=homes, e=entry: self._job(t, weights, h, e))  # type: ignore[misc]
+
+    def _round(
+        self,
+        tensors: Sequence[Captured],
+        weights: Mapping[str, torch.Tensor],
+        entries: Mapping[str, ImportanceEntry],
+        hessians: Mapping[str, Sequence[torch.Tensor | None]],
+    ) -> None:
+        """What takes all of the Hessian, while the queue encodes the rest."""
+        for tensor in tensors:
+            if tensor.name in hessians and (homes := self._rounded_homes(tensor.name)):
+                job = self._job(tensor, weights, homes, entries.get(tensor.name))
+                write_rounded(job, hessians[tensor.name])
+
+    def _by_importance(self, name: str, *, rounded: bool) -> Iterator[tuple[bool, list[tuple[GgufFile, int]]]]:
+        """The files of a tensor, those with and those without an importance matrix apart.
+
+        rounded: leave those out that take it rounded by its Hessian.
+        """
         for weighed in (False, True):
             homes = [
                 (file, kind)
                 for variant, file, kind in self._homes[name]
                 if self._plan.variants[variant].importance is weighed
+                and not (rounded and self._plan.variants[variant].rounds(kind))
             ]
             if homes:
                 yield weighed, homes
+
+    def _rounded_homes(self, name: str) -> list[tuple[GgufFile, int]]:
+        """The files that take a tensor rounded by its Hessian."""
+        return [(file, kind) for variant, file, kind in self._homes[name] if self._plan.variants[variant].rounds(kind)]
 
     def _job(
         self,
@@ -345,42 +381,17 @@ class GgufFormat:
         """GGUF tensor -> importance, from the statistics of the linear layers it is made of."""
         if not self._plan.imatrix_file:
             return {}
-        entries = {tensor.name: self._entry(tensor, statistics) for tensor in tensors}
+        entries = {tensor.name: self._inputs.importance(tensor, statistics) for tensor in tensors}
         return {name: entry for name, entry in entries.items() if entry is not None}
 
-    def _entry(self, tensor: Captured, statistics: Mapping[str, InputStatistics]) -> ImportanceEntry | None:
-        """The importance of one GGUF tensor; None where nothing was seen of its inputs."""
-        if len(tensor.shape) == 3:  # other stacks (heads of a split projection) have inputs that no layer is given
-            return self._experts_entry(tensor, statistics) if _OF_EXPERTS in tensor.name else None
-        origin = next((name for name in tensor.leaves if name in statistics), None)
-        if origin is None:
-            return None
-        sums = self._moved(tensor, origin, statistics[origin].squares.detach().float().cpu().numpy())
-        return ImportanceEntry(sums=sums, tokens=statistics[origin].tokens) if sums.size == tensor.columns else None
-
-    def _experts_entry(self, tensor: Captured, statistics: Mapping[str, InputStatistics]) -> ImportanceEntry | None:
-        """Expert by expert: those of one matrix each in the checkpoint, or those of a tensor that holds all of them."""
-        count = tensor.shape[0]
-        sums, tokens = np.zeros((count, tensor.columns), np.float32), np.zeros(count, np.int64)
-        for name, expert in self._experts(tensor).items():
-            seen = statistics.get(name)
-            if seen is not None and seen.squares.numel() == tensor.columns:
-                sums[expert], tokens[expert] = seen.squares.detach().float().cpu().numpy(), seen.tokens
-        return ImportanceEntry(sums=sums, tokens=tokens) if tokens.any() else None
-
-    def _experts(self, tensor: Captured) -> dict[str, int]:
-        """Name of the statistics -> the expert of a GGUF tensor [experts, rows, columns] whose inputs they are."""
-        count = tensor.shape[0]
-        if len(tensor.leaves) == 1:
-            return {expert_name(tensor.leaves[0], expert): expert for expert in range(count)}
-        traced = self._origins.trace(tensor) or {}
-        return {name: int(rows.ours[0]) // (tensor.rows // count) for name, rows in traced.items()}
-
-    def _moved(self, tensor: Captured, origin: str, sums: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Input features in the order of the GGUF's columns."""
-        rows = None if self._origins.untouched(tensor) else (self._origins.trace(tensor) or {}).get(origin)
-        moved = sums if rows is None or rows.columns is None else sums[rows.columns]
-        return np.ascontiguousarray(moved)
+    def _hessians(
+        self, tensors: Sequence[Captured], statistics: Mapping[str, InputStatistics]
+    ) -> dict[str, Sequence[torch.Tensor | None]]:
+        """GGUF tensor -> the Hessian of each of its experts, or its only one; tensors without any are left out."""
+        if self.needs is not Needs.HESSIAN:
+            return {}
+        found = {tensor.name: self._inputs.hessians(tensor, statistics) for tensor in tensors}
+        return {name: hessians for name, hessians in found.items() if any(one is not None for one in hessians)}
 
     def _finish_imatrix(self, entries: Mapping[str, ImportanceEntry]) -> Path | None:
         """Publish the matrix, and have the headers say how many entries it really has."""
@@ -412,7 +423,7 @@ class GgufFormat:
                 kinds = [variant.recipe.kinds[held.tensor.name] for held in holders]
                 if all(is_lossless(kind, held.tensor.kind) for kind, held in zip(kinds, holders, strict=True)):
                     continue
-                key = (leaf, variant.importance, *kinds)  # equal types and importance: equal bytes
+                key = (leaf, variant.importance, variant.hessian, *kinds)  # equal types and weighing: equal bytes
                 if key not in made:
                     shape = tuple(self._facts.tensors[leaf].shape)
                     made[key] = decoded_tensor(shape, holders, self._place(name), weights.get(leaf), self._device)
@@ -420,14 +431,14 @@ class GgufFormat:
         return result
 
     def _place(self, variant: str) -> Callable[[Captured], tuple[int, Callable[[], torch.Tensor]]]:
-        weighed = self._plan.variants[variant].importance
+        weighed, rounded = self._plan.variants[variant].importance, self._plan.variants[variant].hessian
 
         def place(tensor: Captured) -> tuple[int, Callable[[], torch.Tensor]]:
             file = next(file for file in self._files[variant] if tensor.name in file.placed)
             kind = file.placed[tensor.name].kind
 
             def read() -> torch.Tensor:
-                kept = self._queue.kept(tensor.name, kind, weighed=weighed)
+                kept = None if rounded else self._queue.kept(tensor.name, kind, weighed=weighed)
                 return torch.from_numpy(file.read(tensor.name)) if kept is None else kept
 
             return kind, read

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from hubbot.domain import Gguf, Source, TextRecord
+from hubbot.domain import HESSIAN_SUFFIX, Gguf, Source, TextRecord
 from hubbot.errors import Unsupported
+from hubbot.formats.gguf.blocks import LAYOUTS
 from hubbot.formats.gguf.codec import BF16, F16, F32
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
@@ -53,6 +54,18 @@ class VariantPlan:
     recipe: Recipe
     shards: tuple[Shard, ...]
     importance: bool  # whether its encoder gets the importance matrix
+    hessian: bool = False  # whether codes and scales are chosen by the whole Hessian
+
+    def rounds(self, kind: int) -> bool:
+        """Whether a tensor of this type is rounded by its Hessian, where one is known."""
+        return self.hessian and kind in LAYOUTS
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of how it was rounded."""
+        plain = self.name.removesuffix(HESSIAN_SUFFIX)
+        told = f"types and bytes of {plain}, but scales and codes chosen by what each error does to the outputs of its layer on the calibration text, not by its size"
+        return (told,) if self.hessian else ()
 
     @property
     def weight_bytes(self) -> int:
@@ -98,8 +111,9 @@ def plan_files(
     guessed = entries if entries is not None else _matrices_in_blocks(model)
     planned: dict[str, VariantPlan] = {}
     refused: dict[str, Unsupported] = {}
+    by_type = {variant.type: variant for variant in variants}
     for weighed in (False, True):
-        names = [v.type for v in variants if (imatrix is not None and v.type not in _PLAIN) is weighed]
+        names = [v.type for v in by_type.values() if (imatrix is not None and v.type not in _PLAIN) is weighed]
         recipes = ask_recipes(model, names, work, imatrix=weighed) if names else {}
         keys = imatrix_keys(file, imatrix, guessed) if weighed and imatrix and file else {}
         for name, recipe in recipes.items():
@@ -108,8 +122,25 @@ def plan_files(
                 continue
             shards = _lay_out(model, name, recipe, source, quantized_by, keys, settings)
             planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
-    ordered = {variant.name: planned[variant.type] for variant in variants if variant.type in planned}
-    return GgufPlan(model=model, variants=ordered, refused=refused, imatrix_file=file)
+    ordered = {
+        variant.name: replace(planned[variant.type], name=variant.name, hessian=variant.hessian)
+        for variant in variants
+        if variant.type in planned and (imatrix is not None or not variant.hessian)
+    }
+    left = {
+        variant.name: refused.get(variant.type) or _static(variant)
+        for variant in variants
+        if variant.name not in ordered
+    }
+    return GgufPlan(model=model, variants=ordered, refused=left, imatrix_file=file)
+
+
+def _static(variant: Gguf) -> Unsupported:
+    msg = (
+        f"{variant.name} is rounded by what the calibration text shows, and this run makes static files. Leave out "
+        f"--no-imatrix (gguf.imatrix = true), or take {variant.type}."
+    )
+    return Unsupported(msg)
 
 
 def _converted(facts: Facts, read: Callable[[str], torch.Tensor], name: str) -> Converted:

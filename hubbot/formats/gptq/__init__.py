@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -48,7 +48,7 @@ def parse(name: str) -> Gptq | None:
     )
 
 
-def needs(config: Mapping[str, Any]) -> Needs:  # noqa: ARG001 - the protocol's
+def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:  # noqa: ARG001 - the protocol's
     return Needs.HESSIAN
 
 

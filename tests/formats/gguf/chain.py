@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from hubbot import llamacpp
-from hubbot.domain import Gguf, Source, TextRecord
+from hubbot.domain import Source, TextRecord
+from hubbot.formats.gguf import parse
 from hubbot.formats.gguf.format import GgufFormat
 from hubbot.formats.protocol import InputStatistics
 from hubbot.model import read_facts
@@ -56,7 +57,7 @@ def open_format(folder: Path, types: list[str], out: Path, *, imatrix: bool = Fa
     settings = options.pop("settings", GgufSettings(imatrix=imatrix))
     source = options.pop("source", Source(folder=str(folder), repo=None, revision=None, files={}))
     return GgufFormat(
-        variants=[Gguf(type=name) for name in types],
+        variants=[parse(name) for name in types],
         source=source,
         facts=read_facts(folder),
         work=options.pop("work", out / "work"),

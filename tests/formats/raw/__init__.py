@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def parse(name: str) -> Raw | None:
     return Raw() if name.lower() == "raw-f16" else None
 
 
-def needs(config: Mapping[str, Any]) -> Needs:
+def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:
     return Needs.NOTHING
 
 

@@ -1,0 +1,91 @@
+"""Rounding into ggml's blocks by what an error does to the layer's outputs, not by how large it is.
+
+For y = W x with H the sum of x x' over the calibration text, the squared change of the outputs is tr((W - Q) H (W - Q)').
+ggml's encoders know the diagonal of H (the importance matrix) and weigh each weight's own error. Here the whole numbers of
+the same blocks, in the same bytes, are chosen by all of H:
+
+    grids      scales and minimums as ggml finds them with the importance matrix
+    rounding   column after column, the heaviest first, each one's error passed on to those to come (Frantar et al. 2022,
+               arXiv:2210.17323; the grids stay, so that any order of columns will do)
+    refining   two sweeps of coordinate descent over scales, minimums and steps: `hubbot.formats.gguf.refinement`
+    choice     row by row the result or ggml's own encoding, whichever has less of that sum
+
+docs/quality.md has what each step brings. All maths is float32 on the Hessian's device, matrices are held transposed,
+[in, out], as in `hubbot.formats.gptq.solver`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hubbot.domain import Gptq
+from hubbot.formats.gguf import codec
+from hubbot.formats.gguf.blocks import LAYOUTS, Blocks
+from hubbot.formats.gguf.refinement import PARTS, State, nearest, refined
+from hubbot.formats.gptq.groups import subtract_product
+from hubbot.formats.gptq.solver import Curvature, prepare
+
+__all__ = ["DAMPING", "round_rows"]
+
+DAMPING = 0.01  # share of the mean diagonal of the Hessian, as GPTQ's own
+_BLOCK = 128
+_WHOLE = Gptq(bits=4, group_size=-1)  # one group: all columns in the order of their weight
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+def round_rows(rows: Floats, kind: int, hessian: torch.Tensor, importance: Floats | None) -> Bytes:
+    """Encode rows, float32 [out, in], into a type's bytes.
+
+    hessian: float32 [in, in]. importance: as ggml's encoder takes it. Raises Unsupported where the Hessian is not finite.
+    """
+    layout = LAYOUTS[kind]
+    curvature = prepare(hessian, _WHOLE, DAMPING)
+    back = curvature.order.argsort()
+    damped = curvature.hessian[back][:, back].contiguous()
+    wanted = torch.from_numpy(np.ascontiguousarray(rows.T)).to(hessian.device)
+    own = State.of(_encoded(rows, kind, importance), layout, hessian.device)
+    rounded = replace(own, **{name: getattr(own, name).clone() for name in PARTS})
+    rounded.steps = _round_columns(wanted, rounded, curvature)
+    found = own, refined(wanted, rounded, damped)
+    worth = [_loss(wanted - state.decode(), damped) for state in found]
+    return layout.pack(_chosen(own.blocks(), rounded.blocks(), (worth[1] < worth[0]).cpu().numpy()))
+
+
+def _encoded(rows: Floats, kind: int, importance: Floats | None) -> Blocks:
+    data = np.empty(len(rows) * codec.row_bytes(kind, rows.shape[1]), np.uint8)
+    codec.encode_rows(kind, rows, data, importance)
+    return LAYOUTS[kind].unpack(data, len(rows))
+
+
+def _loss(lost: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """float32 [out]."""
+    return (lost * (hessian @ lost)).sum(0)
+
+
+def _chosen(own: Blocks, rounded: Blocks, better: npt.NDArray[np.bool_]) -> Blocks:
+    """Row by row the rounded blocks where they are better."""
+    return Blocks(**{name: np.where(better[:, None], getattr(rounded, name), getattr(own, name)) for name in PARTS})
+
+
+def _round_columns(wanted: torch.Tensor, state: State, curvature: Curvature) -> torch.Tensor:
+    """GPTQ's pass on grids that stay. Steps [in, out]."""
+    order = curvature.order
+    scale, minimum = (part[order] for part in state.grid())
+    steps = torch.empty_like(wanted)
+    rest = wanted[order]
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        factor, errors = curvature.factor[start:stop, start:], torch.empty_like(rest[start:stop])
+        for column in range(stop - start):
+            at = start + column
+            steps[at] = nearest(rest[at], scale[at], minimum[at], state.layout)
+            errors[column] = (rest[at] + minimum[at] - scale[at] * steps[at]) / factor[column, column]
+            rest[at:stop].addr_(factor[column, column : stop - start], errors[column], alpha=-1)
+        subtract_product(rest[stop:], factor[:, stop - start :].t(), errors)
+    return steps[order.argsort()]
