@@ -23,10 +23,11 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GPTQMODEL_CPU_WORKERS": "2"}
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hubbot import llamacpp
 from hubbot.machine.versions import tools
-from hubbot.model.architectures import _assigned, _llama_cpp, _transformers, known_to_llama_cpp
+from hubbot.model.architectures import _assigned, known_to_llama_cpp
 from tests.conformance.models import _HUB_NAMES, BEYOND, model_type_of
 from tests.conformance.page import as_page
 from tests.conformance.trial import try_architecture
@@ -62,7 +63,8 @@ def _lost(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def architectures() -> list[str]:
-    return sorted({*(_transformers("CAUSAL_LM") & _llama_cpp()), *BEYOND})
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return sorted({name for name in known if known_to_llama_cpp(name)} | set(BEYOND))
 
 
 def _row(name: str) -> dict[str, bool]:
