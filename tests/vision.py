@@ -46,6 +46,12 @@ _QWEN = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
 }
+_SIGLIP: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 _PATCHES = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, **_HALF}
 
 VISION: dict[str, Vision] = {
@@ -99,6 +105,95 @@ VISION: dict[str, Vision] = {
         processor={"processor_class": "Qwen2_5_VLProcessor"},
         chat="<|vision_start|><|image_pad|><|vision_end|>",
     ),
+    "qwen2_vl": Vision(
+        config="Qwen2VLConfig",
+        text=_TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}},
+        vision={"depth": 4, "embed_dim": 64, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 256, "patch_size": 14},
+        marks=_QWEN,
+        preprocessor={
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": 56 * 56,
+            "max_pixels": 448 * 448,
+            **_PATCHES,
+        },
+        processor={"processor_class": "Qwen2VLProcessor"},
+        chat="<|vision_start|><|image_pad|><|vision_end|>",
+    ),
+    "smolvlm": Vision(
+        config="SmolVLMConfig",
+        text=_TEXT | {"model_type": "llama", "head_dim": 64, "architectures": ["VLlama3ForCausalLM"]},
+        vision=_SIGLIP | {"image_size": 64, "patch_size": 16},
+        values={"scale_factor": 2},
+        marks={
+            "image_token_id": "<image>",
+            "fake": "<fake_token_around_image>",
+            "global": "<global-img>",
+            "end": "<end_of_utterance>",
+        },
+        preprocessor={
+            "image_processor_type": "SmolVLMImageProcessor",
+            "size": {"longest_edge": 64},
+            "max_image_size": {"longest_edge": 64},
+            **_HALF,
+        },
+        processor={"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
+    ),
+    "mistral3": Vision(
+        config="Mistral3Config",
+        text=_TEXT | {"model_type": "mistral", "head_dim": 64, "sliding_window": None},
+        vision={
+            "model_type": "pixtral",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "head_dim": 32,
+            "image_size": 112,
+            "patch_size": 14,
+            "hidden_act": "silu",
+        },
+        values={"spatial_merge_size": 2, "vision_feature_layer": -1, "multimodal_projector_bias": False},
+        marks={"image_token_index": "[IMG]", "break": "[IMG_BREAK]", "end": "[IMG_END]"},
+        preprocessor={
+            "image_processor_type": "PixtralImageProcessor",
+            "size": {"longest_edge": 112},
+            "patch_size": 14,
+            **_HALF,
+        },
+        processor={"processor_class": "PixtralProcessor", "patch_size": 14, "spatial_merge_size": 2},
+        bytes_vocabulary=False,
+        chat="[IMG]",
+    ),
+    "internvl": Vision(
+        config="InternVLConfig",
+        text=_TEXT | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+        vision=_SIGLIP
+        | {"model_type": "internvl_vision", "image_size": [112, 112], "patch_size": [14, 14]}
+        | {"architectures": ["InternVisionModel"]},
+        values={"downsample_ratio": 0.5, "image_seq_length": 16},
+        marks={"image_token_id": "<IMG_CONTEXT>", "begin": "<img>", "end": "</img>"},
+        preprocessor={
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": {"height": 112, "width": 112},
+            **_HALF,
+        },
+        processor={"processor_class": "InternVLProcessor", "image_seq_length": 16},
+        chat="<img><IMG_CONTEXT></img>",
+    ),
+    "llava": Vision(
+        config="LlavaConfig",
+        text=_TEXT | {"model_type": "llama", "head_dim": 64},
+        vision=_SIGLIP | {"model_type": "clip_vision_model", "image_size": 112, "patch_size": 14, "projection_dim": 64},
+        marks={"image_token_index": "<image>"},
+        preprocessor={
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 112},
+            "crop_size": {"height": 112, "width": 112},
+            **_HALF,
+        },
+        processor={"processor_class": "LlavaProcessor", "patch_size": 14, "vision_feature_select_strategy": "default"},
+        bytes_vocabulary=False,
+    ),
     "qwen3_vl": Vision(
         config="Qwen3VLConfig",
         text=_TEXT
@@ -128,6 +223,8 @@ VISION: dict[str, Vision] = {
     ),
 }
 
+_KNOWN_MARKS = ("image_", "boi_", "eoi_", "video_", "vision_")
+
 
 def make_vision(kind: str, into: Path, *, plan: Vision | None = None, dtype: str = "bfloat16") -> Path:
     """Write a tiny random model that sees images as a Hub folder, and return the folder."""
@@ -139,7 +236,7 @@ def make_vision(kind: str, into: Path, *, plan: Vision | None = None, dtype: str
         text_config=text,
         vision_config=plan.vision,
         **plan.values,
-        **{key: ids[mark] for key, mark in plan.marks.items()},
+        **{key: ids[mark] for key, mark in plan.marks.items() if key.startswith(_KNOWN_MARKS)},
     )
     torch.manual_seed(0)
     model = transformers.AutoModelForImageTextToText.from_config(config)

@@ -22,6 +22,7 @@ from hubbot.cards.marks import merge, wrap
 from hubbot.cards.memory import BUFFERS, context, memory_needed
 from hubbot.cards.picture import Point, draw
 from hubbot.cards.prompt import PromptFormat, prompt_format
+from hubbot.cards.sight import picture_said, seeing_table
 from hubbot.domain import Record, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.formats.gguf.naming import is_vision
@@ -137,6 +138,8 @@ def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
         "ungated": " ".join(n for v in repo.variants for n in v.notes if n.startswith("not gated"))[:400],
         "table": files_table(record, repo),
         "legend": _legend(record, repo),
+        "seeing": seeing_table(repo),
+        "picture_said": picture_said(best),
         "refused": _refused(record, repo),
         "picture": PICTURE if picture(record, repo) else None,
         "alt": f"Size against divergence of the variants of {line(record.source.name, limit=48)}",

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from hubbot.cards.escape import fence, inline, line, repo_id, shell
 from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
+from hubbot.cards.sight import PICTURE_QUESTION, seeing_files
 from hubbot.domain import Record, VariantRecord
 from hubbot.formats.gguf.naming import is_vision
 from hubbot.model.architectures import sees_images
@@ -47,14 +48,18 @@ def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tup
     files = [
         PurePosixPath(file.path).name for file in best.files if file.path.endswith(".gguf") and not is_vision(file.path)
     ]
-    server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}", _request(tagged, 8080, chat=chat)]
-    yield "llama.cpp", fence("\n".join(server), "sh")
+    seeing = seeing_files(best)
+    server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}"]
+    server += ["# which fetches a file that sees too; your picture in the place of the address:"] if seeing else []
+    yield "llama.cpp", fence("\n".join([*server, _request(tagged, 8080, chat=chat, sees=bool(seeing))]), "sh")
     if len(files) == 1:  # the Hub refuses to hand a file in shards to Ollama
         yield "Ollama", fence(f"ollama run {shell(f'hf.co/{tagged}')}", "sh")
     yield "LM Studio", fence(f"lms get {shell(f'https://huggingface.co/{where}@{best.name}')}", "sh")
     if files:
-        wanted = " ".join(shell(name) for name in files)
-        yield "Only the file", fence(f"hf download {shell(where)} {wanted} --local-dir .", "sh")
+        wanted = " ".join(shell(name) for name in (*files, *seeing[:1]))
+        local = [f"hf download {shell(where)} {wanted} --local-dir ."]
+        local += [f"llama-server -m {shell(files[0])} --mmproj {shell(seeing[0])}"] if seeing else []
+        yield "Only the file", fence("\n".join(local), "sh")
 
 
 def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
@@ -121,12 +126,15 @@ def _server(
     yield _request(where, 30000 if row.runtime is Runtime.SGLANG else 8000, chat=chat)
 
 
-def _request(model: str, port: int, *, chat: bool) -> str:
+def _request(model: str, port: int, *, chat: bool, sees: bool = False) -> str:
     """What to ask a server that speaks OpenAI's protocol; `model` has no character that a shell would read."""
     asked: dict[str, object] = {"prompt": START, "max_tokens": 50}
     if chat:
         asked = {"messages": [{"role": "user", "content": QUESTION}]}
-    path, body = "chat/completions" if chat else "completions", {"model": model, **asked}
+    if sees:
+        picture = {"type": "image_url", "image_url": {"url": "https://example.org/picture.jpg"}}
+        asked = {"messages": [{"role": "user", "content": [picture, {"type": "text", "text": PICTURE_QUESTION}]}]}
+    path, body = "chat/completions" if chat or sees else "completions", {"model": model, **asked}
     return (
         f"curl http://localhost:{port}/v1/{path} -H 'Content-Type: application/json' \\\n  -d {shell(json.dumps(body))}"
     )

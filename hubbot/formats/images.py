@@ -46,6 +46,7 @@ def draw_image(config: Mapping[str, Any]) -> Pixels:
     """
     vision = config.get("vision_config")
     side = vision.get("image_size") if isinstance(vision, Mapping) else None
+    side = side[0] if isinstance(side, list) and side else side  # height and width
     side = side if isinstance(side, int) and 0 < side <= _LARGEST_SIDE else _SIDE
     y, x = np.mgrid[0:side, 0:side].astype(np.float64) / side
     disc = 1 / (1 + np.exp(40 * (np.hypot(x - 0.6, y - 0.4) - 0.25)))

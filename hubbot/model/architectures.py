@@ -15,7 +15,7 @@ from typing import Any
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
 
-__all__ = ["known_to_llama_cpp", "known_to_transformers", "llama_cpp_sees_images", "sees_images"]
+__all__ = ["known_to_llama_cpp", "known_to_transformers", "sees_images"]
 
 
 def known_to_transformers(architecture: str) -> bool:
@@ -34,12 +34,7 @@ def sees_images(architecture: str) -> bool:
 
 def known_to_llama_cpp(architecture: str) -> bool:
     """Whether the converter of the pinned llama.cpp converts this class. Raises ToolMissing without one."""
-    return architecture in _llama_cpp("TEXT")
-
-
-def llama_cpp_sees_images(architecture: str) -> bool:
-    """Whether that converter makes a file of what this class sees images with."""
-    return architecture in _llama_cpp("MMPROJ")
+    return architecture in _llama_cpp()
 
 
 @cache
@@ -58,9 +53,9 @@ def _transformers(task: str) -> frozenset[str]:
 
 
 @cache
-def _llama_cpp(part: str) -> frozenset[str]:
+def _llama_cpp() -> frozenset[str]:
     source = llamacpp.find().source / "conversion" / "__init__.py"
-    return frozenset(ast.literal_eval(_assigned(source, f"{part}_MODEL_MAP")))  # {class: module}
+    return frozenset(ast.literal_eval(_assigned(source, "TEXT_MODEL_MAP")))  # {class: module}
 
 
 def _assigned(source: Path, name: str) -> Any:

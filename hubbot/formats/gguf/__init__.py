@@ -10,7 +10,7 @@ from hubbot.domain import HESSIAN_SUFFIX, Gguf, Source, Speed, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
-from hubbot.model.architectures import known_to_llama_cpp
+from hubbot.model.architectures import known_to_llama_cpp, sees_images
 from hubbot.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:
 
 
 def refusal(architecture: str) -> str | None:
-    if known_to_llama_cpp(architecture):
+    if known_to_llama_cpp(architecture) or sees_images(architecture):  # the converter asks for the class of its text
         return None
     return f"llama.cpp's converter does not know {architecture}, so no GGUF can be made. Leave the GGUF variants out (--variants gptq-4bit-128g,bnb-nf4), or use a newer hubbot."
 

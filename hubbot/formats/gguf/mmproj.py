@@ -23,7 +23,7 @@ from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata
 from hubbot.formats.gguf.naming import VISION_KINDS, vision_name
 from hubbot.formats.gguf.store import GgufFile
-from hubbot.model.architectures import llama_cpp_sees_images, sees_images
+from hubbot.model.architectures import sees_images
 
 __all__ = ["VisionPlan", "plan_vision", "write_vision"]
 
@@ -58,8 +58,6 @@ def plan_vision(source: Source, facts: _Facts, read: Read, *, quantized_by: str 
     architecture = str((facts.config.get("architectures") or [""])[0])
     if not sees_images(architecture):
         return VisionPlan()
-    if not llama_cpp_sees_images(architecture):
-        return VisionPlan(note=_blind(f"llama.cpp's converter makes no mmproj file of {architecture}"))
     llamacpp.require_multimodal()  # a file that nobody could look at is not made
     files = {}
     try:
