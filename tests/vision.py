@@ -132,7 +132,7 @@ VISION: dict[str, Vision] = {
         },
         preprocessor={
             "image_processor_type": "SmolVLMImageProcessor",
-            "size": {"longest_edge": 64},
+            "size": {"longest_edge": 128},
             "max_image_size": {"longest_edge": 64},
             **_HALF,
         },

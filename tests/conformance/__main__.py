@@ -23,12 +23,15 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GPTQMODEL_CPU_WORKERS": "2"}
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from hubbot import llamacpp
 from hubbot.machine.versions import tools
 from hubbot.model.architectures import _assigned, known_to_llama_cpp
-from tests.conformance.models import _HUB_NAMES, BEYOND, model_type_of
+from tests.conformance.models import _HUB_NAMES, BEYOND, SEEING, model_type_of
 from tests.conformance.page import as_page
 from tests.conformance.trial import try_architecture
 
@@ -41,7 +44,7 @@ def main() -> None:
     path = DOCS / "architectures.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else {}
     rows = {name: {**_row(name), "outcomes": before.get(name, {}).get("outcomes", {})} for name in architectures()}
-    wanted = asked.architectures or [name for name in rows if model_type_of(name)]
+    wanted = asked.architectures or [name for name in rows if model_type_of(name) or name in SEEING]
     llamacpp.conversion()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(asked.processes) as pool:
@@ -63,13 +66,13 @@ def _lost(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def architectures() -> list[str]:
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return sorted({name for name in known if known_to_llama_cpp(name)} | set(BEYOND))
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}
+    return sorted({name for name in known if known_to_llama_cpp(name)} | {*BEYOND, *SEEING})
 
 
 def _row(name: str) -> dict[str, bool]:
     known = known_to_llama_cpp(_HUB_NAMES.get(name, name))
-    return {"llama_cpp": known, "gptqmodel": model_type_of(name) in _gptqmodel()}
+    return {"llama_cpp": known, "gptqmodel": (SEEING.get(name) or model_type_of(name)) in _gptqmodel()}
 
 
 @cache

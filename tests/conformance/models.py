@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from hubbot.demo.tokenizer import write_tokenizer
 from tests.gpt2 import END_OF_TEXT, write_gpt2_tokenizer
 from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
+from tests.vision import VISION, make_vision
 
-__all__ = ["BEYOND", "model_type_of", "write_tiny"]
+__all__ = ["BEYOND", "SEEING", "model_type_of", "write_tiny"]
 
 # Sizes under all names that configurations have for them. Widths are multiples of 256, so that k-quants apply.
 _SIZES: dict[str, Any] = {
@@ -133,6 +137,10 @@ BEYOND = (
 )
 
 
+# Class -> model type, of those that see images and that there is a tiny model of.
+SEEING = {MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind]: kind for kind in VISION}
+
+
 def model_type_of(architecture: str) -> str | None:
     """The model type of a class that reads text alone; None where it has none."""
     types = [
@@ -151,6 +159,8 @@ def _fields(model_type: str) -> frozenset[str]:
 
 def write_tiny(architecture: str, into: Path) -> Path:
     """Write it as a Hub folder, in bfloat16 with two layers or a few more, and return the folder."""
+    if architecture in SEEING:
+        return make_vision(SEEING[architecture], into)
     kind = model_type_of(architecture)
     assert kind, f"{architecture} has no configuration of text alone"
     into.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["as_page"]
 
-_COLUMNS = ("GGUF", "imatrix", "GPTQ", "bitsandbytes")
+_COLUMNS = ("GGUF", "imatrix", "GPTQ", "bitsandbytes", "mmproj")
 _GOALS = {"GGUF": ("llama_cpp", 90, 98), "GPTQ": ("gptqmodel", 80, 94)}
 _MARKS = {"passes": "passes", "refused": "refused", "failed": "**fails**", "crashed": "**crashes**"}
 
@@ -24,6 +24,7 @@ def _head(made: Mapping[str, str], rows: Mapping[str, Any]) -> Iterable[str]:
     yield "Written by `make conformance` (`tests/conformance`): every causal language model that transformers shares with the pinned"
     yield "llama.cpp's converter, and some more that GPTQModel or the Hub knows, as a tiny random model in the Hub's layout. One sweep"
     yield "makes Q8_0 (GGUF), Q4_K_M with an importance matrix (imatrix), gptq-4bit-32g and bnb-nf4; each is then read by its own runtime."
+    yield "**mmproj**: a test image gives the same embeddings in llama.cpp's multimodal library as in transformers, of models that see."
     yield "**base**: the sweep's perplexity is plain transformers' to 1e-6. **refused**: the plan says why, before a weight is read."
     yield ""
     yield f"Run with {made['tools']} on {made['machine']}, {made['date']}."
@@ -39,8 +40,8 @@ def _head(made: Mapping[str, str], rows: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _table(rows: Mapping[str, Any]) -> Iterable[str]:
-    yield "| architecture | llama.cpp | GPTQModel | base | GGUF | imatrix | GPTQ | bitsandbytes |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| architecture | llama.cpp | GPTQModel | base | GGUF | imatrix | GPTQ | bitsandbytes | mmproj |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for name, row in rows.items():
         cells = [_cell(row, column) for column in ("base", *_COLUMNS)]
         yield f"| {' | '.join([name, _knows(row['llama_cpp']), _knows(row['gptqmodel']), *cells])} |"

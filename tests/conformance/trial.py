@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig
 
+from hubbot.child.images import Gallery
 from hubbot.child.make import make
 from hubbot.child.messages import MakeAnswer, MakeQuestion
 from hubbot.child.source import examine, facts_of
@@ -24,8 +25,9 @@ from hubbot.errors import HubbotError
 from hubbot.formats import FAMILIES, costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
+from hubbot.model.architectures import sees_images
 from hubbot.model.empty import auto_class
-from hubbot.model.own_tokenizer import load_tokenizer
+from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.settings import Settings
 from tests.conformance.models import write_tiny
 from tests.gpt2 import teach_converter
@@ -51,6 +53,7 @@ class Outcome:
     divergence: float | None = None  # of the runtime from the sweep, nats
 
 
+T = TypeVar("T")
 Answers = dict[str, Outcome]  # "base" and the columns
 
 
@@ -62,7 +65,7 @@ def try_architecture(architecture: str, work: Path) -> Answers:
         return {"base": Outcome(kind="no model", told=_said(error))}
     teach_converter()
     files = {path.name: "" for path in folder.iterdir()}
-    source = Source(folder=str(folder), repo=None, revision=None, files=files, license="mit")
+    source = Source(folder=str(folder), repo=None, revision=None, files=files, license="mit", architecture=architecture)
     settings = Settings.model_validate({**_SETTINGS, "variants": ",".join(COLUMNS.values()), "out": str(work / "out")})
     outcomes: Answers = {}
     try:
@@ -89,6 +92,8 @@ def _made(names: list[str], source: Source, settings: Settings, work: Path, outc
         outcomes["base"] = _outcome(error, "failed")
         return dict.fromkeys(names, outcomes["base"])
     outcomes["base"] = _attempt(lambda: _compare_base(source, settings, question, answer))
+    if seen := _attempt(lambda: _see(source, answer, work)):
+        outcomes["mmproj"] = seen
     failed = {name: Outcome(kind="failed", told=why) for name, why in answer.failed.items()}
     return failed | {name: _attempt(lambda name=name: _read(name, answer)) for name in answer.made}  # type: ignore[misc]
 
@@ -120,7 +125,24 @@ def _read(name: str, answer: MakeAnswer) -> Outcome:
     return Outcome(kind="failed", told=told, divergence=check.kld)
 
 
-def _attempt(step: Callable[[], Outcome]) -> Outcome:
+def _see(source: Source, answer: MakeAnswer, work: Path) -> Outcome | None:
+    """The test image with the files that see, in llama.cpp and in transformers; nothing of a model of text alone."""
+    made = answer.made.get(COLUMNS["GGUF"])
+    if not sees_images(source.architecture) or made is None:
+        return None
+    folder = Path(source.folder)
+    tokenizer = load_tokenizer(folder)
+    ends = read_chat(folder, tokenizer).tokens.ends
+    shown = Gallery(folder, work, tokenizer, ends, fits=True, device="cpu").show(made.paths)
+    if not shown:
+        return Outcome(kind="refused", told=next(note for note in made.notes if "sees images" in note))
+    worst = max(shown, key=lambda image: (not image.passed, image.distance or math.inf))
+    if not worst.passed or worst.distance is None:
+        return Outcome(kind="failed", told=worst.error or "other embeddings", divergence=worst.distance)
+    return Outcome(kind="passes", divergence=worst.distance)
+
+
+def _attempt(step: Callable[[], T]) -> T | Outcome:
     try:
         return step()
     except Exception as error:  # noqa: BLE001 - a row says what came of it
