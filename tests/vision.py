@@ -35,6 +35,7 @@ class Vision:
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json
     processor: dict[str, Any] = field(default_factory=dict)  # processor_config.json
     bytes_vocabulary: bool = True
+    space_prefix: bool = False
     chat: str = "<image>"  # how the chat template writes an image
 
 
@@ -162,6 +163,7 @@ VISION: dict[str, Vision] = {
         },
         processor={"processor_class": "PixtralProcessor", "patch_size": 14, "spatial_merge_size": 2},
         bytes_vocabulary=False,
+        space_prefix=True,
         chat="[IMG]",
     ),
     "internvl": Vision(
@@ -193,6 +195,7 @@ VISION: dict[str, Vision] = {
         },
         processor={"processor_class": "LlavaProcessor", "patch_size": 14, "vision_feature_select_strategy": "default"},
         bytes_vocabulary=False,
+        space_prefix=True,
     ),
     "qwen3_vl": Vision(
         config="Qwen3VLConfig",
@@ -277,7 +280,7 @@ def _write_bytes(plan: Vision, into: Path) -> dict[str, int]:
 
 def _write_pieces(plan: Vision, into: Path) -> dict[str, int]:
     """A SentencePiece vocabulary, with the marks as tokens that were added to it."""
-    write_tokenizer(_pieces(False), into, length=_LENGTH, space_prefix=False)
+    write_tokenizer(_pieces(plan.space_prefix), into, length=_LENGTH, space_prefix=plan.space_prefix)
     ids = {mark: VOCABULARY + at for at, mark in enumerate(plan.marks.values())}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": at, "content": mark, "special": True, **plain} for mark, at in ids.items()]

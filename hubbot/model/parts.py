@@ -15,7 +15,7 @@ from enum import StrEnum
 from hubbot.errors import Unsupported
 from hubbot.model.safetensors import TensorInfo
 
-__all__ = ["Part", "PartKind", "blocks_beyond", "part_layout_of"]
+__all__ = ["Part", "PartKind", "blocks_beyond", "in_tower", "part_layout_of"]
 
 _NUMBERED = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*\.)*[A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.")
 _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
@@ -71,6 +71,11 @@ def part_layout_of(tensors: Mapping[str, TensorInfo], layers: int) -> tuple[Part
     )
 
 
+def in_tower(name: str) -> bool:
+    """Whether a tensor, by its name, is of a part that sees or hears, which no text passes through."""
+    return _TOWERS.search(name) is not None
+
+
 def blocks_beyond(tensors: Mapping[str, TensorInfo], layers: int) -> dict[str, int]:
     """Tensors of blocks that the decoder's list has beyond the `layers` of config.json -> number of their block."""
     blocks = _decoder(tensors, layers)
@@ -95,7 +100,7 @@ def _decoder(tensors: Mapping[str, TensorInfo], layers: int) -> str:
 
 def _likeness(name: str, sizes: Mapping[int, int], layers: int) -> tuple[bool, bool, int]:
     """How much a list of blocks looks like the decoder: no tower, as long as said, the largest."""
-    return not _TOWERS.search(name), len(sizes) == layers, sum(sizes.values())
+    return not in_tower(name), len(sizes) == layers, sum(sizes.values())
 
 
 def _index(name: str, blocks: str) -> int | None:

@@ -22,10 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from hubbot.errors import Unsupported
 from hubbot.kernels.products import allow_tf32
 from hubbot.model.agreement import refuse_gaps
+from hubbot.model.architectures import sees_images
 from hubbot.model.empty import build_model, decoder_blocks, is_tied
 from hubbot.model.foreign import foreign
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
-from hubbot.model.parts import Part, PartKind
+from hubbot.model.parts import Part, PartKind, in_tower
 
 __all__ = ["BlockArguments", "BlockModel"]
 
@@ -69,6 +70,7 @@ class BlockModel:
         self.blocks = _blocks(self.model, parts, self._map)
         self.largest_part = _largest(self.model, self.blocks)
         self._places = _places(self.model)
+        self._towers = _towers(self.model, parts)
         self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
         self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
         self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
@@ -114,14 +116,15 @@ class BlockModel:
         """Put tensors (checkpoint name -> any float dtype) into their modules, as float32 on the device.
 
         Tensors that fill a parameter together (experts) are put in once all of them are there. Names that the model
-        has no place for (rotary tables that old checkpoints store) are passed over.
+        has no place for (rotary tables that old checkpoints store) are passed over, and towers that no text passes through.
         """
         self._weightless = None
         together: dict[str, Group] = {}
-        for name, tensor in tensors.items():
+        for name in tensors:
             group = self._map.group_of.get(name)
-            if group is None:
+            if group is None or name in self._towers:
                 continue
+            tensor = tensors[name]
             if group.converter is None:
                 self._put(group.target, tensor)
             else:
@@ -312,6 +315,14 @@ def _largest(model: PreTrainedModel, blocks: nn.ModuleList) -> int:
     """Weights of the largest block or of the embedding, whichever has more."""
     parts = [*blocks, model.get_input_embeddings()]
     return int(max(sum(parameter.numel() for parameter in part.parameters()) for part in parts))
+
+
+def _towers(model: PreTrainedModel, parts: tuple[Part, ...]) -> frozenset[str]:
+    """Of a model that sees images, the tensors that only images pass through: they stay on the disk."""
+    if not any(map(sees_images, model.config.architectures or ())):
+        return frozenset()
+    first = next(part for part in parts if part.kind is PartKind.EMBEDDING)
+    return frozenset(filter(in_tower, first.tensors))
 
 
 def _places(model: PreTrainedModel) -> dict[str, list[tuple[nn.Module, str]]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hubbot.domain import Record
@@ -12,6 +13,7 @@ from hubbot.model import part_layout, read_facts
 from hubbot.model.config import read_config
 from hubbot.model.empty import config_defaults
 from hubbot.model.parts import PartKind
+from hubbot.sweep.blocks import BlockModel
 from tests.jobs import make
 from tests.vision import make_vision
 
@@ -43,6 +45,23 @@ def test_a_configuration_may_leave_to_transformers_what_it_does_not_say(model: P
     (tmp_path / "config.json").write_text(json.dumps(values | {"text_config": text}))
     read = read_config(tmp_path / "config.json", config_defaults)
     assert (read.hidden_size, read.layers, read.vocab_size, read.heads, read.kv_heads) == (256, 2, 262_208, 8, 4)
+
+
+def test_what_only_images_pass_through_is_not_read_for_a_text(model: Path) -> None:
+    read: list[str] = []
+
+    class Noted(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return super().__getitem__(name)
+
+    parts = part_layout(read_facts(model))
+    walked = BlockModel(model, parts, torch.device("cpu"))
+    stored = load_file(model / "model.safetensors")
+    walked.install(Noted({name: stored[name] for name in parts[0].tensors}))
+    assert read
+    assert not any("vision_tower" in name for name in read)
+    assert any("vision_tower" in name for name in parts[0].tensors)
 
 
 def test_every_family_passes_with_the_text_part(record: Record) -> None:
