@@ -46,7 +46,12 @@ def facts(record: Record, repo: Repo) -> str:
 
 def _source(record: Record) -> str:
     at = f" at {code(record.source.revision, limit=40)}" if record.source.revision else ""
-    return f"{link(record.source.repo, record.source.name)}{at}"
+    return f"{link(record.source.repo, record.source.name)}{at}{_released(record)}"
+
+
+def _released(record: Record) -> str:
+    released = record.source.released_as
+    return f", made from {inline(released, limit=40)} weights, decoded to bfloat16" if released else ""
 
 
 def _text(text: TextRecord) -> str:

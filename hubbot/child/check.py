@@ -145,14 +145,14 @@ class _Original:
         self.said: list[list[int]] = []
         if not self.prompts:
             return
-        if _fits(read_facts(folder).weight_bytes, self._device):
+        if _fits(read_facts(folder).decoded_bytes, self._device):
             self.said = samples.continue_base(folder, self.prompts, self.chat.tokens.ends, torch.device(self._device))
         else:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
 
     @cache  # noqa: B019 - lives as long as the check
     def gallery(self, work: Path) -> Gallery:
-        fits = _fits(read_facts(self._folder).weight_bytes, self._device)
+        fits = _fits(read_facts(self._folder).decoded_bytes, self._device)
         return Gallery(self._folder, work, self.tokenizer, self.chat.tokens.ends, fits=fits, device=self._device)
 
     def compared(self, reading: Reading) -> tuple[LoadCheck, tuple[str, ...]]:

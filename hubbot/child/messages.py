@@ -87,6 +87,7 @@ class Description:
     context_length: Count | None
     kv_bytes_per_token: Count | None
     experts: Count = 0
+    released_as: Line | None = None
 
     def of(self, source: Source) -> Source:
         """The source with its description; the Hub's word goes first."""
@@ -104,6 +105,7 @@ class Description:
             context_length=self.context_length,
             kv_bytes_per_token=self.kv_bytes_per_token,
             experts=self.experts,
+            released_as=self.released_as,
         )
 
 

@@ -55,4 +55,5 @@ def describe(facts: ModelFacts) -> Description:
         context_length=facts.context_length,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         experts=facts.experts,
+        released_as=facts.released_as,
     )

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
-from hubbot.model.empty import auto_class
 from hubbot.model.foreign import foreign
+from hubbot.model.whole import load_whole
 
 __all__ = ["Layout", "Sight", "apart", "draw_image", "see_as_base"]
 
@@ -65,8 +65,8 @@ def see_as_base(
     dtype = torch.float32 if device.type == "cpu" else "auto"
     then = "The part that sees images cannot be compared so: mend what is named in a copy of the model."
     with foreign("transformers", f"show {folder.name} an image", then=then), torch.inference_mode():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = auto_class(config).from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
+        model = load_whole(folder, dtype).to(device).eval()
+        config = model.config
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         given = {name: _on(value, model) for name, value in processor(image, return_tensors="pt").items()}
         features = _features(model, given)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubbot.domain import Sample
-from hubbot.model.empty import auto_class
 from hubbot.model.foreign import foreign
 from hubbot.model.own_tokenizer import text_of, token_ids
+from hubbot.model.whole import load_whole
 
 __all__ = ["NEW_TOKENS", "PROMPTS", "compare", "continue_base", "encode_prompts", "greedy", "plainly"]
 
@@ -49,8 +49,7 @@ def continue_base(
     dtype = torch.float32 if device.type == "cpu" else "auto"
     then = "Its samples cannot be compared so: mend what is named in a copy of the model, or set evaluation.samples to false."
     with foreign("transformers", f"load and run {folder.name} whole", then=then):
-        kind = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True))
-        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
+        model = load_whole(folder, dtype).to(device).eval()
         return greedy(model, prompts, NEW_TOKENS, ends)
 
 

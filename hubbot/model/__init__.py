@@ -7,7 +7,7 @@ each within bounds. What breaks a rule is refused with a sentence that names the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from hubbot.model.front_matter import Front, read_front_matter
 from hubbot.model.parts import Part, part_layout_of
 from hubbot.model.pickles import read_pickled_tensors, unpickle
 from hubbot.model.prediction import note_on, prediction_tensors
+from hubbot.model.released import released_weights
 from hubbot.model.safetensors import TensorInfo
 from hubbot.model.tokenizer import check_tokenizer, read_chat_templates, read_tokenizer_json
 from hubbot.model.tokens import check_named_ids
@@ -39,7 +40,7 @@ class ModelFacts:
     folder: Path
     architecture: str
     model_type: str
-    config: Mapping[str, Any]  # config.json
+    config: Mapping[str, Any]  # config.json, as it is of the decoded weights
     tensors: Mapping[str, TensorInfo]  # checkpoint name -> dtype, shape, place
     hidden_size: int
     layers: int
@@ -48,6 +49,7 @@ class ModelFacts:
     kv_bytes_per_token: int | None  # of a 16-bit key/value cache
     tied: bool  # the head computes with the embedding's weights
     experts: int  # of a mixture-of-experts layer; 0 for a dense model
+    released_as: str | None = None  # quantized format that the original's weights are stored in, "FP8"
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -73,7 +75,13 @@ class ModelFacts:
 
     @cached_property
     def weight_bytes(self) -> int:
-        return sum(info.size for info in self.tensors.values())
+        """As they lie in the files."""
+        return sum(info.size + (info.coded.scales.size if info.coded else 0) for info in self.tensors.values())
+
+    @cached_property
+    def decoded_bytes(self) -> int:
+        """As everything computes with them."""
+        return sum(info.read_size for info in self.tensors.values())
 
 
 def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
@@ -92,12 +100,14 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     config = read_config(files["config.json"], _defaults)
     ties = config.ties_embeddings is not False
     tensors = read_pickled_tensors(files) if pickled else snapshot.read_tensors(files, tied=ties)
+    tensors, notes = _decoded(tensors, config)
     _refuse_integers(tensors)
     check_tokenizer(files)
     check_modules(files)
     check_named_ids(_naming_ids(files, config), config.vocab_size)
     front = read_front_matter(files["README.md"]) if "README.md" in files else Front()
-    return _facts(folder, config, tensors, front, read_chat_templates(files))
+    found = _facts(folder, config, tensors, front, read_chat_templates(files))
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def part_layout(facts: ModelFacts) -> tuple[Part, ...]:
@@ -113,9 +123,16 @@ def check_finite(folder: Path, facts: ModelFacts) -> dict[str, Large]:
     """
     from hubbot.model.finite import check_equal, check_tensors  # and numpy, which most readers of facts do without
 
-    large = check_tensors(folder, facts.tensors)
+    def decoder(name: str) -> Any:
+        import torch
+
+        from hubbot.model.weights import read_tensor
+
+        return read_tensor(folder, name, facts.tensors[name]).reshape(-1).view(torch.uint8).numpy()
+
+    large = check_tensors(folder, facts.tensors, decoder)
     for first, second in facts.twins:
-        check_equal(folder, facts.tensors, first, second)
+        check_equal(folder, facts.tensors, decoder, first, second)
     return large
 
 
@@ -137,11 +154,21 @@ def _pickle_only(files: Mapping[str, Path]) -> bool:
     return snapshot.SINGLE not in files and snapshot.INDEX not in files
 
 
+def _decoded(tensors: dict[str, TensorInfo], config: ModelConfig) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """The tensors as those of the model that is computed with, and what is to be said of that."""
+    if config.release is None:
+        return tensors, ()
+    decoded, dropped = released_weights(tensors, config.release)
+    coded = sum(info.coded is not None for info in decoded.values())
+    left = f"; {dropped} scales of activations are left out, for activations are not rounded here" if dropped else ""
+    return decoded, (f"made from {config.release.title} weights: {coded} tensors are decoded to bfloat16{left}",)
+
+
 def _facts(
     folder: Path, config: ModelConfig, tensors: Mapping[str, TensorInfo], front: Front, templates: Mapping[str, str]
 ) -> ModelFacts:
     prediction = prediction_tensors(tensors, config.layers, text_part(config.values))
-    rounded = sum(info.stored != info.dtype for info in tensors.values())
+    rounded = sum(info.stored == "F64" for info in tensors.values())
     return ModelFacts(
         folder=folder,
         architecture=config.architecture,
@@ -155,6 +182,7 @@ def _facts(
         kv_bytes_per_token=_kv_bytes(config),
         tied=bool(config.ties_embeddings) or not any(map(snapshot.is_head, tensors)),
         experts=config.experts,
+        released_as=config.release.title if config.release else None,
         license=front.license,
         license_name=front.license_name,
         license_link=front.license_link,
@@ -183,6 +211,6 @@ def _kv_bytes(config: ModelConfig) -> int | None:
 def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
     """Weights must be floating point; masks and position tables may be anything."""
     for name, info in tensors.items():
-        if name.endswith(".weight") and info.stored not in _WEIGHTS:
+        if name.endswith(".weight") and info.stored not in _WEIGHTS and info.coded is None:
             msg = f"{name} is stored as {info.stored}; F64, F32, F16 or BF16 is needed. The model seems to be quantized already: give the original."
             raise SourceRefused(msg)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubbot.errors import SourceRefused, UnsafeSource, Unsupported
+from hubbot.errors import UnsafeSource, Unsupported
 from hubbot.model.architectures import known_to_transformers
+from hubbot.model.released import Release, read_release, unquantized
 from hubbot.model.strict_json import object_of, read_object
 
 __all__ = ["ModelConfig", "read_config", "read_values", "text_part"]
@@ -38,7 +39,7 @@ _WINDOW = (("sliding_window",), 2**27)
 class ModelConfig:
     """What config.json says, checked."""
 
-    values: Mapping[str, Any]  # the whole file
+    values: Mapping[str, Any]  # the whole file, as it is of the decoded weights
     architecture: str  # architectures[0]
     model_type: str
     hidden_size: int
@@ -50,6 +51,7 @@ class ModelConfig:
     head_size: int | None
     experts: int  # of a mixture-of-experts layer, 0: dense
     ties_embeddings: bool | None  # None: not said
+    release: Release | None  # the quantized format that the weights are stored in
     notes: tuple[str, ...]
 
 
@@ -59,11 +61,11 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
     defaults: of a model type, for what the section of text leaves out: Gemma 3 its vocabulary, LLaVA nearly everything.
 
     Raises UnsafeSource for absurd or mistyped values and remote code, SourceRefused for a model that is
-    already quantized, Unsupported for an architecture that transformers does not know.
+    quantized from an original, Unsupported for an architecture that transformers does not know.
     """
     values = read_values(path)
     architecture = _architecture(values)
-    _refuse_quantized(values, text_part(values))
+    release = read_release(values, text_part(values))
     notes = _refuse_unknown(values, architecture)
     text = text_part(values)
     text = {**defaults(str(text.get("model_type"))), **text} if "text_config" in values else text
@@ -72,7 +74,7 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
     heads = numbers["heads"]
     return ModelConfig(
-        values=_without_float64(values),
+        values=_as_read(unquantized(values)),
         architecture=architecture,
         model_type=_word(values.get("model_type"), "model_type"),
         hidden_size=hidden,
@@ -84,6 +86,7 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
         head_size=numbers["head size"] or (hidden // heads if heads else None),
         experts=numbers["experts"] or 0,
         ties_embeddings=_truth(values.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
+        release=release,
         notes=notes,
     )
 
@@ -107,19 +110,20 @@ _FIELDS = {
 }
 
 
-def _without_float64(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The file as it is for weights that are rounded to float32 when they are read."""
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The file as it is for weights that are rounded or decoded when they are read."""
     return {
-        key: _without_float64(value)
+        key: _as_read(value)
         if isinstance(value, dict)
-        else "float32"
-        if key in _DTYPE and value == "float64"
+        else _READ_AS[value]
+        if key in _DTYPE and isinstance(value, str) and value in _READ_AS
         else value
         for key, value in values.items()
     }
 
 
 _DTYPE = ("dtype", "torch_dtype")
+_READ_AS = {"float64": "float32", "float8_e4m3fn": "bfloat16"}
 
 
 def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,18 +144,6 @@ def _word(value: object, key: str) -> str:
         msg = f"{key} of config.json must be a plain identifier; found {ascii(value)[:100]}."
         raise UnsafeSource(msg)
     return value
-
-
-def _refuse_quantized(values: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    found = next((part[key] for part in (values, text) for key in _QUANTIZED if part.get(key)), None)
-    if found is None:
-        return
-    method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else "an unnamed method"
-    msg = f"The model is already quantized ({ascii(method)[:40]} in config.json). Quantizing twice adds the errors of both; give the original model."
-    raise SourceRefused(msg)
-
-
-_QUANTIZED = ("quantization_config", "compression_config")
 
 
 def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from hubbot.errors import Unsupported
 from hubbot.model.architectures import sees_images
 from hubbot.model.foreign import foreign
 
-__all__ = ["auto_class", "build_model", "config_defaults", "decoder_blocks", "is_tied"]
+__all__ = ["auto_class", "build_model", "config_defaults", "decoder_blocks", "is_tied", "plain_config"]
 
 
 def build_model(folder: Path) -> PreTrainedModel:
@@ -38,7 +38,7 @@ def build_model(folder: Path) -> PreTrainedModel:
     )
     what = f"build a language model from {folder.name}/config.json"
     with foreign("transformers", what, then=then, kind=Unsupported):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = plain_config(folder)
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = auto_class(config).from_config(
                 config,
@@ -50,6 +50,15 @@ def build_model(folder: Path) -> PreTrainedModel:
         model.eval()
         model.tie_weights()
     return model
+
+
+def plain_config(folder: Path) -> PretrainedConfig:
+    """transformers' configuration of a folder, as it is of decoded weights."""
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
 
 
 def config_defaults(model_type: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ slices and the disk stays busy.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ __all__ = ["LARGEST_FLOAT16", "Large", "check_equal", "check_tensors"]
 LARGEST_FLOAT16 = 65504.0
 _SLICE = 8 * 2**20  # bytes
 _THREADS = 4
+
+Decoder = Callable[[str], npt.NDArray[np.uint8]]  # the bytes of a tensor that was released quantized, decoded
 
 # dtype -> the integer of its width, its exponent's bits, and the first integer that is no number for its readers
 _BITS: Mapping[str, tuple[type[np.unsignedinteger], int, int]] = {
@@ -42,7 +44,7 @@ class Large:
     index: tuple[int, ...]
 
 
-def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Large]:
+def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo], decoder: Decoder) -> dict[str, Large]:
     """Read every floating-point weight of the checkpoint once; returns the tensors with values beyond float16.
 
     Raises SourceRefused naming the first tensor, in the order of the files, with a value that is no number.
@@ -51,7 +53,7 @@ def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
     found: dict[str, Large] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            looked = pool.map(lambda item: _look(folder, *item[1:]), work)
+            looked = pool.map(lambda item: _look(folder, decoder, *item), work)
             for (name, info, _), (value, position) in zip(work, looked, strict=True):
                 if not np.isfinite(value):
                     raise SourceRefused(_found(name, info, position))
@@ -62,13 +64,9 @@ def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
     return found
 
 
-def check_equal(folder: Path, tensors: Mapping[str, TensorInfo], first: str, second: str) -> None:
+def check_equal(folder: Path, tensors: Mapping[str, TensorInfo], decoder: Decoder, first: str, second: str) -> None:
     """Raise SourceRefused where two tensors that stand for one parameter are not the same, byte for byte."""
-    one, other = tensors[first], tensors[second]
-    same = one.stored == other.stored and all(
-        np.array_equal(_raw(folder, one, start), _raw(folder, other, start)) for start in range(0, one.size, _SLICE)
-    )
-    if not same:
+    if not _same(folder, tensors, decoder, first, second):
         msg = (
             f"config.json ties the head to the embedding (tie_word_embeddings), and {first} and {second} are both stored and differ: "
             "transformers would take both, other runtimes one of them. Set tie_word_embeddings to false in a copy of "
@@ -77,22 +75,35 @@ def check_equal(folder: Path, tensors: Mapping[str, TensorInfo], first: str, sec
         raise SourceRefused(msg)
 
 
+def _same(folder: Path, tensors: Mapping[str, TensorInfo], decoder: Decoder, first: str, second: str) -> bool:
+    one, other = tensors[first], tensors[second]
+    if one.coded or other.coded:
+        return one.coded is not None and other.coded is not None and np.array_equal(decoder(first), decoder(second))
+    return one.stored == other.stored and all(
+        np.array_equal(_raw(folder, one, start), _raw(folder, other, start)) for start in range(0, one.size, _SLICE)
+    )
+
+
 def _raw(folder: Path, info: TensorInfo, start: int) -> npt.NDArray[np.uint8]:
     return _read(folder / info.file, info.offset + start, min(_SLICE, info.size - start))
 
 
 def _slices(info: TensorInfo) -> Iterator[int]:
-    """First byte of each slice of a tensor's data, relative to its beginning."""
+    """First byte of each slice of a tensor's data, relative to its beginning; a coded one is looked at whole, decoded."""
+    if info.coded:
+        return iter((0,) if info.count else ())
     return iter(range(0, info.size if info.stored in _BITS else 0, _SLICE))
 
 
-def _look(folder: Path, info: TensorInfo, first: int) -> tuple[float, int]:
-    """The largest magnitude of a slice, or infinity, and its index in the flat tensor."""
-    kind, magnitude, infinite = _BITS[info.stored]
-    values = _raw(folder, info, first).view(kind) & kind(magnitude)
+def _look(folder: Path, decoder: Decoder, name: str, info: TensorInfo, first: int) -> tuple[float, int]:
+    """The largest magnitude of a slice, or of a whole decoded tensor, or infinity, and its index in the flat tensor."""
+    dtype = info.dtype if info.coded else info.stored
+    kind, magnitude, infinite = _BITS[dtype]
+    raw = decoder(name) if info.coded else _raw(folder, info, first)
+    values = raw.view(kind) & kind(magnitude)
     if values.max() < infinite:
         position = int(np.argmax(values))
-        return _number(values[position], info.stored), first // values.itemsize + position
+        return _number(values[position], dtype), first // values.itemsize + position
     return np.inf, first // values.itemsize + int(np.argmax(values >= infinite))
 
 

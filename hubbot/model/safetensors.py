@@ -17,7 +17,7 @@ from typing import Any
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.strict_json import parse_object
 
-__all__ = ["DTYPE_BITS", "TensorInfo", "read_header"]
+__all__ = ["DTYPE_BITS", "Coded", "TensorInfo", "read_header"]
 
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 MOST_TENSORS = 100_000  # in one file; the largest checkpoints have 92,000 in all
@@ -45,7 +45,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     file: str  # name of the file in the snapshot's folder
     offset: int = 0  # of the data's first byte in the file
-    size: int = 0  # bytes
+    size: int = 0  # bytes in the file
+    coded: Coded | None = None  # what it takes to decode it; None: its values are those that are stored
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stored", self.stored or self.dtype)
@@ -58,6 +59,23 @@ class TensorInfo:
         for dimension in self.shape:
             product *= dimension
         return product
+
+    @property
+    def read_size(self) -> int:
+        """Bytes as it is read, decoded."""
+        return self.count * DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """How a weight that was released quantized is decoded: value = code * scale of its block.
+
+    scale: checkpoint name of the scales. block: how many weights of each of the last dimensions share one.
+    """
+
+    scale: str
+    scales: TensorInfo
+    block: tuple[int, ...]
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

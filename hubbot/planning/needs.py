@@ -49,11 +49,11 @@ class Shapes:
     """The few sizes of a model that its needs depend on."""
 
     block_weights: int  # number of weights of the largest block
-    block_bytes: int  # the same as stored
+    block_bytes: int  # the same as they are read
     embedding_weights: int  # of the larger of embedding and head
     widest: int  # columns of the widest matrix of a block
     hessians: int  # sum of squares of the columns of a block's matrices, one of each width counted twice, experts each
-    expert_bytes: int  # of a block's experts as stored: they are kept beside the tensor that they are stacked into
+    expert_bytes: int  # of a block's experts as read: they are kept beside the tensor that they are stacked into
     hidden: int
     vocabulary: int
 
@@ -68,11 +68,11 @@ def shapes_of(facts: ModelFacts) -> Shapes:
     shared = {shape[-1] for name in largest.tensors if name not in of_experts and (shape := facts.tensors[name].shape)}
     return Shapes(
         block_weights=_weights(facts, largest),
-        block_bytes=sum(facts.tensors[name].size for name in largest.tensors),
+        block_bytes=sum(facts.tensors[name].read_size for name in largest.tensors),
         embedding_weights=max(_weights(facts, part) for part in parts if part not in blocks),
         widest=max(widths, default=0),
         hessians=2 * sum(width * width for width in shared.intersection(widths)) + _hessians_of_experts(facts, experts),
-        expert_bytes=sum(facts.tensors[name].size for name in of_experts),
+        expert_bytes=sum(facts.tensors[name].read_size for name in of_experts),
         hidden=facts.hidden_size,
         vocabulary=facts.vocab_size,
     )

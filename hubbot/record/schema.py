@@ -54,6 +54,7 @@ class SourceJson(Strict):
     context_length: _Count | None = None
     kv_bytes_per_token: _Count | None = None
     experts: _Count = 0
+    released_as: Annotated[_Line | None, Field(description="quantized format of the source's own weights: FP8")] = None
 
 
 class TextRecordJson(Strict):

@@ -52,6 +52,12 @@ def change(made: Record, name: str, **values: Any) -> Record:
 # --- the head ---------------------------------------------------------------------------------------
 
 
+def test_a_card_says_what_format_the_original_was_released_in() -> None:
+    made = replace(record(), source=replace(record().source, released_as="FP8"))
+    assert ", made from FP8 weights, decoded to bfloat16" in card(GGUF, from_json(to_json(made)))
+    assert "made from FP8" not in card()
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_the_hubs_own_client_reads_the_head(kind: Kind) -> None:
     read: Any = ModelCard(card(kind)).data

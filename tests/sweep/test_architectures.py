@@ -42,9 +42,12 @@ def run(folder: Path, out: Path) -> tuple[SweepResult, RoundingFormat]:
     return sweep(task, [made]), made
 
 
-@torch.inference_mode()
 def perplexity(folder: Path) -> float:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return perplexity_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+@torch.inference_mode()
+def perplexity_of(model: torch.nn.Module) -> float:
     tokens = windows(2, 5).tokens
     told = torch.cat([model(row[None]).logits[0, :-1].double().log_softmax(-1) for row in tokens])
     return math.exp(-told.gather(1, tokens[:, 1:].reshape(-1, 1)).mean())

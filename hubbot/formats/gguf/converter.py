@@ -22,6 +22,7 @@ from hubbot import llamacpp
 from hubbot.errors import HubbotError, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
+from hubbot.model.released import unquantized
 
 __all__ = ["Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
 
@@ -194,7 +195,7 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
         return found
 
     def load_hparams(*arguments: Any, **options: Any) -> dict[str, Any]:
-        return _with_rotary_share(load(*arguments, **options))
+        return _with_rotary_share(unquantized(load(*arguments, **options)))
 
     ModelBase.index_tensors, ModelBase.load_hparams = index_tensors, staticmethod(load_hparams)
     try:

@@ -1,0 +1,168 @@
+"""Models that their authors released quantized are read as transformers and llama.cpp read them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from hubbot.errors import SourceRefused, UnsafeSource
+from hubbot.formats.samples import continue_base, greedy
+from hubbot.model import check_finite, part_layout, read_facts
+from hubbot.model.agreement import agreed
+from hubbot.model.safetensors import Coded, TensorInfo
+from hubbot.model.weights import decode, read_tensor
+from tests.formats.gguf.chain import convert, keys_and_tensors, open_format
+from tests.released import configure, decoded_folder, release_fp8
+from tests.sweep.test_architectures import perplexity_of, run
+
+
+@pytest.fixture(scope="module")
+def fp8(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return release_fp8(tiny_model("llama"), tmp_path_factory.mktemp("released") / "fp8")
+
+
+@pytest.fixture(scope="module")
+def theirs(fp8: Path) -> torch.nn.Module:
+    """The model as transformers loads and decodes it."""
+    return AutoModelForCausalLM.from_pretrained(fp8, dtype=torch.bfloat16).eval()
+
+
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: read_tensor(folder, name, info) for name, info in read_facts(folder).tensors.items()}
+
+
+def edited(folder: Path, into: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    shutil.copytree(folder, into)
+    tensors = load_file(into / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
+    return into
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises((SourceRefused, UnsafeSource)) as caught:
+        check_finite(folder, agreed(read_facts(folder)))
+    return str(caught.value)
+
+
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+def test_fp8_weights_are_those_that_transformers_decodes(fp8, theirs):
+    ours = read_all(fp8)
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
+    assert ours.keys() == theirs.state_dict().keys()
+    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
+
+
+def test_the_facts_are_of_the_decoded_model(fp8, tiny_model):
+    ours, plain = agreed(read_facts(fp8)), agreed(read_facts(tiny_model("llama")))
+    assert ours.config == plain.config
+    assert ours.parameters == plain.parameters
+    assert ours.decoded_bytes == plain.decoded_bytes == plain.weight_bytes
+    assert ours.weight_bytes == sum(
+        tensor.nbytes for tensor in load_file(fp8 / "model.safetensors").values()
+    )  # that are fetched
+    assert ours.released_as == "FP8"
+    assert ours.notes == ("made from FP8 weights: 14 tensors are decoded to bfloat16",)
+
+
+@pytest.mark.slow
+def test_perplexity_of_the_base_is_that_of_transformers_on_the_decoded_model(fp8, theirs, tmp_path):
+    result, _ = run(fp8, tmp_path)
+    assert result.base.perplexity == pytest.approx(perplexity_of(theirs.float()), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_what_the_base_says_is_what_the_decoded_model_says(fp8, tmp_path):
+    weights = read_all(fp8)
+    plain = decoded_folder(fp8, weights, tmp_path / "plain")
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
+    prompts = [[1, 5, 9], [1, 44]]
+    said = continue_base(fp8, prompts, [2], torch.device("cpu"))
+    assert said == greedy(model, prompts, 48, [2])
+
+
+@pytest.mark.slow
+def test_a_gguf_of_fp8_weights_is_the_file_of_the_decoded_folder_and_llama_cpps_own(fp8, tmp_path):
+    weights = read_all(fp8)
+    plain = decoded_folder(fp8, weights, tmp_path / "plain")
+    paths = {}
+    for folder in (fp8, plain):
+        form = open_format(folder, ["BF16", "Q4_K_M"], tmp_path / f"out-{folder.name}")
+        for part in part_layout(read_facts(folder)):
+            form.encode(part, {name: weights[name] for name in part.tensors}, {})
+        paths[folder] = {name: keys_and_tensors(made.paths[0]) for name, made in form.finish().items()}
+    assert [tensors for _, tensors in paths[fp8].values()] == [tensors for _, tensors in paths[plain].values()]
+    converted = keys_and_tensors(convert(fp8, tmp_path / "theirs.gguf"))
+    assert paths[fp8]["BF16"][1] == converted[1]
+
+
+def test_blocks_at_the_edges_are_cut_off_as_llama_cpp_cuts_them():
+    codes = torch.randn(300, 200).to(torch.float8_e4m3fn)
+    scales = torch.rand(3, 2)
+    info = TensorInfo(dtype="F32", shape=(3, 2), file="")
+    found = decode(codes, scales, Coded(scale="", scales=info, block=(128, 128)))
+    assert found[299, 199] == (codes[299, 199].float() * scales[2, 1]).bfloat16()
+    assert found[127, 128] == (codes[127, 128].float() * scales[0, 1]).bfloat16()
+
+
+def test_one_scale_a_matrix_and_scales_of_activations(tiny_model, tmp_path):
+    folder = release_fp8(tiny_model("llama"), tmp_path / "fp8", block=None, activations=True)
+    stored = load_file(folder / "model.safetensors")
+    expected = stored[QUERY].float() * stored[f"{QUERY}_scale_inv"]
+    facts = agreed(read_facts(folder))
+    assert torch.equal(read_tensor(folder, QUERY, facts.tensors[QUERY]), expected.bfloat16())
+    assert facts.notes == (
+        "made from FP8 weights: 14 tensors are decoded to bfloat16; 14 scales of activations are left out, for activations are not rounded here",
+    )
+
+
+# --- what does not go together --------------------------------------------------------------------------
+
+
+def test_codes_without_scales_are_refused(fp8, tmp_path):
+    folder = edited(fp8, tmp_path / "lost", lambda tensors: tensors.pop(f"{QUERY}_scale_inv"))
+    assert f"neither {QUERY}_scale_inv nor {QUERY}_scale is there" in refusal(folder)
+
+
+def test_scales_of_another_shape_are_refused(fp8, tmp_path):
+    folder = edited(fp8, tmp_path / "other", lambda tensors: tensors.update({f"{QUERY}_scale_inv": torch.ones(2, 1)}))
+    assert "with the shape [2, 1]; floating point with the shape [2, 2] is needed" in refusal(folder)
+
+
+def test_a_code_that_is_no_number_is_refused(fp8, tmp_path):
+    def spoil(tensors):
+        tensors[QUERY].view(torch.uint8)[3, 5] = 0x7F
+
+    assert f"{QUERY} in model.safetensors holds a value at [3, 5]" in refusal(edited(fp8, tmp_path / "nan", spoil))
+
+
+def test_products_beyond_float16_are_told(fp8, tmp_path):
+    def raise_scale(tensors):
+        tensors[f"{QUERY}_scale_inv"][1, 1] = 1e6
+
+    folder = edited(fp8, tmp_path / "large", raise_scale)
+    assert list(check_finite(folder, agreed(read_facts(folder)))) == [QUERY]
+
+
+@pytest.mark.parametrize("block", [[0, 128], [128], "128", [128.0, 128], [2**40, 1]])
+def test_absurd_blocks_are_refused(fp8, tmp_path, block):
+    shutil.copytree(fp8, tmp_path / "absurd")
+    configure(tmp_path / "absurd", {"quant_method": "fp8", "weight_block_size": block})
+    assert "weight_block_size of config.json must be two whole numbers" in refusal(tmp_path / "absurd")
+
+
+def test_codes_whose_configuration_was_lost_are_refused(fp8, tmp_path):
+    shutil.copytree(fp8, tmp_path / "lost")
+    config = json.loads((fp8 / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "lost" / "config.json").write_text(json.dumps(config))
+    assert "is stored as F8_E4M3" in refusal(tmp_path / "lost")

@@ -1,0 +1,61 @@
+"""Tiny models in the quantized layouts that authors release: made from a folder of 16-bit weights, for tests of reading them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+LARGEST = 448.0  # of float8_e4m3fn
+
+
+def release_fp8(
+    folder: Path, into: Path, *, block: tuple[int, int] | None = (128, 128), activations: bool = False
+) -> Path:
+    """The model as DeepSeek and Qwen publish theirs: matrices of the blocks in FP8, scales beside them.
+
+    block: rows and columns that share a scale; None: one scale a matrix. activations: a scale of inputs beside each too.
+    """
+    shutil.copytree(folder, into)
+    tensors = load_file(into / "model.safetensors")
+    for name in [name for name, tensor in tensors.items() if tensor.ndim == 2 and _is_rounded(name)]:
+        codes, scales = fp8(tensors[name], block)
+        tensors |= {name: codes, f"{name}_scale_inv": scales}
+        if activations:
+            tensors[f"{name.removesuffix('weight')}activation_scale"] = torch.tensor(0.5)
+    save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
+    scheme = "static" if activations else "dynamic"
+    method = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": scheme}
+    configure(into, method | {"weight_block_size": list(block) if block else None})
+    return into
+
+
+def _is_rounded(name: str) -> bool:
+    return ".layers." in name and name.endswith("_proj.weight")
+
+
+def fp8(weight: torch.Tensor, block: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and float32 scales of a matrix whose sizes are multiples of the block's."""
+    rows, columns = block or weight.shape
+    tiles = weight.float().reshape(weight.shape[0] // rows, rows, weight.shape[1] // columns, columns)
+    scales = tiles.abs().amax((1, 3)) / LARGEST
+    codes = (tiles / scales[:, None, :, None]).reshape(weight.shape).to(torch.float8_e4m3fn)
+    return codes, scales if block else scales.reshape(())
+
+
+def configure(folder: Path, quantization: dict[str, object]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+
+
+def decoded_folder(folder: Path, weights: dict[str, torch.Tensor], into: Path) -> Path:
+    """A copy of a released folder with these weights instead, and nothing about a quantization."""
+    shutil.copytree(folder, into)
+    save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((into / "config.json").read_text())
+    del config["quantization_config"]
+    (into / "config.json").write_text(json.dumps(config))
+    return into
