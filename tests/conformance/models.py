@@ -62,7 +62,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "cohere2": {"num_hidden_layers": 4},
     "cohere2_moe": {"num_hidden_layers": 4},
-    "dbrx": {"ffn_config": {"ffn_hidden_size": 512, "moe_num_experts": 4, "moe_top_k": 2}, "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "dbrx": {"ffn_config": {"ffn_hidden_size": 512, "moe_num_experts": 4, "moe_top_k": 2}, "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"head_dim": 32, "num_key_value_heads": 4},
     "deepseek_v3": {"head_dim": 32, "num_key_value_heads": 4},
     "deepseek_v32": {"num_key_value_heads": 4},

@@ -140,10 +140,24 @@ def _converted(model: Any, values: Any, heard: Sequence[str]) -> Converted:
     )
     return Converted(
         tensors=captured,
-        metadata=dict(model.gguf_writer.kv_data[0]),
+        metadata=_packable(model.gguf_writer),
         architecture=model.gguf_writer.arch,
         warnings=tuple(heard),
     )
+
+
+def _packable(writer: Any) -> dict[str, Any]:
+    """The writer's keys. Raises ValueError where one has no place in a file: None for a number, say, off config.json."""
+    found = dict(writer.kv_data[0])
+    for key, held in found.items():
+        if key.startswith("tokenizer."):  # made by gguf-py itself, and long
+            continue
+        try:
+            writer._pack_val(held.value, held.type, add_vtype=True, sub_type=held.sub_type)
+        except Exception as error:
+            msg = f"it has {held.value!r} for {key}: {error}"
+            raise ValueError(msg) from error
+    return found
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import pytest
 from safetensors.torch import load_file
 
 from hubbot import llamacpp
+from hubbot.errors import Unsupported
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.converter import convert
 from hubbot.model import read_facts
 from tests.conformance.models import write_tiny
-from tests.formats.gguf.chain import keys_and_tensors, make, quantize
+from tests.formats.gguf.chain import keys_and_tensors, make, open_format, quantize
 from tests.models import make_model, make_other
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -159,3 +160,14 @@ def test_a_qwen3_next_without_prediction_heads_is_converted_without_them(tmp_pat
     converted = convert(folder, facts.tensors, load_file(folder / "model.safetensors").__getitem__)
     assert any(tensor.name == "blk.1.attn_q.weight" for tensor in converted.tensors)
     assert converted.metadata["qwen3next.block_count"].value == 2
+
+
+@pytest.mark.slow
+def test_a_number_that_the_configuration_lacks_is_told_by_its_key(tmp_path):
+    folder = write_tiny("DbrxForCausalLM", tmp_path / "tiny")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["attn_config"]["clip_qkv"] = None
+    path.write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match=r"it has None for dbrx\.attention\.clamp_kqv"):
+        open_format(folder, ["Q8_0"], tmp_path / "out")
