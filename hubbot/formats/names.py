@@ -28,7 +28,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "default": ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "gptq-4bit-128g", "bnb-nf4"),
     "small": ("Q4_K_M", "gptq-4bit-128g", "bnb-nf4"),
     "gguf": ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"),
-    "gguf-all": tuple(name for name in gguf.TYPES if name not in ("F32", "TQ1_0", "TQ2_0")),
+    "gguf-all": tuple(name for name in gguf.TYPES if name not in ("F32", "MXFP4_MOE", "TQ1_0", "TQ2_0")),
     "gptq": ("gptq-4bit-128g", "gptq-4bit-32g", "gptq-8bit-128g"),
     "vllm": ("w4a16-128g", "w8a16-128g"),
     "bnb": ("bnb-nf4", "bnb-int8"),

@@ -49,6 +49,7 @@ NOMINAL = {
     "Q5_1": 5,
     "IQ2_XXS": 2,
     "TQ2_0": 2,
+    "MXFP4_MOE": 4,
     "IQ1_S": 1,
     "gptq-8bit-128g": 8,
     "gptq-3bit-128g-asym": 3,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # llama-quantize's own list, less the types without a CPU encoder or made for one architecture only.
 TYPES = (
-    "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS "
+    "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 MXFP4_MOE IQ4_NL IQ4_XS "
     "Q3_K_L Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0"
 ).split()
 # Those whose types are whole numbers in blocks, which can be rounded by the Hessian: named with HESSIAN_SUFFIX. Without

@@ -19,6 +19,7 @@ __all__ = [
     "BF16",
     "F16",
     "F32",
+    "MXFP4",
     "beyond",
     "decode_rows",
     "encode_rows",
@@ -28,7 +29,7 @@ __all__ = [
     "type_name",
 ]
 
-F32, F16, BF16 = 0, 1, 30
+F32, F16, BF16, MXFP4 = 0, 1, 30, 39
 # Types that ggml encodes by searching a grid, iq2_xxs to iq1_m. Where the squares of a search pass float32's range,
 # no point is nearest and ggml ends the process. These bounds keep sums over 32 weights below that range.
 _IN_GRIDS = frozenset((16, 17, 18, 19, 21, 22, 29))

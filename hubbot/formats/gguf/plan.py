@@ -12,7 +12,7 @@ import torch
 from hubbot.domain import HESSIAN_SUFFIX, Gguf, Source, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.blocks import LAYOUTS
-from hubbot.formats.gguf.codec import BF16, F16, F32
+from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
@@ -120,6 +120,9 @@ def plan_files(
             if isinstance(recipe, Unsupported):
                 refused[name] = recipe
                 continue
+            if name == "MXFP4_MOE" and MXFP4 not in recipe.kinds.values():
+                refused[name] = _without_experts(source.name)
+                continue
             shards = _lay_out(model, name, recipe, source, quantized_by, keys, settings)
             planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
     ordered = {
@@ -133,6 +136,11 @@ def plan_files(
         if variant.name not in ordered
     }
     return GgufPlan(model=model, variants=ordered, refused=left, imatrix_file=file)
+
+
+def _without_experts(name: str) -> Unsupported:
+    msg = f"llama-quantize rounds the experts alone in MXFP4_MOE and all else as in Q8_0, and {name} has no experts. Take Q8_0."
+    return Unsupported(msg)
 
 
 def _static(variant: Gguf) -> Unsupported:

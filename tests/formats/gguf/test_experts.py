@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hubbot.errors import Unsupported
 from hubbot.formats.gguf.imatrix import ImportanceEntry
 from hubbot.formats.protocol import InputStatistics, expert_name
 from hubbot.model import part_layout, read_facts
@@ -42,7 +43,7 @@ def statistics_of(part, weights) -> dict[str, InputStatistics]:
 def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
     folder = make_model(family, tmp_path / "tiny")
     # the inputs of DeepSeek's split projections are no layer's of the checkpoint, so types that need them are out
-    names = ["Q4_K_M", "IQ2_XS" if imatrix and family != "deepseek_v3" else "Q2_K"]
+    names = ["Q4_K_M", "IQ2_XS" if imatrix and family != "deepseek_v3" else "Q2_K", "MXFP4_MOE"]
     form = open_format(folder, names, tmp_path / "out", imatrix=imatrix)
     weights = checkpoint(folder)
     for part in part_layout(read_facts(folder)):
@@ -79,3 +80,17 @@ def test_files_of_hybrids_and_other_decoders_equal_llama_quantizes(family, tmp_p
 def test_an_expert_without_tokens_counts_every_input_alike():
     entry = ImportanceEntry(sums=np.array([[2, 4], [0, 0]], np.float32), tokens=np.array([2, 0]))
     np.testing.assert_array_equal(entry.vector(), [[1, 2], [1, 1]])
+
+
+@pytest.mark.slow
+def test_mxfp4_of_gpt_oss_equals_llama_quantizes_and_is_refused_without_experts(tmp_path, llama):
+    folder = make_model("gpt_oss", tmp_path / "tiny")
+    form = open_format(folder, ["MXFP4_MOE"], tmp_path / "out")
+    weights = checkpoint(folder)
+    for part in part_layout(read_facts(folder)):
+        form.encode(part, {name: weights[name] for name in part.tensors}, {})
+    made = form.finish()["MXFP4_MOE"].paths[0]
+    base = convert(folder, tmp_path / "base.gguf")
+    assert keys_and_tensors(made) == keys_and_tensors(quantize(base, tmp_path / "theirs.gguf", "MXFP4_MOE"))
+    with pytest.raises(Unsupported, match=r"has no experts\. Take Q8_0"):
+        open_format(llama, ["MXFP4_MOE"], tmp_path / "dense")
