@@ -138,16 +138,20 @@ def evaluate(
     base: Annotated[str, typer.Option(help="the model that they were made from: Hub id or folder")],
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
+    picture: Annotated[Path | None, typer.Option(help="draw size against divergence into this .svg file")] = None,
 ) -> None:
-    """Measure artefacts, also ones made elsewhere, against their base model."""
-    from hubbot.cards.scores import scores_table
+    """Measure artefacts, also ones made elsewhere, against their base model: one table, one picture, the same tokens."""
+    from hubbot.cards.picture import draw
+    from hubbot.cards.scores import measured_points, scores_table
     from hubbot.job import pipeline
 
-    found = pipeline.evaluate(_job(base, load_settings(config, flags)), paths, caller.obj)
+    found = pipeline.evaluate(_job(base, load_settings(config, flags)), paths, caller.obj).measured
+    if picture:
+        picture.write_text(draw(measured_points(found), title="Size against divergence"), encoding="utf-8")
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
     else:
-        Console().print(scores_table(found.evaluation, found.base, found.scores))
+        Console().print(scores_table(found))
 
 
 @app.command()
@@ -224,14 +228,23 @@ def card(
     flags: Flags,
     out: Annotated[Path, typer.Argument(help="output folder of a run")] = Path("out"),
     config: Config = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="what `hubbot evaluate … --json` said of files of others, to stand in the card; again for more"
+        ),
+    ] = None,
 ) -> None:
     """Render the model cards and the report again from hubbot.json; with --namespace for that owner's repos."""
+    from hubbot.cards.beside import keep_beside
     from hubbot.cards.card import write_cards
     from hubbot.cards.report import write_report
     from hubbot.record.file import FILE_NAME, read_record
 
     record = read_record(out / FILE_NAME)
     settings = load_settings(config, {**flags, "publish.quantized_by": _maker(record)})
+    if beside:
+        keep_beside(beside, record, out)
     for repo, folder in write_cards(record, settings.publish, out).items():
         sys.stdout.write(f"{repo}: {folder / 'README.md'}\n")
     sys.stdout.write(f"report: {write_report(record, out)}\n")

@@ -321,6 +321,17 @@ class Speed:
     peak_memory: int  # bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Finished artefacts, made anywhere, measured against their base on the same tokens; by their names."""
+
+    evaluation: TextRecord
+    base: Perplexity
+    scores: dict[str, Score]
+    sizes: dict[str, int]  # bytes of their weight files
+    families: dict[str, Family | None]  # None: weights as any checkpoint has them
+
+
 # --- artefacts --------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,39 @@ def test_two_artefacts_of_one_name_are_both_measured(
     assert found["kld"]["mean"] == pytest.approx(score.kld.mean, rel=1e-3)
 
 
+def test_files_of_others_stand_in_a_table_a_picture_and_the_card(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made.out, tmp_path / "out")
+    theirs = shutil.copytree(made.out / "bnb" / "bnb-nf4", tmp_path / "their-4bit")
+    shards = [made.out / file.path for file in made.files("Q8_0") if file.path.endswith(".gguf")]
+    wanted = [
+        *made.options[made.options.index("--evaluation") :],
+        "--base",
+        str(made.model),
+        "--out",
+        str(tmp_path / "w"),
+    ]
+    capsys.readouterr()
+    asked = ["evaluate", str(theirs), str(shards[0]), *wanted, "--json", "--picture", str(tmp_path / "all.svg")]
+    assert command(*asked, call=unconfined) == 0
+    answer = tmp_path / "theirs.json"
+    answer.write_text(capsys.readouterr().out)
+    found = json.loads(answer.read_text())
+    assert found["sizes"]["tiny-llama-Q8_0"] == sum(shard.stat().st_size for shard in shards)
+    assert found["families"] == {"their-4bit": "bnb", "tiny-llama-Q8_0": "gguf"}
+    assert "their-4bit" in (tmp_path / "all.svg").read_text()
+    assert command("card", str(tmp_path / "out"), "--beside", str(answer)) == 0
+    for _ in range(2):
+        cards = {path.parent.name: path for path in (tmp_path / "out" / "cards").glob("*/README.md")}
+        assert all("## Beside files of others" in card.read_text() for card in cards.values())
+        assert all("their-4bit" in (card.parent / "hubbot-quality.svg").read_text() for card in cards.values())
+        assert command("card", str(tmp_path / "out")) == 0  # without a word of it the section stays
+    answer.write_text(answer.read_text().replace(found["evaluation"]["sha256"], "0" * 64))
+    assert command("card", str(tmp_path / "out"), "--beside", str(answer)) != 0
+    assert "measured on other tokens" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_lies_in_a_folder_is_published_once(
     made: Made, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

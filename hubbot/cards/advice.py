@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from hubbot.cards.picture import Point, surely_below
+from hubbot.cards.picture import Point, closer_and_no_larger
 from hubbot.release.gate import RECOMMENDED_KLD
 
 __all__ = ["advice"]
@@ -22,7 +22,7 @@ _STEPS = (
 
 def advice(point: Point, others: Iterable[Point]) -> str:
     """The step that its divergence reaches, or another of `others` that is no larger and surely closer."""
-    better = [other for other in others if other.size <= point.size and surely_below(other, point)]
+    better = closer_and_no_larger(point, others)
     if better:
         return f"rather {min(better, key=lambda other: other.value).label}, closer and no larger"
     return next(words for limit, words in _STEPS if point.value <= limit)

@@ -13,6 +13,7 @@ from typing import Any
 
 from hubbot.cards import figures
 from hubbot.cards.advice import advice
+from hubbot.cards.beside import beside_table, kept_beside
 from hubbot.cards.card_facts import facts, link, notes, samples, speed_table
 from hubbot.cards.commands import also_of, commands
 from hubbot.cards.escape import code, inline, line
@@ -20,10 +21,11 @@ from hubbot.cards.frontmatter import dump, front_matter, licence_link
 from hubbot.cards.layout import markdown_environment
 from hubbot.cards.marks import merge, wrap
 from hubbot.cards.memory import BUFFERS, context, memory_needed
-from hubbot.cards.picture import Point, draw
+from hubbot.cards.picture import Point, draw, known
 from hubbot.cards.prompt import PromptFormat, prompt_format
+from hubbot.cards.scores import measured_points
 from hubbot.cards.sight import picture_said, seeing_table
-from hubbot.domain import Record, Status, VariantRecord
+from hubbot.domain import Measured, Record, Status, VariantRecord
 from hubbot.errors import BadRecord
 from hubbot.formats.gguf.naming import is_vision
 from hubbot.release.licence import judge_licence
@@ -32,11 +34,11 @@ from hubbot.release.repos import Repo, kind_of, plan_repos
 from hubbot.runtimes.table import runs_in
 from hubbot.settings import PublishSettings
 
-__all__ = ["CARDS", "PICTURE", "check_files", "known", "picture", "quality_points", "render_card", "write_cards"]
+__all__ = ["CARDS", "PICTURE", "check_files", "picture", "quality_points", "render_card", "write_cards"]
 
 CARDS = "cards"  # folder below the output folder
 PICTURE = "hubbot-quality.svg"
-_SECTIONS = ("head", "files", "picture", "use", "prompt", "speed", "samples", "made", "licence")
+_SECTIONS = ("head", "files", "picture", "beside", "use", "prompt", "speed", "samples", "made", "licence")
 
 
 def write_cards(record: Record, publish: PublishSettings, out: Path) -> dict[str, Path]:
@@ -46,34 +48,41 @@ def write_cards(record: Record, publish: PublishSettings, out: Path) -> dict[str
     marks. Raises BadRecord when a file of the record is absent or has another size.
     """
     check_files(record, out)
+    beside = kept_beside(record, out)
     written = {}
     for repo in plan_repos(record, publish):
         folder = out / CARDS / line(repo.name, limit=96).replace("/", "-")
         folder.mkdir(parents=True, exist_ok=True)
         card = folder / "README.md"
-        text = render_card(record, repo, quantized_by=publish.quantized_by or publish.namespace)
+        text = render_card(record, repo, quantized_by=publish.quantized_by or publish.namespace, beside=beside)
         card.write_text(merge(card.read_text(encoding="utf-8") if card.exists() else None, text), encoding="utf-8")
-        if drawing := picture(record, repo):
+        if drawing := picture(record, repo, beside):
             (folder / PICTURE).write_text(drawing, encoding="utf-8")
         written[repo.repo_id] = folder
     return written
 
 
-def render_card(record: Record, repo: Repo, *, quantized_by: str | None = None) -> str:
-    """The whole README.md: YAML head, then every section between its marks."""
+def render_card(record: Record, repo: Repo, *, quantized_by: str | None = None, beside: Measured | None = None) -> str:
+    """The whole README.md: YAML head, then every section between its marks. beside: files of others."""
     environment = markdown_environment()
-    view = _view(record, repo)
+    view = {**_view(record, repo), "beside": _beside(record, repo, beside)}
     rendered = {name: environment.get_template(f"card/{name}.md.j2").render(view).strip() for name in _SECTIONS}
     body = wrap({name: text for name, text in rendered.items() if text})
     return f"{dump(front_matter(record, repo, quantized_by=quantized_by))}\n{body}"
 
 
-def picture(record: Record, repo: Repo | None) -> str:
-    """Size against divergence of every variant of the run, whatever its format; empty without measurements."""
+def picture(record: Record, repo: Repo | None, beside: Measured | None = None) -> str:
+    """Size against divergence of every variant of the run, whatever its format, and of files of others; empty without measurements."""
     return draw(
-        quality_points(record, repo.recommended if repo else None),
+        [*quality_points(record, repo.recommended if repo else None), *(measured_points(beside) if beside else ())],
         title=f"{line(record.source.name, limit=48)}: size against divergence",
     )
+
+
+def _beside(record: Record, repo: Repo, beside: Measured | None) -> str | None:
+    names = {variant.name for variant in repo.variants}
+    ours = [point for point in quality_points(record, None) if point.label in names]
+    return beside_table(beside, ours) if beside else None
 
 
 def quality_points(record: Record, recommended: VariantRecord | None) -> list[Point]:
@@ -91,10 +100,6 @@ def quality_points(record: Record, recommended: VariantRecord | None) -> list[Po
         for variant in record.variants
         if variant.score is not None and variant.files
     ]
-
-
-def known(error: float) -> float | None:
-    return error if math.isfinite(error) else None
 
 
 def check_files(record: Record, out: Path) -> None:

@@ -8,7 +8,7 @@ same drawing stands in a card, on GitHub and in a report with a strict content p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
@@ -20,7 +20,7 @@ from hubbot.domain import Family
 from hubbot.formats import FAMILIES
 from hubbot.release.paired import Means, surely_less
 
-__all__ = ["CHANGE", "DIVERGENCE", "Measure", "Point", "css", "draw", "surely_below"]
+__all__ = ["CHANGE", "DIVERGENCE", "Measure", "Point", "closer_and_no_larger", "css", "draw", "known", "surely_below"]
 
 _GROWTHS = 12  # how often a frame may grow by 60 pixels to make room for labels
 
@@ -230,6 +230,10 @@ def _front(points: Sequence[Point], spots: Sequence[tuple[float, float]]) -> lis
     return [f'<path class="front" d="M{"L".join(path)}"/>'] if len(path) > 1 else []
 
 
+def known(error: float) -> float | None:
+    return error if math.isfinite(error) else None
+
+
 def surely_below(one: Point, other: Point) -> bool:
     """Whether the interval of the difference on the same windows says so.
 
@@ -240,6 +244,10 @@ def surely_below(one: Point, other: Point) -> bool:
     if one.error is None or other.error is None:
         return False
     return other.value - one.value > 2 * math.hypot(one.error, other.error)
+
+
+def closer_and_no_larger(point: Point, others: Iterable[Point]) -> list[Point]:
+    return [other for other in others if other.size <= point.size and surely_below(other, point)]
 
 
 def _labels(points: Sequence[Point], spots: Sequence[tuple[float, float]], boxes: Sequence[Box | None]) -> list[str]:

@@ -19,13 +19,13 @@ from typing import Any
 from markupsafe import Markup
 
 from hubbot.cards import figures
-from hubbot.cards.card import known, quality_points
+from hubbot.cards.card import quality_points
 from hubbot.cards.escape import clean, line, repo_id
 from hubbot.cards.heat import LEVELS, heat_map, heat_style
 from hubbot.cards.labels import NARROW, WIDE
 from hubbot.cards.layout import html_environment
 from hubbot.cards.memory import memory_needed
-from hubbot.cards.picture import CHANGE, DIVERGENCE, Measure, Point, css, draw
+from hubbot.cards.picture import CHANGE, DIVERGENCE, Measure, Point, css, draw, known
 from hubbot.cards.sides import sides
 from hubbot.domain import Record, Sample, VariantRecord
 from hubbot.formats import FAMILIES

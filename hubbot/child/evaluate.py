@@ -10,7 +10,7 @@ from hubbot.child.walk import walk
 from hubbot.child.windows import cut_evaluation, evaluation_record
 from hubbot.domain import Perplexity
 from hubbot.errors import BadText
-from hubbot.formats.foreign import artefact_names, read_artefact
+from hubbot.formats.foreign import artefact_names, read_artefact, weight_bytes
 from hubbot.model import check_finite
 from hubbot.model.agreement import agreed
 from hubbot.model.own_tokenizer import load_tokenizer
@@ -23,13 +23,18 @@ def evaluate(question: EvaluateQuestion) -> EvaluateAnswer:
     settings = question.settings
     facts = agreed(facts_of(question.source, settings, question.work))
     check_finite(facts.folder, facts)
-    artefacts = [read_artefact(path, facts, name) for path, name in artefact_names(question.paths).items()]
+    names = artefact_names(question.paths)
+    artefacts = {name: read_artefact(path, facts, name) for path, name in names.items()}
     if question.text is None:
         msg = "There is no evaluation text to measure on. Name one with --evaluation."
         raise BadText(msg)
     windows = cut_evaluation(question.text, load_tokenizer(facts.folder), facts, settings)
-    result = walk(facts, artefacts, settings, work=question.work, calibration=None, evaluation=windows)
+    result = walk(facts, list(artefacts.values()), settings, work=question.work, calibration=None, evaluation=windows)
     base = cast("Perplexity", result.base)  # there was text to measure on
     return EvaluateAnswer(
-        evaluation=evaluation_record(question.text, windows, settings), base=base, scores=result.scores
+        evaluation=evaluation_record(question.text, windows, settings),
+        base=base,
+        scores={name: result.scores[name] for name in artefacts},
+        sizes={name: weight_bytes(path) for path, name in names.items()},
+        families={name: artefact.made_by for name, artefact in artefacts.items()},
     )

@@ -17,8 +17,10 @@ from pydantic import Field
 
 from hubbot.confine.stage import Stage
 from hubbot.domain import (
+    Family,
     ImageCheck,
     LoadCheck,
+    Measured,
     Perplexity,
     Sample,
     Score,
@@ -202,9 +204,17 @@ class EvaluateQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateAnswer:
+    """As `hubbot.domain.Measured`, with the bounds of what comes from a child."""
+
     evaluation: TextRecord
     base: Perplexity
     scores: dict[Line, Score]  # by the artefact's name
+    sizes: dict[Line, Count]
+    families: dict[Line, Family | None]
+
+    @property
+    def measured(self) -> Measured:
+        return Measured(**{each.name: getattr(self, each.name) for each in fields(self)})
 
 
 SURVEY = Stage(target="hubbot.child.survey:survey", question=SurveyQuestion, answer=SurveyAnswer)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hubbot.domain import Family
 from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.formats import FAMILIES
-from hubbot.formats.gguf.naming import stem_of
+from hubbot.formats.gguf.naming import shards_of, stem_of
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.stored import Checkpoint, Plain, quantization_of
 from hubbot.model.foreign import said
@@ -23,7 +24,7 @@ from hubbot.model.parts import Part
 if TYPE_CHECKING:
     from hubbot.model import ModelFacts
 
-__all__ = ["Artefact", "artefact_names", "read_artefact"]
+__all__ = ["Artefact", "artefact_names", "read_artefact", "weight_bytes"]
 
 _STREAMS = ("base", "calibration")  # names of the sweep's own
 
@@ -34,8 +35,10 @@ class Artefact:
     family = "artefact"
     needs = Needs.NOTHING
 
-    def __init__(self, name: str, tensors: Mapping[str, Encoded]) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, Encoded], made_by: Family | None = None) -> None:
+        """made_by: whose form it has; None: a plain checkpoint's."""
         self.name = name
+        self.made_by = made_by
         self.variants = (self,)
         self._tensors = tensors
 
@@ -82,19 +85,26 @@ def read_artefact(path: Path, base: ModelFacts, name: str | None = None) -> Arte
     Raises SourceRefused where it is no checkpoint or not of this base, Unsupported for a quantization
     method that hubbot cannot decode.
     """
-    tensors = _tensors(path, base)
+    made_by, tensors = _tensors(path, base)
     strangers = sorted(set(tensors) - set(base.tensors))
     if strangers or not tensors:
         found = f"{path.name} holds {strangers[0]}" if strangers else f"{path.name} holds no tensor"
         msg = f"{found}, which the base model {base.folder.name} has not. Name the base that it was made from with --base."
         raise SourceRefused(msg)
-    return Artefact(name or _end(path, 1), _guarded(tensors, base))
+    return Artefact(name or _end(path, 1), _guarded(tensors, base), made_by)
 
 
-def _tensors(path: Path, base: ModelFacts) -> Mapping[str, Encoded]:
-    for family in FAMILIES.values():
+def weight_bytes(path: Path) -> int:
+    """Bytes of an artefact's weight files, those of all its shards."""
+    endings = {".safetensors", ".bin"}
+    files = [file for file in path.iterdir() if file.suffix in endings] if path.is_dir() else shards_of(path)
+    return sum(file.stat().st_size for file in files)
+
+
+def _tensors(path: Path, base: ModelFacts) -> tuple[Family | None, Mapping[str, Encoded]]:
+    for name, family in FAMILIES.items():
         if (found := family.artefact(path, base)) is not None:
-            return _as_stored(found, base) if family.ABOUT.folder else found
+            return name, _as_stored(found, base) if family.ABOUT.folder else found
     if not path.is_dir():
         msg = f"{path} is neither a .gguf file nor a folder with a checkpoint. Name one of these."
         raise SourceRefused(msg)
@@ -103,7 +113,7 @@ def _tensors(path: Path, base: ModelFacts) -> Mapping[str, Encoded]:
         msg = f"{path.name} is quantized by {ascii(method)[:60]}, which hubbot cannot decode. It reads {', '.join(first)} and {last}."
         raise Unsupported(msg)
     checkpoint = Checkpoint.of(path)
-    return {name: Plain(checkpoint, name) for name in checkpoint.files}
+    return None, {name: Plain(checkpoint, name) for name in checkpoint.files}
 
 
 def _as_stored(tensors: Mapping[str, Encoded], base: ModelFacts) -> dict[str, Encoded]:
