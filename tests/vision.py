@@ -146,7 +146,7 @@ VISION: dict[str, Vision] = {
             "model_type": "pixtral",
             "hidden_size": 64,
             "intermediate_size": 128,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 4,
             "num_attention_heads": 2,
             "head_dim": 32,
             "image_size": 112,

@@ -27,7 +27,7 @@ __all__ = ["TOLERANCES", "Gallery"]
 # on tiny models; a wrong matrix, order or norm costs about 1.
 TOLERANCES = {"F16": 0.05, "Q8_0": 0.15}
 _TEXT = "\nWhat is in this picture?"
-_NEW_TOKENS = 12
+_NEW_TOKENS = 8
 
 
 class Gallery:

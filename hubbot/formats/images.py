@@ -21,7 +21,9 @@ __all__ = ["Layout", "Sight", "apart", "draw_image", "see_as_base"]
 Layout = Sequence[Sequence[int] | int]  # stretches of a prompt: token ids, or how many embeddings an image is there
 Pixels = npt.NDArray[np.uint8]
 
-_SIDE = 224  # pixels, where config.json names no other; a multiple of the usual patches, two by two
+_SIDE = (
+    448  # pixels, where config.json names no other: a multiple of the usual patches, two by two, that nobody enlarges
+)
 _LARGEST_SIDE = 1024
 _KINDS = ("token_type_ids", "mm_token_type_ids")  # 1 where a token stands for a piece of an image
 

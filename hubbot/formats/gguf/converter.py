@@ -24,7 +24,13 @@ from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
 from hubbot.model.released import unquantized
 
-__all__ = ["Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
+__all__ = ["NEXT", "Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
+
+
+NEXT = (
+    "GGUF variants cannot be made of it with this version of llama.cpp; leave them out of --variants, or use a model whose "
+    "architecture and tokenizer llama.cpp knows."
+)
 
 
 class TensorFact(Protocol):
@@ -307,11 +313,7 @@ def _explained(folder: Path, heard: list[str]) -> Iterator[None]:
         # a converter of a hundred architectures raises whatever its code meets: KeyError, AssertionError, …
         said = " ".join(str(error).split()) or type(error).__name__
         last = f" It also said: {heard[-1]}" if heard and heard[-1] not in said else ""
-        msg = (
-            f"llama.cpp's converter cannot handle {folder.name}: {_step(said)} ({type(error).__name__}: {said[:400]}).{last[:400]} "
-            "GGUF variants cannot be made of it with this version of llama.cpp; leave them out of --variants, or "
-            "use a model whose architecture and tokenizer llama.cpp knows."
-        )
+        msg = f"llama.cpp's converter cannot handle {folder.name}: {_step(said)} ({type(error).__name__}: {said[:400]}).{last[:400]} {NEXT}"
         raise Unsupported(msg) from error
 
 

@@ -6,7 +6,7 @@ file. They are laid out from headers alone and written tensor by tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +17,14 @@ import torch
 from hubbot import llamacpp
 from hubbot.domain import Source
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.converter import TensorFact, convert_vision
+from hubbot.formats.gguf.converter import NEXT, Converted, TensorFact, convert_vision
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata
 from hubbot.formats.gguf.naming import VISION_KINDS, vision_name
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.model.architectures import sees_images
+from hubbot.model.parts import in_tower
 
 __all__ = ["VisionPlan", "plan_vision", "write_vision"]
 
@@ -63,12 +64,23 @@ def plan_vision(source: Source, facts: _Facts, read: Read, *, quantized_by: str 
     try:
         for kind in VISION_KINDS:
             model = convert_vision(Path(facts.folder), facts.tensors, read, kind=kind, name=source.name)
+            _refuse_hollow(model, facts.tensors)
             placed = [(tensor, tensor.kind) for tensor in model.tensors]
             metadata = file_metadata(model.metadata, kind, source, quantized_by, {})
             (files[vision_name(source.name, kind)],) = lay_out(placed, metadata, model.architecture)
     except Unsupported as error:
-        return VisionPlan(note=_blind(str(error)))
+        return VisionPlan(note=_blind(str(error).removesuffix(NEXT).strip()))
     return VisionPlan(files=files)
+
+
+def _refuse_hollow(model: Converted, stored: Iterable[str]) -> None:
+    """Raise Unsupported for a file without most of the tower, whose tensors the converter passed over in silence."""
+    tower = {name for name in stored if in_tower(name)}
+    held = {leaf for tensor in model.tensors for leaf in tensor.leaves}
+    left = sorted(tower - held)
+    if 2 * len(left) > len(tower):
+        msg = f"llama.cpp's converter leaves out {len(left)} of the {len(tower)} tensors that see, {left[0]} the first"
+        raise Unsupported(msg)
 
 
 def _blind(why: str) -> str:

@@ -1,0 +1,51 @@
+"""The files that see images: what llama.cpp's converter writes, and what is said where it writes none."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hubbot import llamacpp
+from hubbot.formats.gguf.mmproj import plan_vision, write_vision
+from hubbot.formats.gguf.snapshot import Snapshot
+from hubbot.model import read_facts
+from tests.quantized import source_of
+from tests.vision import make_vision
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_files_are_tensor_for_tensor_what_the_converter_itself_writes(tmp_path: Path) -> None:
+    folder = make_vision("qwen3_vl", tmp_path / "tiny")
+    facts = read_facts(folder)
+    plan = plan_vision(source_of(folder), facts, Snapshot(facts).read)
+    paths = write_vision(plan, Snapshot(facts).read, tmp_path / "work", tmp_path / "out")
+    assert [path.name for path in paths] == ["mmproj-tiny-F16.gguf", "mmproj-tiny-Q8_0.gguf"]
+    assert sum(path.stat().st_size for path in paths) == plan.bytes
+    converter = llamacpp.find().source / "convert_hf_to_gguf.py"
+    for path, kind in zip(paths, ("f16", "q8_0"), strict=True):
+        theirs = tmp_path / f"{kind}.gguf"
+        command = [sys.executable, converter, folder, "--mmproj", "--outtype", kind, "--outfile", theirs]
+        subprocess.run(command, check=True, capture_output=True)
+        ours, wanted = ({one.name: one for one in llamacpp.gguf().GGUFReader(each).tensors} for each in (path, theirs))
+        assert list(ours) == list(wanted)
+        assert all(ours[name].tensor_type == wanted[name].tensor_type for name in wanted)
+        assert all(np.array_equal(ours[name].data, wanted[name].data) for name in wanted)
+
+
+@pytest.mark.parametrize(("kind", "why"), [
+    ("internvl", "leaves out 34 of the 34 tensors that see, vision_tower.embeddings.cls_token the first"),
+    ("llava", "Unsupported model type: clip_vision_model"),
+])  # fmt: skip
+def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alone_is_read(
+    kind: str, why: str, tmp_path: Path
+) -> None:
+    folder = make_vision(kind, tmp_path / "tiny")
+    facts = read_facts(folder)
+    plan = plan_vision(source_of(folder), facts, Snapshot(facts).read)
+    assert not plan.files
+    assert (plan.note or "").startswith("the GGUF files read text alone")
+    assert why in (plan.note or "")
+    assert "leave them out" not in (plan.note or "")
