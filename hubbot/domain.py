@@ -157,7 +157,9 @@ class Source:
     pipeline_tag: str | None = None
     tags: tuple[str, ...] = ()
     context_length: int | None = None  # tokens
-    released_as: str | None = None  # the quantized format of the original's own weights, "FP8"; None: not quantized
+    released_as: str | None = (
+        None  # the quantized format of the original's own weights: FP8, MXFP4; None: not quantized
+    )
     experts: int = 0  # of which a router picks some for every token; 0: dense
     kv_bytes_per_token: int | None = None  # of a 16-bit key/value cache: 2 * layers * kv heads * head size * 2
 

@@ -33,6 +33,39 @@ def release_fp8(
     return into
 
 
+def release_compressed(folder: Path, into: Path, strategy: str) -> Path:
+    """The model in compressed-tensors' FP8, a bfloat16 scale a row or a matrix."""
+    shutil.copytree(folder, into)
+    tensors = load_file(into / "model.safetensors")
+    for name in [name for name, tensor in tensors.items() if tensor.ndim == 2 and _is_rounded(name)]:
+        codes, scales = fp8(tensors[name], (1, tensors[name].shape[1]) if strategy == "channel" else None)
+        tensors |= {
+            name: codes,
+            f"{name}_scale": scales.bfloat16() if strategy == "channel" else scales.bfloat16().reshape(1),
+        }
+    save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
+    weights = {"num_bits": 8, "type": "float", "strategy": strategy, "symmetric": True, "dynamic": False}
+    method = {"quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    configure(into, method | {"config_groups": groups, "ignore": ["lm_head"]})
+    return into
+
+
+def release_mxfp4(folder: Path, into: Path) -> Path:
+    """A gpt-oss model as OpenAI publishes its: codes and powers of two in place of the experts' weights."""
+    shutil.copytree(folder, into)
+    tensors = load_file(into / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors.pop(name).shape
+        shape = (experts, rows, columns // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), generator=generator, dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(118, 123, shape, generator=generator, dtype=torch.uint8)
+    save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
+    configure(into, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]})
+    return into
+
+
 def _is_rounded(name: str) -> bool:
     return ".layers." in name and name.endswith("_proj.weight")
 

@@ -1,20 +1,19 @@
 """Models that are released quantized: which formats are taken as an original, and the weights that their tensors hold.
 
-Models are trained for FP8 or published in it by their authors (DeepSeek-V3, Qwen3-…-FP8), often with nothing better to
-be had. Integers of 4 bits and the like are made of such originals by others, so they are refused.
+Models are trained for FP8 and MXFP4 or published in them by their authors (DeepSeek-V3, Qwen3-…-FP8, gpt-oss), often with
+nothing better to be had. Integers of 4 bits and the like are made of such originals by others, so they are refused.
 Nothing is read here but config.json and headers; `hubbot.model.weights` decodes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.safetensors import Coded, TensorInfo
-from hubbot.model.strict_json import object_of
 
 __all__ = ["Release", "read_release", "released_weights", "unquantized"]
 
@@ -23,16 +22,17 @@ _FP8 = "F8_E4M3"
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 _BLOCK = (128, 128)  # rows and columns; what transformers takes where config.json gives none
 _LARGEST_BLOCK = 2**20
+_MX_BYTES, _MX_BLOCK = 16, 32  # of MXFP4: 32 weights of 4 bits share a scale
 # Of activations and of the key/value cache: they say how a runtime rounds while it computes, no weight's value.
 _OF_ACTIVATIONS = ("activation_scale", "input_scale", "k_scale", "v_scale", "q_scale", "kv_scale", "output_scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The format that a model was released in. block: rows and columns that share a scale; None: the whole tensor."""
+    """The format that a model was released in. block: rows and columns that share a scale; None: all of the matrix'."""
 
-    title: str  # as a card says it: "FP8"
-    block: tuple[int, int] | None
+    title: Literal["FP8", "MXFP4"]  # as a card says it
+    block: tuple[int | None, int | None] = (None, None)
 
 
 def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release | None:
@@ -44,22 +44,50 @@ def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release 
     if found is None:
         return None
     method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else "an unnamed method"
+    if method == "mxfp4":
+        return Release(title="MXFP4")
     if method == "fp8" and found.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn"):
-        return Release(title="FP8", block=_block(found))
+        block = found.get("weight_block_size", list(_BLOCK))
+        return Release(title="FP8", block=_checked(block, "weight_block_size"))
+    if method == "compressed-tensors" and (weights := _compressed(found)):
+        return Release(title="FP8", block=_strategy(weights))
     msg = f"The model is already quantized ({ascii(method)[:40]} in config.json). Quantizing twice adds the errors of both; give the original model."
     raise SourceRefused(msg)
 
 
-def _block(found: Mapping[str, Any]) -> tuple[int, int] | None:
-    block = found.get("weight_block_size", list(_BLOCK))
-    if block is None:
-        return None
+def _compressed(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How compressed-tensors rounded the weights, where that is FP8 in one way for all; else None."""
+    groups = found.get("config_groups")
+    each = list(groups.values()) if isinstance(groups, dict) else []
+    told = [group.get("weights") for group in each if isinstance(group, dict)]
+    rounded = [one for one in told if isinstance(one, dict) and (one.get("type"), one.get("num_bits")) == ("float", 8)]
+    alike = len(rounded) == len(each) > 0 and all(_strategy(one) == _strategy(rounded[0]) for one in rounded)
+    return rounded[0] if alike else None
+
+
+def _strategy(weights: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """compressed-tensors' name of what shares a scale, as a block."""
+    match weights.get("strategy", "tensor"):
+        case "tensor":
+            return (None, None)
+        case "channel":
+            return (1, None)
+        case "block":
+            return _checked(weights.get("block_structure"), "block_structure")
+        case other:
+            msg = f"The model's FP8 weights share scales by {ascii(other)[:40]} (strategy in config.json); tensor, channel and block are read. Give the original model."
+            raise SourceRefused(msg)
+
+
+def _checked(block: Any, key: str) -> tuple[int | None, int | None]:
+    if block is None and key == "weight_block_size":
+        return (None, None)
     if not (
         isinstance(block, list)
         and len(block) == 2
         and all(type(size) is int and 0 < size <= _LARGEST_BLOCK for size in block)
     ):
-        msg = f"weight_block_size of config.json must be two whole numbers from 1 to {_LARGEST_BLOCK:,}, rows and columns; found {ascii(block)[:60]}."
+        msg = f"{key} of config.json must be two whole numbers from 1 to {_LARGEST_BLOCK:,}, rows and columns; found {ascii(block)[:60]}."
         raise UnsafeSource(msg)
     return block[0], block[1]
 
@@ -68,49 +96,76 @@ def unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json as it is of the decoded model: nothing about a quantization."""
     kept = {key: value for key, value in config.items() if key not in _KEYS}
     if isinstance(kept.get("text_config"), dict):
-        kept["text_config"] = unquantized(object_of(kept["text_config"], "text_config of config.json"))
+        kept["text_config"] = unquantized(kept["text_config"])
     return kept
 
 
 def released_weights(tensors: Mapping[str, TensorInfo], release: Release) -> tuple[dict[str, TensorInfo], int]:
     """The tensors as those of the decoded model, and how many scales of activations were left out.
 
-    A weight in FP8 becomes one in BF16 that knows its scales. Raises SourceRefused for one without or with others.
+    Codes become a weight in BF16 that knows its scales. Raises SourceRefused for codes without scales or with others.
     """
-    scale_of = {name: _scale_name(name, tensors) for name, info in tensors.items() if info.stored == _FP8}
-    taken = set(scale_of.values())
-    kept = {
-        name: info
-        for name, info in tensors.items()
-        if name not in taken and not (info.count == 1 and name.endswith(_OF_ACTIVATIONS))
-    }
-    decoded = {name: _decoded(name, tensors, scale, release) for name, scale in scale_of.items()}
-    return {name: decoded.get(name, info) for name, info in kept.items()}, len(tensors) - len(taken) - len(kept)
+    found = dict(_mxfp4(tensors) if release.title == "MXFP4" else _fp8(tensors, release))
+    at = {info.coded.codes: name for name, info in found.items() if info.coded}
+    taken = {info.coded.scale for info in found.values() if info.coded}
+    dropped = {name for name, info in tensors.items() if info.count == 1 and name.endswith(_OF_ACTIVATIONS)} - taken
+    kept = [name for name in tensors if name not in taken | dropped]
+    return {at.get(name, name): found[at[name]] if name in at else tensors[name] for name in kept}, len(dropped)
 
 
-def _scale_name(name: str, tensors: Mapping[str, TensorInfo]) -> str:
-    found = next((f"{name}{end}" for end in ("_scale_inv", "_scale") if f"{name}{end}" in tensors), None)
-    if found is None:
-        msg = f"{name} is stored as {_FP8} and its scales are not: neither {name}_scale_inv nor {name}_scale is there. Fetch the model whole."
-        raise SourceRefused(msg)
-    return found
+def _fp8(tensors: Mapping[str, TensorInfo], release: Release) -> Iterator[tuple[str, TensorInfo]]:
+    for name, info in tensors.items():
+        if info.stored == _FP8:
+            scale = next((f"{name}{end}" for end in ("_scale_inv", "_scale") if f"{name}{end}" in tensors), None)
+            if scale is None:
+                msg = f"{name} is stored as {_FP8} and its scales are not: neither {name}_scale_inv nor {name}_scale is there. Fetch the model whole."
+                raise SourceRefused(msg)
+            yield name, _scaled(name, info, scale, tensors[scale], release)
 
 
-def _decoded(name: str, tensors: Mapping[str, TensorInfo], scale_name: str, release: Release) -> TensorInfo:
-    info, scale = tensors[name], tensors[scale_name]
-    block = release.block or info.shape[-2:]
+def _scaled(name: str, info: TensorInfo, scale: str, scales: TensorInfo, release: Release) -> TensorInfo:
+    last = info.shape[-2:]
+    block = tuple(size or whole for size, whole in zip(release.block[-len(last) :], last, strict=True)) if last else ()
     grid = _grid(info.shape, block)
-    if scale.stored not in _SCALES or (scale.count != 1 and scale.shape != grid):
+    if scales.stored not in _SCALES or (scales.count != 1 and scales.shape != grid):
         msg = (
-            f"{scale_name} is stored as {scale.stored} with the shape {list(scale.shape)}; floating point with the shape {list(grid)} is "
-            f"needed, a scale for {' x '.join(map(str, block))} weights of {name} (weight_block_size of config.json), or one for all. "
+            f"{scale} is stored as {scales.stored} with the shape {list(scales.shape)}; floating point with the shape {list(grid)} is "
+            f"needed, a scale for {' x '.join(map(str, block))} weights of {name} as config.json has it, or one for all. "
             "Fetch the model again, or ask the author."
         )
         raise SourceRefused(msg)
-    return replace(info, dtype="BF16", coded=Coded(scale=scale_name, scales=scale, block=block))
+    return replace(info, dtype="BF16", coded=Coded(codes=name, scale=scale, scales=scales, block=block))
 
 
 def _grid(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the scales: as the weight's, its last dimensions counted in blocks, of which the last may be cut off."""
     whole = len(shape) - len(block)
-    return (*shape[:whole], *(math.ceil(size / step) for size, step in zip(shape[whole:], block, strict=False)))
+    return (*shape[:whole], *(math.ceil(size / step) for size, step in zip(shape[whole:], block, strict=True)))
+
+
+def _mxfp4(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
+    """gpt-oss' experts: codes [experts, rows, blocks, 16 bytes] and scales [experts, rows, blocks] for [experts, columns, rows]."""
+    for codes, info in tensors.items():
+        if not codes.endswith("_blocks"):
+            continue
+        name = codes.removesuffix("_blocks")
+        scales = tensors.get(f"{name}_scales")
+        shape = info.shape
+        if (
+            name in tensors
+            or scales is None
+            or (info.stored, scales.stored) != ("U8", "U8")
+            or not _fits(shape, scales.shape)
+        ):
+            found = f"{scales.stored} {list(scales.shape)}" if scales else "nothing"
+            msg = (
+                f"{codes} is stored as {info.stored} {list(shape)} and {name}_scales as {found}; U8 [experts, rows, blocks, {_MX_BYTES}] and "
+                f"U8 [experts, rows, blocks] are MXFP4, with no {name} beside them. Fetch the model again, or ask the author."
+            )
+            raise SourceRefused(msg)
+        coded = Coded(codes=codes, scale=f"{name}_scales", scales=scales, block=())
+        yield name, replace(info, dtype="BF16", shape=(shape[0], shape[2] * _MX_BLOCK, shape[1]), coded=coded)
+
+
+def _fits(codes: tuple[int, ...], scales: tuple[int, ...]) -> bool:
+    return len(codes) == 4 and codes[:3] == scales and codes[3] == _MX_BYTES

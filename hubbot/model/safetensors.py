@@ -70,9 +70,11 @@ class TensorInfo:
 class Coded:
     """How a weight that was released quantized is decoded: value = code * scale of its block.
 
-    scale: checkpoint name of the scales. block: how many weights of each of the last dimensions share one.
+    codes and scale: names in the checkpoint. block: how many weights of each of the last dimensions share a scale;
+    empty for MXFP4, whose codes are packed.
     """
 
+    codes: str
     scale: str
     scales: TensorInfo
     block: tuple[int, ...]

@@ -9,14 +9,15 @@ from safetensors import safe_open
 
 from hubbot.model.safetensors import Coded, TensorInfo
 
-__all__ = ["decode", "read_tensor"]
+__all__ = ["decode", "decode_mxfp4", "read_tensor"]
 
 
 def read_tensor(folder: Path, name: str, info: TensorInfo) -> torch.Tensor:
     """The tensor on the CPU with the dtype that `info` gives: as stored, decoded, or float64 rounded to float32."""
-    tensor = _stored(folder, name, info)
+    tensor = _stored(folder, info.coded.codes if info.coded else name, info)
     if info.coded:
-        return decode(tensor, _stored(folder, info.coded.scale, info.coded.scales), info.coded)
+        scales = _stored(folder, info.coded.scale, info.coded.scales)
+        return decode(tensor, scales, info.coded) if info.coded.block else decode_mxfp4(tensor, scales)
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
@@ -32,6 +33,24 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, coded: Coded) -> torch.Ten
     for back, size in enumerate(reversed(coded.block), 1):
         factors = factors.repeat_interleave(size, -back).narrow(-back, 0, codes.shape[-back])
     return (codes.float() * factors).bfloat16()
+
+
+def decode_mxfp4(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """bfloat16 [experts, columns, rows] of gpt-oss' MXFP4, expert by expert.
+
+    codes: uint8 [experts, rows, blocks, 16], two values of 4 bits (e2m1) a byte, the lower half first. scales: uint8
+    [experts, rows, blocks], powers of two with a bias of 127 (OCP Microscaling Formats 1.0). All values are exact.
+    """
+    experts, rows, blocks, size = codes.shape
+    out = torch.empty(experts, blocks * size * 2, rows, dtype=torch.bfloat16)
+    for expert in range(experts):
+        halves = torch.stack((codes[expert] & 15, codes[expert] >> 4), -1).flatten(-2)
+        values = torch.ldexp(_E2M1[halves.int()], scales[expert].int().unsqueeze(-1) - 127)
+        out[expert] = values.reshape(rows, -1).T
+    return out
+
+
+_E2M1 = torch.tensor([sign * value for sign in (1, -1) for value in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])
 
 
 def _stored(folder: Path, name: str, info: TensorInfo) -> torch.Tensor:

@@ -23,7 +23,8 @@ def load_whole(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """
     config, said = plain_config(folder), read_values(folder / "config.json")
     if unquantized(said) == said:
-        return auto_class(config).from_pretrained(folder, dtype=dtype, local_files_only=True)  # type: ignore[no-any-return]
+        model: PreTrainedModel = auto_class(config).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return model
     decoded = {name: read_tensor(folder, name, info) for name, info in read_facts(folder).tensors.items()}
     kind = type(build_model(folder))
     return kind.from_pretrained(None, config=config, state_dict=decoded, dtype=dtype)

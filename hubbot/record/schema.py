@@ -54,7 +54,9 @@ class SourceJson(Strict):
     context_length: _Count | None = None
     kv_bytes_per_token: _Count | None = None
     experts: _Count = 0
-    released_as: Annotated[_Line | None, Field(description="quantized format of the source's own weights: FP8")] = None
+    released_as: Annotated[
+        _Line | None, Field(description="quantized format of the source's own weights: FP8, MXFP4")
+    ] = None
 
 
 class TextRecordJson(Strict):

@@ -6,12 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from hubbot import llamacpp
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.formats.samples import continue_base, greedy
 from hubbot.model import check_finite, part_layout, read_facts
@@ -19,8 +24,8 @@ from hubbot.model.agreement import agreed
 from hubbot.model.safetensors import Coded, TensorInfo
 from hubbot.model.weights import decode, read_tensor
 from tests.formats.gguf.chain import convert, keys_and_tensors, open_format
-from tests.released import configure, decoded_folder, release_fp8
-from tests.sweep.test_architectures import perplexity_of, run
+from tests.released import configure, decoded_folder, release_compressed, release_fp8, release_mxfp4
+from tests.sweep.test_architectures import perplexity, perplexity_of, run
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ def test_blocks_at_the_edges_are_cut_off_as_llama_cpp_cuts_them():
     codes = torch.randn(300, 200).to(torch.float8_e4m3fn)
     scales = torch.rand(3, 2)
     info = TensorInfo(dtype="F32", shape=(3, 2), file="")
-    found = decode(codes, scales, Coded(scale="", scales=info, block=(128, 128)))
+    found = decode(codes, scales, Coded(codes="", scale="", scales=info, block=(128, 128)))
     assert found[299, 199] == (codes[299, 199].float() * scales[2, 1]).bfloat16()
     assert found[127, 128] == (codes[127, 128].float() * scales[0, 1]).bfloat16()
 
@@ -123,6 +128,63 @@ def test_one_scale_a_matrix_and_scales_of_activations(tiny_model, tmp_path):
     assert facts.notes == (
         "made from FP8 weights: 14 tensors are decoded to bfloat16; 14 scales of activations are left out, for activations are not rounded here",
     )
+
+
+@pytest.mark.parametrize("strategy", ["channel", "tensor"])
+def test_compressed_tensors_fp8_is_what_its_own_package_decodes(tiny_model, tmp_path, strategy):
+    folder = release_compressed(tiny_model("llama"), tmp_path / "fp8", strategy)
+    stored = load_file(folder / "model.safetensors")
+    facts = agreed(read_facts(folder))
+    told = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    expected = dequantize(
+        stored[QUERY], stored[f"{QUERY}_scale"], args=QuantizationArgs.model_validate(told["weights"])
+    )
+    assert torch.equal(read_tensor(folder, QUERY, facts.tensors[QUERY]), expected.bfloat16())
+    assert (facts.released_as, facts.config) == ("FP8", read_facts(tiny_model("llama")).config)
+
+
+@pytest.fixture(scope="module")
+def mxfp4(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return release_mxfp4(tiny_model("gpt_oss"), tmp_path_factory.mktemp("released") / "mxfp4")
+
+
+def test_mxfp4_weights_are_those_that_transformers_decodes(mxfp4):
+    ours, stored = read_all(mxfp4), load_file(mxfp4 / "model.safetensors")
+    names = [name.removesuffix("_blocks") for name in stored if name.endswith("_blocks")]
+    assert len(names) == 4
+    for name in names:
+        expected = convert_moe_packed_tensors(stored[f"{name}_blocks"], stored[f"{name}_scales"])
+        assert torch.equal(ours[name], expected)
+    assert agreed(read_facts(mxfp4)).notes == ("made from MXFP4 weights: 4 tensors are decoded to bfloat16",)
+
+
+@pytest.mark.slow
+def test_perplexity_of_an_mxfp4_base_is_that_of_transformers_on_the_decoded_model(mxfp4, tmp_path):
+    result, _ = run(mxfp4, tmp_path / "run")
+    plain = decoded_folder(mxfp4, read_all(mxfp4), tmp_path / "plain")
+    assert result.base.perplexity == pytest.approx(perplexity(plain), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_mxfp4_moe_of_an_mxfp4_original_holds_its_very_values(mxfp4, tmp_path):
+    form = open_format(mxfp4, ["MXFP4_MOE"], tmp_path / "out")
+    weights = read_all(mxfp4)
+    for part in part_layout(read_facts(mxfp4)):
+        form.encode(part, {name: weights[name] for name in part.tensors}, {})
+    ours = experts_in(form.finish()["MXFP4_MOE"].paths[0])
+    theirs = experts_in(convert(mxfp4, tmp_path / "theirs.gguf"))  # which moves the codes over as they are
+    assert len(ours) == 6
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def experts_in(path: Path) -> dict[str, Any]:
+    """Name -> decoded weights of what is stored in MXFP4."""
+    gguf = llamacpp.gguf()
+    from gguf.quants import dequantize as decoded
+
+    found = gguf.GGUFReader(path).tensors
+    return {each.name: decoded(each.data, each.tensor_type) for each in found if each.tensor_type.name == "MXFP4"}
 
 
 # --- what does not go together --------------------------------------------------------------------------
@@ -151,6 +213,20 @@ def test_products_beyond_float16_are_told(fp8, tmp_path):
 
     folder = edited(fp8, tmp_path / "large", raise_scale)
     assert list(check_finite(folder, agreed(read_facts(folder)))) == [QUERY]
+
+
+def test_mxfp4_codes_without_scales_are_refused(mxfp4, tmp_path):
+    name = "model.layers.0.mlp.experts.down_proj"
+    folder = edited(mxfp4, tmp_path / "lost", lambda tensors: tensors.pop(f"{name}_scales"))
+    assert f"{name}_blocks is stored as U8 [4, 256, 8, 16] and {name}_scales as nothing" in refusal(folder)
+
+
+@pytest.mark.parametrize("weights", [{"num_bits": 4, "type": "int"}, {"num_bits": 4, "type": "float"}, None, "float"])
+def test_what_is_made_of_an_original_is_refused(fp8, tmp_path, weights):
+    shutil.copytree(fp8, tmp_path / "made")
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    configure(tmp_path / "made", {"quant_method": "compressed-tensors", "config_groups": groups})
+    assert "already quantized ('compressed-tensors' in config.json)" in refusal(tmp_path / "made")
 
 
 @pytest.mark.parametrize("block", [[0, 128], [128], "128", [128.0, 128], [2**40, 1]])
