@@ -54,7 +54,8 @@ def draw_image(config: Mapping[str, Any]) -> Pixels:
     disc = 1 / (1 + np.exp(40 * (np.hypot(x - 0.6, y - 0.4) - 0.25)))
     colours = np.stack([x, y, 0.5 + 0.5 * np.sin(3 * np.pi * (x + y))], axis=-1)
     painted = (1 - disc[..., None]) * colours + disc[..., None] * np.array([0.9, 0.2, 0.1])
-    return np.round(255 * painted).astype(np.uint8)
+    pixels: Pixels = np.round(255 * painted).astype(np.uint8)
+    return pixels
 
 
 def see_as_base(

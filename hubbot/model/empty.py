@@ -71,7 +71,9 @@ def config_defaults(model_type: str) -> dict[str, Any]:
 def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
     """transformers' class that loads a model whole: with the part that sees images, where its class has one."""
     names = config.architectures or [""]
-    return AutoModelForImageTextToText if sees_images(names[0]) else AutoModelForCausalLM
+    kind: type[AutoModelForCausalLM | AutoModelForImageTextToText]
+    kind = AutoModelForImageTextToText if sees_images(names[0]) else AutoModelForCausalLM
+    return kind
 
 
 def _attention(config: PretrainedConfig) -> str | None:

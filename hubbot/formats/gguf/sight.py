@@ -129,7 +129,7 @@ class Sight(Runtime):
         """Have the text model read the image's embeddings; the place of what follows them."""
         after = self._api.llama_pos(0)
         data = features.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        no_callback = ctypes.cast(None, self._mtmd.mtmd_helper_post_decode_callback)
+        no_callback = self._mtmd.mtmd_helper_post_decode_callback()  # of a null pointer
         if self._mtmd.mtmd_helper_decode_image_chunk(
             self._eyes, self._context, chunk, data, at, 0, len(features), ctypes.byref(after), no_callback, None
         ):

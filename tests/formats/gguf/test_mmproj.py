@@ -27,7 +27,7 @@ def test_the_files_are_tensor_for_tensor_what_the_converter_itself_writes(tmp_pa
     converter = llamacpp.find().source / "convert_hf_to_gguf.py"
     for path, kind in zip(paths, ("f16", "q8_0"), strict=True):
         theirs = tmp_path / f"{kind}.gguf"
-        command = [sys.executable, converter, folder, "--mmproj", "--outtype", kind, "--outfile", theirs]
+        command = [sys.executable, str(converter), str(folder), "--mmproj", "--outtype", kind, "--outfile", str(theirs)]
         subprocess.run(command, check=True, capture_output=True)
         ours, wanted = ({one.name: one for one in llamacpp.gguf().GGUFReader(each).tensors} for each in (path, theirs))
         assert list(ours) == list(wanted)
