@@ -74,12 +74,18 @@ def plan_vision(source: Source, facts: _Facts, read: Read, *, quantized_by: str 
 
 
 def _refuse_hollow(model: Converted, stored: Iterable[str]) -> None:
-    """Raise Unsupported for a file without most of the tower, whose tensors the converter passed over in silence."""
+    """Raise Unsupported for a file without most of the tower, or without the end of Pixtral's lines: passed over in silence."""
     tower = {name for name in stored if in_tower(name)}
     held = {leaf for tensor in model.tensors for leaf in tensor.leaves}
     left = sorted(tower - held)
     if 2 * len(left) > len(tower):
         msg = f"llama.cpp's converter leaves out {len(left)} of the {len(tower)} tensors that see, {left[0]} the first"
+        raise Unsupported(msg)
+    kinds = {str(value.value) for key, value in model.metadata.items() if key.endswith("projector_type")}
+    if "pixtral" in kinds and not any(tensor.name.startswith("v.token_embd.img_break") for tensor in model.tensors):
+        msg = (
+            "llama.cpp's converter leaves out the embedding of [IMG_BREAK], without which llama.cpp loads no such file"
+        )
         raise Unsupported(msg)
 
 

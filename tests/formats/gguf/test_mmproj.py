@@ -37,6 +37,7 @@ def test_the_files_are_tensor_for_tensor_what_the_converter_itself_writes(tmp_pa
 
 @pytest.mark.parametrize(("kind", "why"), [
     ("internvl", "leaves out 34 of the 34 tensors that see, vision_tower.embeddings.cls_token the first"),
+    ("mistral3", "leaves out the embedding of [IMG_BREAK], without which llama.cpp loads no such file"),
     ("llava", "Unsupported model type: clip_vision_model"),
 ])  # fmt: skip
 def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alone_is_read(
