@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,33 @@ def test_files_equal_llama_quantizes(family, imatrix, tmp_path):
         keys, tensors = keys_and_tensors(files[name].paths[0])
         assert tensors == theirs[1]
         assert {key for key in keys if keys[key] != theirs[0].get(key)} <= {"quantize.imatrix.file"}
+
+
+@pytest.mark.slow
+def test_every_expert_is_rounded_by_the_hessian_of_its_own_inputs_and_an_unseen_one_as_ever(tmp_path):
+    folder = make_model("qwen3_moe", tmp_path / "tiny")
+    form = open_format(folder, ["Q4_0", "Q4_0_H"], tmp_path / "out", imatrix=True)
+    weights, hessians = checkpoint(folder), {}
+    for part in part_layout(read_facts(folder)):
+        seen = statistics_of(part, weights)
+        for seed, (name, one) in enumerate(seen.items()):
+            x = torch.randn(64, len(one.squares), generator=torch.Generator().manual_seed(seed))
+            hessians[name] = x.T @ x
+            seen[name] = replace(one, hessian=hessians[name])
+        found = form.encode(part, {name: weights[name] for name in part.tensors}, seen)
+        for name in found["Q4_0"].keys() & {n for n in part.tensors if ".experts." in n and weights[n].ndim > 1}:
+            plain, rounded = found["Q4_0"][name].decode(), found["Q4_0_H"][name].decode()
+            stacked = weights[name].ndim == 3
+            for expert in range(len(plain)) if stacked else [None]:
+                key, at = (expert_name(name, expert), expert) if stacked else (name, slice(None))
+                lost = [(one[at] - weights[name].float()[at]) for one in (plain, rounded)]
+                if key in hessians:
+                    before, after = (float(((error @ hessians[key]) * error).sum()) for error in lost)
+                    assert after < 0.9 * before, key
+                else:
+                    assert torch.equal(*lost), key
+    assert any("experts" in name for name in hessians)
+    form.close()
 
 
 @pytest.mark.slow
