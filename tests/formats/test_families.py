@@ -99,9 +99,10 @@ def test_what_a_family_makes_is_what_it_said_and_is_read_back(family, llama, tmp
     source, facts, weights = source_of(llama), read_facts(llama), checkpoint(llama)
     settings = Settings.model_validate({"calibration": {"dataset": "text.txt"}})
     text = replace(TEXT, dataset=settings.calibration.name)
-    planned = costs_of(parse_variants(",".join(MADE[family])), source, facts, tmp_path / "plan", settings)
+    variants = parse_variants(",".join(MADE[family]))
+    planned = costs_of(variants, source, facts, tmp_path / "plan", settings)
     (form,) = open_formats(
-        variants=parse_variants(",".join(MADE[family])),
+        variants=variants,
         source=source,
         facts=facts,
         work=tmp_path / ".work",
@@ -111,7 +112,7 @@ def test_what_a_family_makes_is_what_it_said_and_is_read_back(family, llama, tmp
         decoded=True,
         device="cpu",
     )
-    assert form.needs is calibration_needs(form.variants, shaping(settings))
+    assert form.needs is calibration_needs(variants, shaping(settings))
     seen = statistics(llama) if form.needs is not Needs.NOTHING else {}
     decoded: dict[str, dict[str, torch.Tensor]] = {name: {} for name in MADE[family]}
     for part in part_layout(facts):

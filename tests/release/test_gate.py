@@ -29,7 +29,7 @@ def judged(one: VariantRecord, limits: GateSettings = LIMITS, **options: object)
     return gate(made, limits, **options).variants[0]  # type: ignore[arg-type]
 
 
-def scored(name: str, **numbers: float) -> VariantRecord:
+def scored(name: str, **numbers: Any) -> VariantRecord:
     plain = variant(name)
     assert plain.score is not None
     kld = replace(plain.score.kld, mean=numbers.pop("kld", plain.score.kld.mean))
