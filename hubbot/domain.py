@@ -38,6 +38,7 @@ class Job:
     model: str  # Hub id
     revision: str  # full commit sha
     update: Literal["replace", "revision"] = "replace"  # over the published files, or beside them as a revision
+    variants: str | None = None  # comma list that somebody asked for; None: those of the settings
 
 
 # --- variants: the names of what is made -----------------------------------------------------------

@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from hubbot import errors
-from hubbot.bot.ledger import jobs, mirror
+from hubbot.bot.ledger import jobs
 from hubbot.bot.ledger.jobs import Claim
 from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.stop import Stop, Stopped
-from hubbot.bot.worker import Between, Tally, Terms, Yanked, dropped, failed, finished, job_of, requeued
+from hubbot.bot.worker import Between, Tally, Terms, Unwanted, dropped, failed, finished, job_of, requeued
 from hubbot.confine.walls import hide_memory
 from hubbot.domain import Job, Record
 from hubbot.errors import HubbotError, LedgerFailed, TokenRefused, ToolMissing
@@ -145,18 +145,18 @@ class Cluster:
                 continue
             tally += settle(ledger, claim, outcome, time.monotonic() - started, terms)
             del self._running[reference]
-        return tally + self._drop_yanked(ledger, terms)
+        return tally + self._drop_unwanted(ledger, terms)
 
-    def _drop_yanked(self, ledger: Ledger, terms: Terms) -> Tally:
-        """End the tasks of models that were taken back meanwhile: their nodes cannot see the state file."""
+    def _drop_unwanted(self, ledger: Ledger, terms: Terms) -> Tally:
+        """End the tasks of jobs that nobody wants any more: their nodes cannot see the state file."""
         import ray
 
         tally = Tally()
         for reference, (claim, started) in list(self._running.items()):
-            if reason := mirror.yanked(ledger, claim.row.model):
+            if reason := jobs.unwanted(ledger, claim):
                 ray.cancel(reference, force=True)
                 del self._running[reference]
-                error = Yanked(f"{claim.row.model} was taken back while its job ran ({reason}).")
+                error = Unwanted(f"{claim.row.model} was {reason} while its job ran.")
                 tally += dropped(ledger, claim, error, time.monotonic() - started, terms)
         return tally
 

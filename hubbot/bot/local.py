@@ -32,6 +32,13 @@ def publish_of(job: Job, settings: Settings) -> PublishSettings:
     return settings.publish.model_copy(update={"revision": beside})
 
 
+def settings_of(job: Job, settings: Settings) -> Settings:
+    """The settings as one job has them."""
+    variants = job.variants or settings.variants
+    out = folder_of(settings, job.model)
+    return settings.model_copy(update={"revision": job.revision, "out": out, "variants": variants})
+
+
 def run_job(job: Job, commits: RateLimit, *, settings: Settings, hub: Hub) -> Record:
     """Fetch, make, judge and publish a model. Once it is published its large files are removed.
 
@@ -40,7 +47,7 @@ def run_job(job: Job, commits: RateLimit, *, settings: Settings, hub: Hub) -> Re
     from hubbot.job import pipeline  # not above: torch comes with it, which a watch without --run needs not
 
     out = folder_of(settings, job.model)
-    own = settings.model_copy(update={"revision": job.revision, "out": out, "publish": publish_of(job, settings)})
+    own = settings_of(job, settings).model_copy(update={"publish": publish_of(job, settings)})
     command = f"hubbot run {job.model} --revision {job.revision}"
     within = replace(hub, commits=commits)
     record = pipeline.run(pipeline.Run(model=job.model, settings=own, hub=within, command=command)).record
@@ -88,7 +95,6 @@ def planned_resources(job: Job, settings: Settings, hub: Hub, *, gpu: bool) -> d
     from hubbot.job import pipeline
 
     device = settings.device if settings.device != "auto" else "cuda" if gpu else "cpu"
-    out = folder_of(settings, job.model)
-    own = settings.model_copy(update={"revision": job.revision, "out": out, "device": device})
+    own = settings_of(job, settings).model_copy(update={"device": device})
     run = pipeline.Run(model=job.model, settings=own, hub=hub)
     return asdict(pipeline.plan(run, elsewhere=True).need)

@@ -18,6 +18,8 @@ LARGEST = 256  # jobs that GitHub takes in one matrix; the others are handed ove
 def handing_over(ledger: Ledger, worker: str, *, limit: int = LARGEST) -> Iterator[dict[str, list[dict[str, str]]]]:
     """The due jobs as `{"include": [{"model", "revision"}, ...]}`, to be written out within the block.
 
+    One that was asked for has its `variants` besides.
+
     They count as handed over when the block has ended, and wait again where it failed. From then on they are
     GitHub's: a run that fails is run again there, and `hubbot retry MODEL` hands a model over once more. A new
     commit, other settings or another version make a new job.
@@ -27,10 +29,15 @@ def handing_over(ledger: Ledger, worker: str, *, limit: int = LARGEST) -> Iterat
     try:
         while len(taken) < limit and (claim := jobs.claim(ledger, worker)):
             taken.append(claim)
-        yield {"include": [{"model": claim.row.model, "revision": claim.row.revision} for claim in taken]}
+        yield {"include": [_entry(claim) for claim in taken]}
     except BaseException:
         for claim in taken:
             jobs.requeue(ledger, claim, seconds=0.0)
         raise
     for claim in taken:
         jobs.finish(ledger, claim, seconds=0.0)
+
+
+def _entry(claim: Claim) -> dict[str, str]:
+    row = claim.row
+    return {"model": row.model, "revision": row.revision} | ({"variants": row.variants} if row.variants else {})

@@ -147,11 +147,16 @@ def judge_now(reader: Reader, ledger: Ledger, settings: Settings, model: str, *,
     return judge_seen(reader, ledger, settings, seen, version=version) if seen else None
 
 
-def judge_seen(reader: Reader, ledger: Ledger, settings: Settings, seen: Candidate, *, version: str) -> Verdict:
-    """The verdict on a model that was just read, whether it is watched or not. Raises HubFailed."""
+def judge_seen(
+    reader: Reader, ledger: Ledger, settings: Settings, seen: Candidate, *, version: str, asked: str | None = None
+) -> Verdict:
+    """The verdict on a model that was just read, whether it is watched or not. Raises HubFailed.
+
+    asked: the variants of a request, which then are the settings' too.
+    """
     look_at_releases(reader, ledger, settings)
-    policy = policy_of(settings, ours=mirror.our_repos(ledger), version=version)
-    return decide(reader, ledger, seen, know(ledger, seen), policy)
+    policy = replace(policy_of(settings, ours=mirror.our_repos(ledger), version=version), asked=asked)
+    return replace(decide(reader, ledger, seen, know(ledger, seen), policy), variants=asked)
 
 
 def know(ledger: Ledger, seen: Candidate) -> Known:

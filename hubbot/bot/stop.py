@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ class Stop:
 
     asked: bool = False
     _may_break: bool = False
+    _ending: BaseException | None = None
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
@@ -36,6 +38,18 @@ class Stop:
         with self.breakable():
             time.sleep(max(0.0, seconds))
 
+    def end_step(self, error: BaseException) -> None:
+        """From another thread: break off the step that runs now, if it may be, by raising an error in it."""
+        if signal.getsignal(signal.SIGUSR1) == self._on_end:  # else it would end the process
+            self._ending = error
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def _on_end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- signal's own signature
+        error, self._ending = self._ending, None
+        if error and self._may_break:
+            self._may_break = False
+            raise error
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- signal's own signature
         self.asked = True
         if self._may_break:
@@ -45,9 +59,10 @@ class Stop:
 
 @contextmanager
 def on_signals() -> Iterator[Stop]:
-    """A Stop that SIGTERM and SIGINT set; the handlers before come back afterwards."""
+    """A Stop that SIGTERM and SIGINT set, and SIGUSR1 for `end_step`; the handlers before come back afterwards."""
     stop = Stop()
-    before = {number: signal.signal(number, stop._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {signal.SIGTERM: stop._on_signal, signal.SIGINT: stop._on_signal, signal.SIGUSR1: stop._on_end}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield stop
     finally:

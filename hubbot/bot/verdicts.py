@@ -25,6 +25,7 @@ class Verdict:
     reason: str
     update: str = "replace"
     cost: int | None = None  # bytes to download and to make, about
+    variants: str | None = None  # comma list that a request comes to; None: those of hubbot.toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ class Policy:
     vram: int | None = None
     folders: float = 0.0  # bits per weight of the largest variant that its load check takes into memory whole
     allow_unlicensed: bool = False
+    asked: str | None = None  # variants of a request; None: those of hubbot.toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,8 @@ def _in_queue(seen: Candidate, known: Known, policy: Policy) -> Says | None:
             return Says(Action.WAIT, f"failed {_times(job.failures)}, next try {_at(job.due)}: {job.error}", "backoff")
         case JobState.QUEUED:
             return Says(Action.WAIT, "waits for a worker", "queued")
+        case _ if job.variants != policy.asked:  # it came to nothing that is asked for now
+            return None
         case JobState.PARKED:
             again = f"hubbot retry {seen.id} tries again"
             return Says(Action.WAIT, f"failed {_times(job.failures)}; {again}: {job.error}", "parked")

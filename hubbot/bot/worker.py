@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
-from hubbot.bot.ledger import jobs, mirror
+from hubbot.bot.ledger import jobs
 from hubbot.bot.ledger.jobs import DELAYS, Claim
-from hubbot.bot.ledger.store import Ledger
+from hubbot.bot.ledger.store import Ledger, open_ledger
 from hubbot.bot.stop import Stop, Stopped
 from hubbot.domain import Job, Record
 from hubbot.errors import (
@@ -32,6 +33,8 @@ from hubbot.hub.read.download import Mismatch
 from hubbot.log import say
 from hubbot.log.redact import redact
 
+LOOK = 5.0  # seconds between looks at whether a job that runs is still wanted
+
 RunJob: TypeAlias = Callable[[Job, RateLimit], Record]
 """Does a job from fetch to publish within a limit of commits, idempotently. Raises HubbotError."""
 
@@ -43,8 +46,8 @@ _LASTING = (SourceRefused, Unsupported, VariantsRefused, BadSettings, BadRecord)
 _MAY_PASS = (SourceNotFound, Mismatch)  # hidden for an hour, spoilt on the way
 
 
-class Yanked(HubbotError):
-    """The model was taken back (`hubbot yank`) while its job ran."""
+class Unwanted(HubbotError):
+    """The job was cancelled, or its model taken back (`hubbot yank`), while it ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +122,12 @@ def work_on(ledger: Ledger, claim: Claim, run: RunJob, stop: Stop, terms: Terms)
     """Run one claimed job and write down how it ended."""
     started = time.monotonic()
     try:
-        with stop.breakable():
+        with stop.breakable(), ended_when_unwanted(ledger, claim, stop):
             run(job_of(claim), commits_of(ledger, claim, terms))
     except Stopped:
         requeued(ledger, claim, time.monotonic() - started, terms)
         raise
-    except Yanked as error:
+    except Unwanted as error:
         return dropped(ledger, claim, error, time.monotonic() - started, terms)
     except TokenRefused as error:
         if terms.token_works():
@@ -136,9 +139,33 @@ def work_on(ledger: Ledger, claim: Claim, run: RunJob, stop: Stop, terms: Terms)
     return finished(ledger, claim, time.monotonic() - started, terms)
 
 
+@contextmanager
+def ended_when_unwanted(ledger: Ledger, claim: Claim, stop: Stop) -> Iterator[None]:
+    """Break off what runs inside with Unwanted as soon as the state file says that nobody wants it any more.
+
+    Whoever says so is another process: this one has its hands full.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK):
+            with suppress(LedgerFailed), open_ledger(ledger.path, check=False) as own:
+                if reason := jobs.unwanted(own, claim):
+                    stop.end_step(Unwanted(f"{claim.row.model} was {reason} while its job ran."))
+                    return
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
 def job_of(claim: Claim) -> Job:
     update: Literal["replace", "revision"] = "revision" if claim.row.update == "revision" else "replace"
-    return Job(model=claim.row.model, revision=claim.row.revision, update=update)
+    return Job(model=claim.row.model, revision=claim.row.revision, update=update, variants=claim.row.variants)
 
 
 def commits_of(ledger: Ledger, claim: Claim, terms: Terms) -> RateLimit:
@@ -146,8 +173,8 @@ def commits_of(ledger: Ledger, claim: Claim, terms: Terms) -> RateLimit:
     model = claim.row.model
 
     def allowed() -> None:
-        if reason := mirror.yanked(ledger, model):
-            raise Yanked(f"{model} was taken back while its job ran ({reason}); nothing more of it is published.")
+        if reason := jobs.unwanted(ledger, claim):
+            raise Unwanted(f"{model} was {reason} while its job ran; nothing more of it is published.")
         if not terms.endings.unwritten:  # else the state file does not know of all
             commits.spent = jobs.commit_times(ledger)
 
@@ -183,7 +210,7 @@ def requeued(ledger: Ledger, claim: Claim, seconds: float, terms: Terms) -> None
     terms.endings.write(ledger, partial(jobs.requeue, claim=claim, seconds=seconds))
 
 
-def dropped(ledger: Ledger, claim: Claim, error: Yanked, seconds: float, terms: Terms) -> Tally:
+def dropped(ledger: Ledger, claim: Claim, error: Unwanted, seconds: float, terms: Terms) -> Tally:
     terms.endings.write(ledger, partial(jobs.drop, claim=claim, seconds=seconds))
     say(str(error))
     return Tally(dropped=1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubbot.bot.ledger import mirror
 from hubbot.bot.ledger.alive import lives
 from hubbot.bot.ledger.rows import JobRow, JobState
 from hubbot.bot.ledger.store import Ledger, sound
@@ -20,7 +21,8 @@ _MOST_COMMITS = 1000  # of one publication; the Hub takes 128 an hour
 LONGEST_ERROR = 4000  # characters kept of an error's text
 
 _COLUMNS = (
-    "id, model, revision, update_mode, cause, settings, version, state, failures, due, worker, created, changed, error"
+    "id, model, revision, update_mode, cause, settings, version, state, failures, due, worker, created, changed, error, "
+    "variants"
 )
 
 
@@ -45,9 +47,9 @@ def enqueue_all(ledger: Ledger, verdicts: Sequence[Verdict], *, settings: str, v
 
 
 def _enqueue(db: sqlite3.Connection, verdict: Verdict, settings: str, version: str, now: float) -> int | None:
-    wanted = (verdict.revision, verdict.update, settings, version)
+    wanted = (verdict.revision, verdict.update, settings, version, verdict.variants)
     for row in db.execute(
-        "SELECT revision, update_mode, settings, version FROM jobs WHERE model = ? AND state IN ('queued', 'running')",
+        "SELECT revision, update_mode, settings, version, variants FROM jobs WHERE model = ? AND state IN ('queued', 'running')",
         (verdict.model,),
     ).fetchall():
         if tuple(row) == wanted:
@@ -57,8 +59,8 @@ def _enqueue(db: sqlite3.Connection, verdict: Verdict, settings: str, version: s
         (now, verdict.model),
     )
     return db.execute(
-        "INSERT INTO jobs (model, revision, update_mode, settings, version, cause, state, due, created, changed) "
-        "VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
+        "INSERT INTO jobs (model, revision, update_mode, settings, version, variants, cause, state, due, created, changed) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
         (verdict.model, *wanted, verdict.rule, now, now, now),
     ).lastrowid
 
@@ -160,6 +162,27 @@ def retry(ledger: Ledger, model: str) -> int:
         ).rowcount
 
 
+def cancel(ledger: Ledger, model: str, *, by: str) -> bool:
+    """Drop what waits of a model, and have the worker of what runs end it. Returns whether anything runs."""
+    now = ledger.now()
+    with ledger.transaction() as db:
+        db.execute(
+            "UPDATE jobs SET state = 'dropped', changed = ? WHERE model = ? AND state IN ('queued', 'parked')",
+            (now, model),
+        )
+        told = db.execute("UPDATE jobs SET cancelled = ? WHERE model = ? AND state = 'running'", (by, model))
+        return told.rowcount == 1
+
+
+def unwanted(ledger: Ledger, claim: Claim) -> str | None:
+    """Why a job that runs is not wanted any more: cancelled, or its model yanked here or elsewhere; None where it is."""
+    found = ledger.read("SELECT cancelled FROM jobs WHERE id = ? AND cancelled IS NOT NULL", claim.job)
+    if found:
+        return f"cancelled by {found[0]['cancelled']}"
+    reason = mirror.yanked(ledger, claim.row.model)
+    return f"taken back ({reason})" if reason else None
+
+
 def last_job(ledger: Ledger, model: str) -> JobRow | None:
     """The model's newest job that was not dropped."""
     rows = ledger.read(
@@ -255,7 +278,7 @@ def _end(
 def _leave(db: sqlite3.Connection, claim: Claim, change: str, values: tuple[object, ...], now: float) -> bool:
     """Change a job that is still this worker's, and let go of it."""
     changed = db.execute(
-        f"UPDATE jobs SET {change}, worker = NULL, changed = ? WHERE id = ? AND worker IS ? AND state = 'running'",  # noqa: S608
+        f"UPDATE jobs SET {change}, worker = NULL, cancelled = NULL, changed = ? WHERE id = ? AND worker IS ? AND state = 'running'",  # noqa: S608
         (*values, now, claim.job, claim.worker),
     )
     return changed.rowcount == 1
@@ -279,9 +302,12 @@ def _back_off(
 
 
 def _waiting(db: sqlite3.Connection, claim: Claim) -> str:
-    """`queued`, or `dropped` where a job for a newer revision of the model already waits."""
-    newer = db.execute("SELECT 1 FROM jobs WHERE model = ? AND state = 'queued'", (claim.row.model,)).fetchone()
-    return "dropped" if newer else "queued"
+    """`queued`, or `dropped` where it was cancelled, or a job for a newer revision of the model already waits."""
+    over = db.execute(
+        "SELECT 1 FROM jobs WHERE (model = ? AND state = 'queued') OR (id = ? AND cancelled IS NOT NULL)",
+        (claim.row.model, claim.job),
+    ).fetchone()
+    return "dropped" if over else "queued"
 
 
 def _job(path: Path, row: sqlite3.Row) -> JobRow:

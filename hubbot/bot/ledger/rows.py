@@ -32,3 +32,4 @@ class JobRow:
     created: float
     changed: float
     error: str | None
+    variants: str | None = None  # comma list that a request asked for; None: those of hubbot.toml

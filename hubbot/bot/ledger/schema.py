@@ -112,4 +112,8 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE events ADD COLUMN taker TEXT NOT NULL DEFAULT 'queue'; -- who hands it on: queue | github | job
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN variants TEXT;  -- comma list that a request asked for; NULL: those of hubbot.toml
+    ALTER TABLE jobs ADD COLUMN cancelled TEXT; -- by whom, while it ran
+    """,
 )

@@ -79,6 +79,7 @@ def _plan(issue: Issue, asked: Request | Refused, site: Site, desk: Desk) -> Non
     state = State(
         asked=asked if isinstance(asked, Request) else None,
         revision=found.verdict.revision if found.verdict else None,
+        makes=found.verdict.variants if found.verdict else None,
         planned=site.github.time(),
         comment=comment,
         event=event,
@@ -157,4 +158,4 @@ def _cancelled(state: State, site: Site) -> str:
 def _start(state: State) -> Start | None:
     if state.asked is None or state.revision is None:
         return None
-    return Start(model=state.asked.model, revision=state.revision, variants=state.asked.variants or "")
+    return Start(model=state.asked.model, revision=state.revision, variants=state.makes or "")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from hubbot.bot.ledger import jobs, mirror
 from hubbot.bot.ledger.rows import JobState
+from hubbot.bot.ledger.store import Ledger
 from hubbot.bot.request.answer import Answer, Desk, answer, published_links
 from hubbot.bot.request.parse import Approve, Cancel, Choose, Refused, Request, Retry, read_command, read_request
 from hubbot.bot.round import settings_digest
@@ -35,7 +36,6 @@ _MARK = re.compile(
 )
 _ID = re.compile(r"[0-9a-zA-Z_-]{1,64}")  # of a comment, as a mark holds it
 _HOW = "A member of the organisation with write access starts this with a comment `/approve`."
-_CHOICE = "The variants are those of this bot's hubbot.toml here; leave the field empty, or ask for some of these:"
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def _attended(thread: Thread, it: _Round) -> dict[str, str]:
 
 def _attend(thread: Thread, it: _Round) -> None:
     """The next comment that a discussion wants, if any; what is left is done by the next round."""
-    asked = _asked(thread, it.desk)
+    asked = _asked(thread, it)
     key = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
     answers = [(place, marks["answer"]) for place, marks in _own(thread, it.me) if "answer" in marks]
     if not answers or answers[-1][1][0] != key:
@@ -109,16 +109,17 @@ def _attend(thread: Thread, it: _Round) -> None:
     _tell(thread, place, asked, revision, it)
 
 
-def _asked(thread: Thread, desk: Desk) -> Request | Refused:
-    """What the discussion asks for; of variants only those that this bot makes, all of which it makes."""
+def _asked(thread: Thread, it: _Round) -> Request | Refused:
+    """What the discussion asks for, with the variants that who asks, or somebody with write access, has chosen since."""
     first = thread.said[0] if thread.said and thread.said[0].author == thread.author else None
     asked = read_request(first.text if first else "", title=thread.title)
-    if isinstance(asked, Refused) or asked.variants is None:
-        return asked
-    made = [variant.name for variant in parse_variants(desk.settings.variants)]
-    if all(variant.name in made for variant in parse_variants(asked.variants)):
-        return replace(asked, variants=None)
-    return Refused(reason=f"{_CHOICE} {', '.join(made)}.")
+    for one in thread.said[1:]:
+        command = read_command(one.text)
+        if not isinstance(command, Choose) or isinstance(asked, Refused):
+            continue
+        if one.author not in ("", it.me) and (one.author == thread.author or it.may_order(one.author)):
+            asked = replace(asked, variants=command.variants)
+    return asked
 
 
 def _own(thread: Thread, me: str) -> Iterator[tuple[int, dict[str, tuple[str, str]]]]:
@@ -149,11 +150,11 @@ def _heed(thread: Thread, one: Said, asked: Request, key: str, revision: str, it
         case Refused():
             it.say(thread, inline(command.reason, limit=700), mark)
         case Choose():
-            made = ", ".join(variant.name for variant in parse_variants(it.desk.settings.variants))
-            it.say(thread, inline(f"{_CHOICE} {made}.", limit=700), mark)
+            pass  # it is in what is asked for
         case Cancel():
-            mirror.drop_waiting(it.desk.ledger, [asked.model])
-            it.say(thread, f"{code(asked.model)} does not wait any more; what runs already is finished.", mark)
+            running = jobs.cancel(it.desk.ledger, asked.model, by=one.author)
+            told = "is being stopped; nothing more of it is published" if running else "does not wait any more"
+            it.say(thread, f"{code(asked.model)} {told}. `/retry` queues it again.", mark, "told cancelled -")
         case Approve() | Retry():
             _queue(thread, asked, key, revision, it, mark, again=isinstance(command, Retry))
 
@@ -161,7 +162,7 @@ def _heed(thread: Thread, one: Said, asked: Request, key: str, revision: str, it
 def _queue(thread: Thread, asked: Request, key: str, revision: str, it: _Round, mark: str, *, again: bool) -> None:
     """Queue what the plan says, by the rules as they stand now; a model that has moved on is planned anew."""
     ledger, settings = it.desk.ledger, it.desk.settings
-    if again and jobs.retry(ledger, asked.model):
+    if again and _retried(asked, ledger):
         it.say(thread, f"{code(asked.model)} is queued once more.", mark, f"told queued {revision}")
         return
     found = answer(asked, it.desk)
@@ -175,6 +176,14 @@ def _queue(thread: Thread, asked: Request, key: str, revision: str, it: _Round, 
         it.say(thread, f"{code(asked.model)} at {code(revision[:8])} is queued.", mark, f"told queued {revision}")
 
 
+def _retried(asked: Request, ledger: Ledger) -> bool:
+    """Whether the model's last job was one of this request, and waits again."""
+    job = jobs.last_job(ledger, asked.model)
+    if job is None or (job.variants is None) != (asked.variants is None):
+        return False
+    return f"{job.variants},".startswith(f"{asked.variants},") and jobs.retry(ledger, asked.model) == 1
+
+
 def _moved(thread: Thread, found: Answer, key: str, it: _Round, mark: str) -> None:
     assert found.verdict is not None  # noqa: S101
     text = f"The model has changed since it was planned. {_HOW}\n\n{found.text}"
@@ -184,9 +193,9 @@ def _moved(thread: Thread, found: Answer, key: str, it: _Round, mark: str) -> No
 def _tell(thread: Thread, place: int, asked: Request, revision: str, it: _Round) -> None:
     """What became of a job that was queued here; said once."""
     told = [marks["told"][0] for where, marks in _own(thread, it.me) if where > place and "told" in marks]
-    if not told or told[-1] != "queued":
-        return
     job = jobs.last_job(it.desk.ledger, asked.model)
+    if not told or told[-1] != "queued" or (job and job.state in (JobState.QUEUED, JobState.RUNNING)):
+        return
     there = [one for one in mirror.releases(it.desk.ledger, asked.model) if one.revision == revision]
     if there:
         text = f"Published: {published_links(asked.model, it.desk)}{_picture(there, it.desk.reader)}"
@@ -199,7 +208,7 @@ def _tell(thread: Thread, place: int, asked: Request, revision: str, it: _Round)
         )
     elif job and job.state is JobState.DONE:
         settings, hub = it.desk.settings, it.desk.reader.hub
-        repos = target_repos(asked.model, parse_variants(settings.variants), settings.publish)
+        repos = target_repos(asked.model, parse_variants(asked.variants or settings.variants), settings.publish)
         links = ", ".join(f"[{inline(repo)}]({hub.endpoint}/{repo}/discussions)" for repo in repos)
         it.say(thread, f"This bot is done with it; what waits for a review is at {links}.", f"told done {revision}")
 

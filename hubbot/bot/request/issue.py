@@ -31,6 +31,7 @@ class State:
 
     asked: Request | None  # what was planned; None: nothing that could be understood
     revision: str | None = None  # the commit that an approval starts; None: there is nothing to approve
+    makes: str | None = None  # the variants that it starts, with those that their repos hold; None: hubbot.toml's
     planned: str = (
         ""  # GitHub's time just before the plan could be seen; what was said earlier was said of another plan
     )
@@ -156,7 +157,7 @@ def _marked(state: State) -> str:
     values = {
         "model": asked and asked.model,
         "variants": asked and asked.variants,
-        **{name: getattr(state, name) for name in ("revision", "planned", "comment", "event", "run", "over")},
+        **{name: getattr(state, name) for name in ("revision", "makes", "planned", "comment", "event", "run", "over")},
     }
     return f"<!-- hubbot:request {json.dumps(values)} -->\n"
 
@@ -176,6 +177,7 @@ def _state(text: str) -> State | None:
         return State(
             asked=asked or None,
             revision=told["revision"],
+            makes=told["makes"],
             planned=str(told["planned"]),
             comment=int(told["comment"]),
             event=int(told["event"]),

@@ -31,6 +31,7 @@ from tests.hub.server import Hub
 def planned(run: Run) -> Plan:
     """A plan as the survey would make it, of a variant for each name that is asked for."""
     names = run.settings.variants.replace("fit-8GB", "Q4_K_M").replace("fit-16GB", "Q8_0").split(",")
+    names = list(dict.fromkeys(names))
     variants = tuple(
         PlannedVariant(name=name, family=Family.GGUF, file_bytes=10**9, weight_bytes=10**9, bits_per_weight=8.5)
         for name in names
@@ -259,6 +260,18 @@ def test_what_is_published_is_answered_with_its_link(counter, hub, sha):
     assert "nothing to approve" in counter.shown(number)
 
 
+def test_what_the_same_repo_holds_is_made_again_with_what_is_asked_for(counter, hub, sha):
+    """A release takes away what it does not hold itself; the GPTQ repo is none of this one's business."""
+    from hubbot.domain import Job
+    from hubbot.hub.rate_limit import RateLimit
+
+    cheap_run(Job(model="maker/one", revision=sha), RateLimit(), settings=counter.desk.settings, hub=counter.desk.reader.hub)  # fmt: skip
+    number = request(counter, form("maker/one", "Q4_K_M"))
+    assert "`Q8_0` of the same repo are made again with it" in counter.shown(number)
+    counter.github.say(number, "/approve", who="maintainer")
+    assert counter.look(number) == Start(model="maker/one", revision=sha, variants="Q4_K_M,Q8_0")
+
+
 def test_what_fits_a_memory_is_planned_and_judged_by_the_type_that_the_plan_has_chosen(counter, hub, sha):
     from hubbot.domain import Job
     from hubbot.hub.rate_limit import RateLimit
@@ -271,7 +284,7 @@ def test_what_fits_a_memory_is_planned_and_judged_by_the_type_that_the_plan_has_
     assert "not published yet: Q4" in counter.shown(number).replace("\\", "")
     assert "| `Q4_K_M` |" in counter.shown(number)
     counter.github.say(number, "/approve", who="maintainer")
-    assert counter.look(number) == Start(model="maker/one", revision=sha, variants="fit-8GB")
+    assert counter.look(number) == Start(model="maker/one", revision=sha, variants="fit-8GB,Q8_0")
 
 
 @pytest.mark.parametrize(

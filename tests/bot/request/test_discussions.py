@@ -20,7 +20,7 @@ from hubbot.bot.request.answer import Desk
 from hubbot.bot.request.discussions import answer_discussions
 from hubbot.bot.round import look_at_releases
 from hubbot.bot.stop import Stop
-from hubbot.bot.worker import Terms, work
+from hubbot.bot.worker import Tally, Terms, work
 from hubbot.cards.card import PICTURE
 from hubbot.errors import TokenRefused
 from hubbot.hub.read.reader import Reader
@@ -213,11 +213,57 @@ def test_cancel_drops_what_waits(place):
     assert place.queued() == []
 
 
+def test_who_asks_chooses_variants_and_the_job_makes_those_alone(place):
+    place.hub.model("maker/one", files_of_a_model(1))
+    num = place.open(form("maker/one"))
+    place.look()
+    place.say(num, "/variants Q4_K_M", "nobody")
+    place.say(num, "/variants gptq-4bit-128g", "asker")
+    for _ in range(2):
+        place.look()
+    assert len(place.answers(num)) == 2
+    assert "| `gptq-4bit-128g` |" in place.answers(num)[-1]
+    assert "Q8_0" not in place.answers(num)[-1]
+    place.say(num, "/approve", "writer")
+    place.look()
+    with worker(place.desk.ledger.path) as name:
+        run = partial(cheap_run, settings=place.desk.settings, hub=place.desk.reader.hub)
+        assert work(place.desk.ledger, run, Stop(), Terms(worker=name)).done == 1
+    assert {name for _, name in place.hub.store.repos} == {REPO, "maker/one", "ours/one-GPTQ"}
+    look_at_releases(place.desk.reader, place.desk.ledger, place.desk.settings)
+    place.look()
+    assert "Published: [ours/one-GPTQ]" in place.answers(num)[-1]
+    rest = place.open(form("maker/one"))
+    place.look()
+    assert "not published yet: Q8" in place.answers(rest)[-1].replace("\\", ""), "the others were never made"
+
+
+def test_cancel_ends_the_job_that_runs(place):
+    place.hub.model("maker/one", files_of_a_model(1))
+    num = place.open(form("maker/one"))
+    place.look()
+    place.say(num, "/approve", "writer")
+    place.look()
+    place.say(num, "/cancel", "writer")
+
+    def run(job, commits):
+        place.look()  # as the bot beside this one does
+        return cheap_run(job, commits, settings=place.desk.settings, hub=place.desk.reader.hub)
+
+    with worker(place.desk.ledger.path) as name:
+        assert work(place.desk.ledger, run, Stop(), Terms(worker=name)) == Tally(dropped=1)
+    assert "is being stopped" in place.answers(num)[-1]
+    assert {name for _, name in place.hub.store.repos} == {REPO, "maker/one"}
+    place.say(num, "/retry", "writer")
+    place.look()
+    assert place.queued() == ["maker/one"]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         (form("maker/nothing"), "shows no model"),
-        (form("maker/one", "Q2_K"), "those of this bot"),
+        (form("maker/one", "whatever fits"), "such as fit 8 GB"),
         (form("@everyone/x"), "is no model of the Hub"),
         ("x" * 100_000, "is not read"),
     ],
