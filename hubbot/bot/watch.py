@@ -37,6 +37,7 @@ _QUANTIZED_TAGS = frozenset(
     "gguf gptq awq exl2 exl3 bitsandbytes compressed-tensors hqq aqlm quanto eetq torchao fp8 nvfp4 mxfp4 modelopt "
     "mlx 2-bit 3-bit 4-bit 5-bit 6-bit 8-bit".split()
 )
+_RELEASED = {"fp8": {"fp8", "8-bit"}, "mxfp4": {"mxfp4", "8-bit"}}  # what authors release models in -> its tags
 _QUANTIZED_BASE = "base_model:quantized:"
 OUR_TAG = "hubbot"
 YANKED, PUBLISHED = "yanked", "published"  # the rules
@@ -157,11 +158,12 @@ def _derivative(seen: Candidate, known: Known, policy: Policy) -> Says | None:  
 
 
 def _quantized(seen: Candidate, known: Known, policy: Policy) -> Says | None:  # noqa: ARG001
-    if seen.quantization:
+    """By others; a model that its author has released in FP8 or MXFP4 is an original."""
+    if seen.quantization and seen.quantization not in _RELEASED:
         return _skip(f"its weights are {seen.quantization} (quantization_config)")
     if seen.relation == "quantized" or any(tag.startswith(_QUANTIZED_BASE) for tag in seen.tags):
         return _skip("its card says it is a quantized model (base_model_relation)")
-    tags = sorted(_QUANTIZED_TAGS.intersection(seen.tags))
+    tags = sorted(_QUANTIZED_TAGS.intersection(seen.tags) - _RELEASED.get(seen.quantization or "", set()))
     return _skip(f"tagged {', '.join(tags)}") if tags else None
 
 

@@ -97,7 +97,9 @@ def test_a_plain_new_model_runs():
         ("quantized", {"tags": ("safetensors", "gguf")}, None),
         ("quantized", {"tags": ("safetensors", "base_model:quantized:maker/base")}, None),
         ("quantized", {"relation": "quantized"}, None),
-        ("quantized", {"quantization": "fp8"}, None),
+        ("quantized", {"quantization": "gptq"}, None),
+        ("quantized", {"quantization": "fp8", "relation": "quantized"}, None),
+        ("quantized", {"quantization": "fp8", "tags": ("safetensors", "fp8", "nvfp4")}, None),
         ("adapter", {"library": "peft"}, None),
         ("adapter", {"relation": "adapter"}, None),
         ("no-safetensors", {"tags": ("pytorch",), "parameters": None}, None),
@@ -121,6 +123,12 @@ def test_a_rule_leaves_the_model_alone_and_says_its_name(rule, changes, watch):
     assert (verdict.action, verdict.rule) == (Action.SKIP, rule)
     assert verdict.reason
     assert verdict.cost is None
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_a_model_that_its_author_released_quantized_is_an_original(method):
+    verdict = judge(seen(quantization=method, tags=("safetensors", method, "8-bit")), Known(), policy())
+    assert verdict.action is Action.RUN
 
 
 def test_a_quantizers_name_alone_decides_nothing():
