@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hubbot import __version__, log
 from hubbot.bot.cli import app as bot
+from hubbot.bot.verdicts import Action, Verdict
 from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
 from hubbot.confine.walls import hide_memory
@@ -87,11 +88,10 @@ def run(
     killed run stopped, and does nothing where all is done.
     """
     if from_webhook:
-        told = _told(model, flags["revision"])
+        told = _told(model, flags["revision"], load_settings(config, flags))
         if told is None:
-            log.say("The webhook tells of nothing that makes a model new: another branch, a pull request, no model.")
             return
-        model, flags = told[0], {**flags, "revision": told[1]}
+        model, flags = told.model, {**flags, "revision": told.revision}
     if model is None:
         raise BadSettings(
             "Which model? Name it as org/name or as a local folder; `hubbot run --help` shows the options."
@@ -299,14 +299,26 @@ def _run(model: str, settings: Settings, call: Call) -> None:
         raise VariantsRefused(msg)
 
 
-def _told(model: str | None, revision: str | None) -> tuple[str, str] | None:
-    """Model and commit that a webhook told of; None: nothing to do."""
+def _told(model: str | None, revision: str | None, settings: Settings) -> Verdict | None:
+    """What a webhook told of, as the rules of the watch judge it now; None: it is not made, and it was said why."""
+    from hubbot.bot.ledger.store import open_ledger
+    from hubbot.bot.round import judge_now
     from hubbot.bot.webhook import from_job
+    from hubbot.hub.read.reader import Reader
 
     if model or revision:
         raise BadSettings("--from-webhook takes model and revision from the webhook; leave them out.")
     events = from_job(PROCESS)
-    return (events[-1].model, events[-1].sha) if events else None
+    if not events:
+        log.say("The webhook tells of nothing that makes a model new: another branch, a pull request, no model.")
+        return None
+    with open_ledger(settings.watch.state) as ledger:
+        found = judge_now(Reader(hub_of_environment()), ledger, settings, events[-1].model, version=__version__)
+    if found is None or found.action is not Action.RUN:
+        why = f"{found.reason} (rule {found.rule})" if found else "the Hub shows it no more"
+        log.say(f"{events[-1].model} is not made: {why}.")
+        return None
+    return found
 
 
 def _say_where(out: Path) -> None:
