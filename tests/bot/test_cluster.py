@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -43,8 +44,8 @@ def task(job: Job, commits: RateLimit, folder: Path) -> Record:
     tries = len(list(folder.glob(f"{job.model.replace('/', '-')}.*")))
     (folder / f"{job.model.replace('/', '-')}.{tries}").touch()
     if "lost" in job.model and tries == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if "slow" in job.model:
+        (folder / "in the middle").write_text(str(os.getpid()))
+    if "slow" in job.model or ("lost" in job.model and tries == 0):
         time.sleep(120)
     if "unsupported" in job.model:
         raise Unsupported("no step knows this architecture")
@@ -65,6 +66,14 @@ def task(job: Job, commits: RateLimit, folder: Path) -> Record:
     )
 
 
+def _kill(said: Path) -> None:
+    """Kill the worker that says its number there, a second later: its file is there, its result is not."""
+    while not said.exists() or not said.read_text():
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(int(said.read_text()), signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
     folder = tmp_path_factory.mktemp("tries")
@@ -75,8 +84,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 @pytest.mark.slow
 @needs_ray
-def test_jobs_run_on_the_cluster_and_a_lost_workers_job_runs_again(cluster, tmp_path):
+def test_jobs_run_on_the_cluster_and_that_of_a_worker_killed_in_the_middle_runs_again(cluster, tmp_path):
     found, folder = cluster
+    Thread(target=_kill, args=(folder / "in the middle",), daemon=True).start()
     with open_ledger(tmp_path / "s") as ledger, worker(ledger.path) as me:
         for name in ("plain", "lost", "unsupported"):
             enqueue(ledger, run_verdict(f"a/{name}"), settings="s", version="1")
