@@ -195,7 +195,7 @@ def setup(
 ) -> None:
     """Build what pip cannot bring: the pinned llama.cpp and faster GGUF encoders. Once for each machine.
 
-    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes about 4 minutes on two cores; where it is
+    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes less than 10 minutes on two cores; where it is
     there already, nothing is done.
     """
     from hubbot import llamacpp

@@ -69,7 +69,7 @@ def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None
             shutil.rmtree(part, ignore_errors=True)
             place.rename(part)
         part.mkdir(exist_ok=True)
-        say(f"setup: building llama.cpp once, in {place} (about 4 minutes on two cores)")
+        say(f"setup: building llama.cpp once, in {place} (less than 10 minutes on two cores)")
         release = _fetch(part, path)
         _unpack(release, part)
         _compile(part, options, path)
