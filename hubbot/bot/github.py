@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from hubbot.errors import BadSettings, HubFailed
 __all__ = ["API", "Answered", "GitHub"]
 
 API = "https://api.github.com"
-TIMEOUT = 30.0  # seconds
+TIMEOUT = 30.0  # seconds without a byte
+LONGEST = 300.0  # seconds for an answer
 PAGE = 100  # entries of a list in one answer
 MOST_PAGES = 20
 LARGEST_ANSWER = 16 * 2**20  # bytes: a page of the longest comments that there can be
@@ -83,9 +85,7 @@ class GitHub:
         )
         try:
             with _OPENER.open(request, timeout=TIMEOUT) as answer:
-                text, date = answer.read(LARGEST_ANSWER + 1), answer.headers.get("Date", "")
-            if len(text) > LARGEST_ANSWER:
-                raise HubFailed(f"GitHub's answer at {path} has more than {LARGEST_ANSWER:,} bytes, which is no honest one.")  # fmt: skip
+                text, date = _read(answer, path), answer.headers.get("Date", "")
             return (json.loads(text) if text.strip() else None), date
         except urllib.error.HTTPError as error:
             error.close()
@@ -95,6 +95,20 @@ class GitHub:
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
             raise HubFailed(f"GitHub could not be reached at {self.url}: {why}.") from None
+
+
+def _read(answer: http.client.HTTPResponse, path: str) -> bytes:
+    """The whole answer. Raises HubFailed where it is too large, or comes too slowly to be waited for."""
+    text, until = bytearray(), time.monotonic() + LONGEST
+    while piece := answer.read1(2**16):
+        text += piece
+        if len(text) > LARGEST_ANSWER:
+            raise HubFailed(
+                f"GitHub's answer at {path} has more than {LARGEST_ANSWER:,} bytes, which is no honest one."
+            )
+        if time.monotonic() > until:
+            raise HubFailed(f"GitHub's answer at {path} took more than {LONGEST:.0f} s. Run it again later.")
+    return bytes(text)
 
 
 class Answered(HubFailed):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from hubbot.action.inputs import read_inputs
 from hubbot.action.work import hub_of
+from hubbot.bot import github
+from hubbot.bot.github import GitHub
 from hubbot.errors import HubFailed
+from hubbot.hub import keyless
 from hubbot.hub.client import Hub
+from hubbot.hub.hosted_jobs import start_hosted_job
 from hubbot.hub.keyless import keyless_token
+from hubbot.settings.watch import JobSettings
 
 
 class Both(BaseHTTPRequestHandler):
@@ -71,6 +77,57 @@ def test_a_job_without_the_permission_is_told_which_one_it_needs(hub, monkeypatc
     monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
     with pytest.raises(HubFailed, match="id-token: write"):
         keyless_token("me/name-GGUF", Hub(endpoint=hub))
+
+
+@pytest.mark.parametrize("where", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b'"hf_x"', b"{}", b'{"value": 5, "access_token": 5}', b'{"access_token": ""}']
+)
+def test_an_odd_answer_of_either_service_is_a_sentence(hub, monkeypatch, where, text):
+    def say(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    monkeypatch.setattr(Both, f"do_{where}", say)
+    with pytest.raises(HubFailed):
+        keyless_token("me/name-GGUF", Hub(endpoint=hub))
+
+
+def test_an_answer_that_trickles_is_not_waited_for(hub, monkeypatch):
+    def trickle(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        for _ in range(300):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    monkeypatch.setattr(Both, "do_GET", trickle)
+    monkeypatch.setattr(keyless, "SECONDS", 1.0)
+    monkeypatch.setattr(github, "LONGEST", 1.0)
+    with pytest.raises(HubFailed):
+        keyless_token("me/name-GGUF", Hub(endpoint=hub))
+    with pytest.raises(HubFailed, match="took more than 1 s"):
+        GitHub(repo="a/b", token="t", url=hub).ask("GET", "/issues/1")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b'{"id": {}}'])
+def test_an_odd_answer_about_a_job_is_a_sentence(hub, monkeypatch, text):
+    def say(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    monkeypatch.setattr(Both, "do_POST", say)
+    job = JobSettings(image="hubbot", namespace="me")
+    with pytest.raises(HubFailed):
+        start_hosted_job(["hubbot"], job, Hub(endpoint=hub, token="hf_x"), secrets={})
 
 
 def test_the_actions_input_names_the_repo_and_only_a_publication_asks_for_the_token(hub, monkeypatch, tmp_path):
