@@ -19,7 +19,7 @@ def scores_table(found: Measured) -> Table:
     perplexity = figures.perplexity(found.base.perplexity, found.base.stderr)
     title = f"{text.dataset}: {text.windows} windows of {text.length} tokens, base perplexity {perplexity}"
     table = Table(title=Text(title))
-    table.add_column("artefact")
+    table.add_column("artefact", no_wrap=True)  # a name is read whole; numbers break instead
     for heading in ("size", "perplexity", "change", "KL mean", "KL 99 %", "same top", "RMS Δp"):
         table.add_column(heading, justify="right")
     table.add_column("rather")

@@ -14,7 +14,7 @@ def asked(monkeypatch):
     """Models that llama.cpp was asked for; those in `deadly` end its process."""
     seen, deadly = [], set()
 
-    def answered(request):
+    def answered(_program, request):
         seen.append(request["model"].rpartition("/")[2])
         if seen[-1] in deadly:
             raise NoAnswer("ended with code -11", said="GGML_ASSERT(x) failed")
