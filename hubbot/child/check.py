@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -46,7 +46,7 @@ def check(question: CheckQuestion) -> CheckAnswer:
     """Load check, samples and speed of the question's variants."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    original = _Original(question.source, question.settings)
+    original = _Original(question.source, question.settings, question.work)
     checked = {}
     with log.progress("load check", len(question.variants), "variants") as advance:
         for variant in question.variants:
@@ -83,7 +83,7 @@ def _checked(variant: VariantRecord, question: CheckQuestion, original: _Origina
     variant = replace(variant, load_check=check, notes=(*variant.notes, *notes))
     if reading.check.loaded and any(is_vision(path.name) for path in paths):
         with _aside(question.work / "load-check.log"):
-            variant = replace(variant, images=original.gallery(question.work).show(paths))
+            variant = replace(variant, images=original.gallery.show(paths))
     if original.said and reading.check.loaded:
         found = samples.compare(original.tokenizer, original.said, reading.continuations)
         variant = replace(variant, samples=found)
@@ -136,8 +136,8 @@ class _Original:
     `prompts` is empty where no samples are wanted, `said` also where the model does not fit into memory.
     """
 
-    def __init__(self, source: Source, settings: Settings) -> None:
-        self._folder, self._device = Path(source.folder), settle_device(settings.device)
+    def __init__(self, source: Source, settings: Settings, work: Path) -> None:
+        self._folder, self._work, self._device = Path(source.folder), work, settle_device(settings.device)
         folder = self._folder
         self.tokenizer = load_tokenizer(folder)
         self.chat = read_chat(folder, self.tokenizer, _conversation(folder, self.tokenizer))
@@ -145,15 +145,20 @@ class _Original:
         self.said: list[list[int]] = []
         if not self.prompts:
             return
-        if _fits(read_facts(folder).decoded_bytes, self._device):
+        if self._fits_whole:
             self.said = samples.continue_base(folder, self.prompts, self.chat.tokens.ends, torch.device(self._device))
         else:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
 
-    @cache  # noqa: B019 - lives as long as the check
-    def gallery(self, work: Path) -> Gallery:
-        fits = _fits(read_facts(self._folder).decoded_bytes, self._device)
-        return Gallery(self._folder, work, self.tokenizer, self.chat.tokens.ends, fits=fits, device=self._device)
+    @cached_property
+    def _fits_whole(self) -> bool:
+        return _fits(read_facts(self._folder).decoded_bytes, self._device)
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """What the original makes of a test image; asked for where a variant sees."""
+        ends = self.chat.tokens.ends
+        return Gallery(self._folder, self._work, self.tokenizer, ends, fits=self._fits_whole, device=self._device)
 
     def compared(self, reading: Reading) -> tuple[LoadCheck, tuple[str, ...]]:
         """The check with what its runtime makes of a chat otherwise than the source; notes on what is let pass."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hubbot.domain import ImageCheck
 from hubbot.errors import HubbotError
 from hubbot.formats.gguf.check import ask_sight
-from hubbot.formats.gguf.naming import is_vision, vision_kind
+from hubbot.formats.gguf.naming import is_vision, text_file, vision_kind
 from hubbot.formats.gguf.runtime import compare
 from hubbot.formats.images import Layout, Sight, apart, draw_image, see_as_base
 from hubbot.model.config import read_values
@@ -53,9 +53,8 @@ class Gallery:
 
     def show(self, paths: Sequence[Path]) -> tuple[ImageCheck, ...]:
         """What comes of the image with each of a variant's files that see; nothing where it has none."""
-        model = next((path for path in sorted(paths) if path.suffix == ".gguf" and not is_vision(path.name)), None)
         seeing = [path for path in sorted(paths) if is_vision(path.name)]
-        return tuple(self._shown(model, vision) for vision in seeing) if model else ()
+        return tuple(self._shown(text_file(paths), vision) for vision in seeing)
 
     def _shown(self, model: Path, vision: Path) -> ImageCheck:
         picture, found = self._work / "test-image.npy", self._work / "sight.safetensors"

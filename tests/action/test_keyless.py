@@ -64,6 +64,19 @@ def hub(monkeypatch):
     server.server_close()
 
 
+def saying(text: bytes):
+    """What answers any request with this text."""
+
+    def say(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    return say
+
+
 def test_the_jobs_identity_becomes_a_token_for_one_repo(hub):
     assert keyless_token("me/name-GGUF", Hub(endpoint=hub)) == "hf_jwt_short"
 
@@ -84,14 +97,7 @@ def test_a_job_without_the_permission_is_told_which_one_it_needs(hub, monkeypatc
     "text", [b"", b"{", b"[]", b"null", b'"hf_x"', b"{}", b'{"value": 5, "access_token": 5}', b'{"access_token": ""}']
 )
 def test_an_odd_answer_of_either_service_is_a_sentence(hub, monkeypatch, where, text):
-    def say(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    monkeypatch.setattr(Both, f"do_{where}", say)
+    monkeypatch.setattr(Both, f"do_{where}", saying(text))
     with pytest.raises(HubFailed):
         keyless_token("me/name-GGUF", Hub(endpoint=hub))
 
@@ -117,14 +123,7 @@ def test_an_answer_that_trickles_is_not_waited_for(hub, monkeypatch):
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b'{"id": {}}'])
 def test_an_odd_answer_about_a_job_is_a_sentence(hub, monkeypatch, text):
-    def say(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    monkeypatch.setattr(Both, "do_POST", say)
+    monkeypatch.setattr(Both, "do_POST", saying(text))
     job = JobSettings(image="hubbot", namespace="me")
     with pytest.raises(HubFailed):
         start_hosted_job(["hubbot"], job, Hub(endpoint=hub, token="hf_x"), secrets={})

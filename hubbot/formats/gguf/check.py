@@ -16,7 +16,7 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
 from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
-from hubbot.formats.gguf.naming import is_vision
+from hubbot.formats.gguf.naming import text_file
 from hubbot.formats.protocol import Reading
 from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
@@ -50,7 +50,7 @@ def read(
     the first row follows. prompts: token ids to go on from, greedily, for up to `new_tokens` tokens each. chat: the
     source's, for the texts that are cut and the tokens that end one.
     """
-    model = next(path for path in sorted(paths) if path.suffix == ".gguf" and not is_vision(path.name))
+    model = text_file(paths)
     request = {
         "model": str(model),
         "reference": str(reference) if reference else None,

@@ -23,6 +23,7 @@ __all__ = [
     "beyond",
     "decode_rows",
     "encode_rows",
+    "encoded",
     "prepare",
     "requires_importance",
     "row_bytes",
@@ -98,6 +99,13 @@ def encode_rows(kind: int, rows: Floats, out: Bytes, importance: Floats | None =
     if not library.ggml_validate_row_data(kind, out.ctypes.data, written):
         msg = f"encoding to {type_name(kind)} gave values that are not finite"
         raise ValueError(msg)
+
+
+def encoded(kind: int, rows: Floats, importance: Floats | None = None) -> Bytes:
+    """The bytes of rows, as `encode_rows` writes them."""
+    data = np.empty(len(rows) * row_bytes(kind, rows.shape[1]), np.uint8)
+    encode_rows(kind, rows, data, importance)
+    return data
 
 
 def _require_reach(kind: int, rows: Floats, importance: Floats | None) -> None:

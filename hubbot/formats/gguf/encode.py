@@ -21,7 +21,7 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.store import GgufFile
 
-__all__ = ["EncodingQueue", "Job", "RawRows", "cores"]
+__all__ = ["EncodingQueue", "Job", "RawRows", "as_floats", "cores"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -89,6 +89,31 @@ class Job:
         return int(self.rows.shape[1])
 
 
+def _fresh(_name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.empty(shape, dtype)
+
+
+def as_floats(job: Job, raw: RawRows, buffer: Callable[..., npt.NDArray[Any]] = _fresh) -> Floats:
+    """Rows of a job in float32, rounded to the type of a converted file first.
+
+    buffer: name, shape, dtype -> a scratch array. Raises ValueError for what is no number.
+    """
+    codec.require_finite(raw.kind, raw.data)
+    count = raw.data.shape[0]
+    if raw.kind == codec.F32:
+        values: Floats = raw.data.view(np.float32)
+    else:
+        values = buffer("floats", (count, job.columns), np.float32)
+        codec.decode_rows(raw.kind, raw.data.reshape(-1), values)
+    if job.kind in (codec.F32, raw.kind):
+        return values
+    rounded = buffer("rounded", (count, 2 * job.columns), np.uint8)
+    codec.encode_rows(job.kind, values, rounded)
+    values = buffer("floats", (count, job.columns), np.float32)
+    codec.decode_rows(job.kind, rounded.reshape(-1), values)
+    return values
+
+
 class EncodingQueue:
     """The cores, and what they have to do."""
 
@@ -134,8 +159,7 @@ class EncodingQueue:
     def _chunk(self, job: Job, rows: RawRows, start: int, stop: int, left: _Countdown) -> None:
         try:
             raw = RawRows(rows.data[start:stop], rows.kind)
-            codec.require_finite(raw.kind, raw.data)
-            values = self._as_floats(job, raw)
+            values = as_floats(job, raw, self._buffer)
             for kind, files in job.targets.items():
                 data = self._encoded(job, raw, values, kind, start)
                 for file in files:
@@ -145,21 +169,6 @@ class EncodingQueue:
             raise ValueError(msg) from error
         finally:
             left.one_less()
-
-    def _as_floats(self, job: Job, raw: RawRows) -> Floats:
-        count = raw.data.shape[0]
-        if raw.kind == codec.F32:
-            values: Floats = raw.data.view(np.float32)
-        else:
-            values = self._buffer("floats", (count, job.columns), np.float32)
-            codec.decode_rows(raw.kind, raw.data.reshape(-1), values)
-        if job.kind in (codec.F32, raw.kind):
-            return values
-        rounded = self._buffer("rounded", (count, 2 * job.columns), np.uint8)
-        codec.encode_rows(job.kind, values, rounded)
-        values = self._buffer("floats", (count, job.columns), np.float32)
-        codec.decode_rows(job.kind, rounded.reshape(-1), values)
-        return values
 
     def _encoded(self, job: Job, raw: RawRows, values: Floats, kind: int, start: int) -> Bytes:
         if kind == job.kind == raw.kind:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +16,12 @@ import torch
 from hubbot import llamacpp
 from hubbot.domain import Source
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.converter import NEXT, Converted, TensorFact, convert_vision
+from hubbot.formats.gguf.converter import NEXT, Converted, convert_vision
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata
 from hubbot.formats.gguf.naming import VISION_KINDS, vision_name
+from hubbot.formats.gguf.plan import Facts
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.model.architectures import sees_images
 from hubbot.model.parts import in_tower
@@ -29,17 +29,6 @@ from hubbot.model.parts import in_tower
 __all__ = ["VisionPlan", "plan_vision", "write_vision"]
 
 Read = Callable[[str], torch.Tensor]
-
-
-class _Facts(Protocol):
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorFact]: ...
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...  # config.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +43,7 @@ class VisionPlan:
         return sum(shard.bytes for shard in self.files.values())
 
 
-def plan_vision(source: Source, facts: _Facts, read: Read, *, quantized_by: str | None = None) -> VisionPlan:
+def plan_vision(source: Source, facts: Facts, read: Read, *, quantized_by: str | None = None) -> VisionPlan:
     """What llama.cpp's converter makes of the part that sees images; no weight is read."""
     architecture = str((facts.config.get("architectures") or [""])[0])
     if not sees_images(architecture):

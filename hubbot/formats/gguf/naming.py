@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from hubbot.errors import SourceRefused
 
-__all__ = ["VISION_KINDS", "is_vision", "shard_names", "shards_of", "stem_of", "vision_kind", "vision_name"]
+__all__ = [
+    "VISION_KINDS",
+    "is_text",
+    "is_vision",
+    "shard_names",
+    "shards_of",
+    "stem_of",
+    "text_file",
+    "vision_kind",
+    "vision_name",
+]
 
 VISION_KINDS: tuple[Literal["F16", "Q8_0"], ...] = ("F16", "Q8_0")
 
@@ -51,6 +62,16 @@ def vision_kind(name: str) -> str:
 def is_vision(path: str) -> bool:
     """Whether a file, by its path, holds the part of a model that sees images."""
     return path.rpartition("/")[2].startswith("mmproj-") and path.endswith(".gguf")
+
+
+def is_text(path: str) -> bool:
+    """Whether a file, by its path, is a GGUF that llama.cpp loads as a language model, or a shard of one."""
+    return path.endswith(".gguf") and not is_vision(path)
+
+
+def text_file(paths: Iterable[Path]) -> Path:
+    """Of a variant's files the one to load: the first shard. Raises StopIteration where there is none."""
+    return next(path for path in sorted(paths) if is_text(path.name))
 
 
 def _numbered(stem: str, count: int) -> list[str]:

@@ -29,7 +29,7 @@ from hubbot.formats.gguf.refinement import PARTS, State, nearest, refined
 from hubbot.formats.gptq.groups import subtract_product
 from hubbot.formats.gptq.solver import Curvature, prepare
 
-__all__ = ["DAMPING", "round_rows"]
+__all__ = ["DAMPING", "curvature_of", "round_rows"]
 
 DAMPING = 0.01  # share of the mean diagonal of the Hessian, as GPTQ's own
 _BLOCK = 128
@@ -39,28 +39,26 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-def round_rows(rows: Floats, kind: int, hessian: torch.Tensor, importance: Floats | None) -> Bytes:
+def curvature_of(hessian: torch.Tensor) -> Curvature:
+    """What rounding into any type takes of a Hessian, float32 [in, in]. Raises Unsupported where it is not finite."""
+    return prepare(hessian, _WHOLE, DAMPING)
+
+
+def round_rows(rows: Floats, kind: int, curvature: Curvature, importance: Floats | None) -> Bytes:
     """Encode rows, float32 [out, in], into a type's bytes.
 
-    hessian: float32 [in, in]. importance: as ggml's encoder takes it. Raises Unsupported where the Hessian is not finite.
+    curvature: by `curvature_of`. importance: as ggml's encoder takes it.
     """
     layout = LAYOUTS[kind]
-    curvature = prepare(hessian, _WHOLE, DAMPING)
-    back = curvature.order.argsort()
+    back, device = curvature.order.argsort(), curvature.hessian.device
     damped = curvature.hessian[back][:, back].contiguous()
-    wanted = torch.from_numpy(np.ascontiguousarray(rows.T)).to(hessian.device)
-    own = State.of(_encoded(rows, kind, importance), layout, hessian.device)
+    wanted = torch.from_numpy(np.ascontiguousarray(rows.T)).to(device)
+    own = State.of(layout.unpack(codec.encoded(kind, rows, importance), len(rows)), layout, device)
     rounded = replace(own, **{name: getattr(own, name).clone() for name in PARTS})
     rounded.steps = _round_columns(wanted, rounded, curvature)
     found = own, refined(wanted, rounded, damped)
     worth = [_loss(wanted - state.decode(), damped) for state in found]
     return layout.pack(_chosen(own.blocks(), rounded.blocks(), (worth[1] < worth[0]).cpu().numpy()))
-
-
-def _encoded(rows: Floats, kind: int, importance: Floats | None) -> Blocks:
-    data = np.empty(len(rows) * codec.row_bytes(kind, rows.shape[1]), np.uint8)
-    codec.encode_rows(kind, rows, data, importance)
-    return LAYOUTS[kind].unpack(data, len(rows))
 
 
 def _loss(lost: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

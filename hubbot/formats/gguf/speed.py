@@ -14,7 +14,7 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
-from hubbot.formats.gguf.naming import is_vision
+from hubbot.formats.gguf.naming import text_file
 
 __all__ = ["measure_speed"]
 
@@ -28,7 +28,7 @@ def measure_speed(
 
     Raises ToolMissing where llama-bench fails.
     """
-    model = next(path for path in sorted(paths) if path.suffix == ".gguf" and not is_vision(path.name))
+    model = text_file(paths)
     asked = ["-m", model, "-p", prompt_tokens, "-n", generated_tokens, "-r", repetitions, "-t", cores(), "-o", "json"]
     command = [str(llamacpp.tool("llama-bench")), *map(str, asked)]
     # a process in between, whose only child is llama-bench: its peak memory is then exactly that of its children

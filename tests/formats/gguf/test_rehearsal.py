@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from hubbot.domain import Source
 from hubbot.errors import Unsupported
+from hubbot.formats import costs_of
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.plan import window_notes
 from hubbot.formats.gguf.rehearsal import rehearsed
+from hubbot.formats.names import parse_variants
+from hubbot.model import read_facts
 from hubbot.model.chat import differences, settled
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
+from hubbot.settings import Settings
 from tests.formats.gguf.chain import keys_and_tensors, make, open_format
 from tests.models import make_model
 
@@ -108,9 +113,11 @@ def test_a_file_that_llama_cpp_cannot_load_is_told_before_it_has_weights(folder,
 
 
 def test_an_architecture_that_llama_cpp_computes_otherwise_is_told_before_it_has_weights(folder, tmp_path):
-    model = replace(open_format(folder, ["Q8_0"], tmp_path / "out").plan.model, architecture="phimoe")
-    with pytest.raises(Unsupported, match="otherwise than it was trained: its norms do not subtract the mean"):
-        rehearsed(model, read_chat(folder, load_tokenizer(folder)), {}, tmp_path)
+    source = Source(folder=str(folder), repo=None, revision=None, files={})
+    facts = replace(read_facts(folder), architecture="PhiMoEForCausalLM")
+    found = costs_of(parse_variants("Q8_0"), source, facts, tmp_path, Settings())["Q8_0"]
+    assert isinstance(found, Unsupported)
+    assert "otherwise than it was trained: its norms do not subtract the mean" in str(found)
 
 
 def _with_a_row_more(tensor):
