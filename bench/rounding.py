@@ -19,23 +19,23 @@ import torch
 from quality import LENGTH, WINDOWS, Bench
 
 from hubbot.demo.train import demo_model
-from hubbot.domain import Gptq
 from hubbot.formats.gguf import codec, rounding
 from hubbot.formats.gguf.blocks import LAYOUTS
 from hubbot.formats.gguf.refinement import State, refined
-from hubbot.formats.gptq.solver import prepare
 
 
 def steps(weight: torch.Tensor, hessian: torch.Tensor, kind: int) -> Iterator[tuple[str, torch.Tensor, float]]:
     """(step, decoded weight, seconds) of one layer; a step goes on from the one before it."""
     rows = np.ascontiguousarray(weight.numpy())
     importance = (hessian.diagonal() / (WINDOWS * LENGTH)).numpy().copy()
-    curvature = prepare(hessian, Gptq(bits=4, group_size=-1), rounding.DAMPING)
+    curvature = rounding.curvature_of(hessian)
     back = curvature.order.argsort()
     damped, wanted = curvature.hessian[back][:, back].contiguous(), weight.t().contiguous()
     for passed_on in (True, False):
         start = time.perf_counter()
-        state = State.of(rounding._encoded(rows, kind, importance), LAYOUTS[kind], hessian.device)
+        state = State.of(
+            LAYOUTS[kind].unpack(codec.encoded(kind, rows, importance), len(rows)), LAYOUTS[kind], hessian.device
+        )
         yield "ggml with importance", state.decode().t(), time.perf_counter() - start
         if passed_on:
             state.steps = rounding._round_columns(wanted, state, curvature)
