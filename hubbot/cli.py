@@ -46,7 +46,7 @@ Model = Annotated[str, typer.Argument(help="Hub id (org/name) or a local folder"
 Config = Annotated[
     Path | None, typer.Option(help="hubbot.toml; flags win over it", show_default=False, rich_help_panel=SOURCE)
 ]
-_TEXTS = ("calibration", "samples", "length", "evaluation", "context", "stride")
+_TEXTS = ("calibration", "samples", "length", "evaluation", "conversations", "context", "stride")
 _CONSENT = ("allow-unlicensed", "allow-pickle")
 
 
@@ -130,7 +130,7 @@ def plan(
 
 
 @app.command()
-@takes("revision", "out", "evaluation", "context", "stride", "device", "allow-pickle")
+@takes("revision", "out", "evaluation", "conversations", "context", "stride", "device", "allow-pickle")
 def evaluate(
     flags: Flags,
     caller: typer.Context,
@@ -151,7 +151,8 @@ def evaluate(
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
     else:
-        Console().print(scores_table(found))
+        for measured in filter(None, (found, found.spoken)):
+            Console().print(scores_table(measured))
 
 
 @app.command()

@@ -7,7 +7,7 @@ and `None` stands for what was not.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -186,11 +186,16 @@ class Texts:
 
     calibration: Text | None = None
     evaluation: Text | None = None
+    conversations: Text | None = None  # of a chat model: {"messages": […]} a line
 
     @property
     def digests(self) -> dict[str, str]:
         """Purpose -> sha256 of each text that is there."""
-        found = {"calibration": self.calibration, "evaluation": self.evaluation}
+        found = {
+            "calibration": self.calibration,
+            "evaluation": self.evaluation,
+            "conversations": self.conversations,
+        }
         return {purpose: text.sha256 for purpose, text in found.items() if text}
 
 
@@ -256,6 +261,18 @@ class Score:
     ratio_interval: tuple[float, float] | None = None  # of 95 %, bootstrapped over windows; None of too few windows
     kld_interval: tuple[float, float] | None = None  # of the mean, likewise
     windows: WindowMeans | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversations:
+    """What the evaluator measured on conversations, which a chat model's own template writes: a text beside the other.
+
+    Neither the gate nor the recommendation goes by it.
+    """
+
+    text: TextRecord
+    base: Perplexity
+    scores: dict[str, Score]  # by the name of the variant or artefact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +350,17 @@ class Measured:
     scores: dict[str, Score]
     sizes: dict[str, int]  # bytes of their weight files
     families: dict[str, Family | None]  # None: weights as any checkpoint has them
+    conversations: Conversations | None = None
+
+    @property
+    def spoken(self) -> Measured | None:
+        """The same artefacts, measured on conversations."""
+        heard = self.conversations
+        return (
+            replace(self, evaluation=heard.text, base=heard.base, scores=heard.scores, conversations=None)
+            if heard
+            else None
+        )
 
 
 # --- artefacts --------------------------------------------------------------------------------------
@@ -407,3 +435,4 @@ class Record:
     chat_template: str | None = None  # as found in the source
     special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, …, for the chat template
     created: str | None = None  # ISO 8601, UTC
+    conversations: Conversations | None = None  # of a chat model

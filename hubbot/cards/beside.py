@@ -37,7 +37,7 @@ def keep_beside(paths: Sequence[Path], record: Record, out: Path) -> None:
                 "with the evaluation text, context and windows of that run."
             )
             raise BadRecord(msg)
-    whole = found[0]
+    whole = replace(found[0], conversations=None)  # the card's table is of the evaluation text
     for one in found[1:]:
         whole = replace(
             whole,

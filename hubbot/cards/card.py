@@ -177,6 +177,7 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
         ("Perplexity", "--:"),
         ("Change", "--:"),
         ("KL mean", "--:"),
+        ("KL in chat", "--:"),
         ("Runtime adds", "--:"),
         ("KL 99 %", "--:"),
         ("Same top token", "--:"),
@@ -194,6 +195,7 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
 
 def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> list[str | None]:
     score, check, best = variant.score, variant.load_check, variant is repo.recommended and len(repo.variants) > 1
+    heard = record.conversations.scores.get(variant.name) if record.conversations else None
     several = repo.about.folder and len(repo.variants) > 1
     name = _name(repo, variant) if links else code(variant.name, cell=True)
     return [
@@ -205,6 +207,7 @@ def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> 
         figures.perplexity(score.perplexity, score.stderr) if score else None,
         figures.ratio(score.ratio, score.ratio_interval) if score else None,
         figures.nats(score.kld.mean, score.kld_interval) if score else None,
+        figures.nats(heard.kld.mean, heard.kld_interval) if heard else None,
         figures.nats(check.kld) if score and check else None,
         figures.nats(score.kld.p99) if score else None,
         figures.percent(score.top1) if score else None,
@@ -271,6 +274,11 @@ def _legend(record: Record, repo: Repo) -> list[str]:
         lines.append(
             "In brackets: the interval that holds the number in 95 % of all draws of the text's windows. One file is said to be "
             "closer than another where the interval of their difference on the same windows leaves no doubt."
+        )
+    if record.conversations and any(variant.name in record.conversations.scores for variant in repo.variants):
+        lines.append(
+            f"*KL in chat* is the same divergence on {record.conversations.base.tokens:,} tokens of conversations, as the chat template "
+            "writes them. The gate and ★ go by the evaluation text alone."
         )
     if _rounding(repo):
         lines.append(

@@ -36,6 +36,7 @@ def facts(record: Record, repo: Repo) -> str:
         else None,
         "Importance matrix": "from the calibration pass" if weighed(record, repo) else None,
         "Evaluation": _text(record.evaluation) if record.evaluation else None,
+        "Conversations": _text(record.conversations.text) if record.conversations else None,
         "Tools": _tools(record),
         "Machine": inline(str(record.hardware.get("gpu") or record.hardware.get("cpu") or ""), limit=160) or None,
         "Time": figures.duration(sum(record.timings.values())) if record.timings else None,

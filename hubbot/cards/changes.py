@@ -130,6 +130,10 @@ def conditions(old: Record, new: Record) -> list[str]:
         "hubbot": (old.hubbot.get("version"), new.hubbot.get("version")),
         "calibration text": (_digest(old.calibration), _digest(new.calibration)),
         "evaluation text": (_digest(old.evaluation), _digest(new.evaluation)),
+        "conversations": (
+            _digest(old.conversations and old.conversations.text),
+            _digest(new.conversations and new.conversations.text),
+        ),
         **{name: (old.tools.get(name), new.tools.get(name)) for name in sorted({*old.tools, *new.tools})},
     }
     pairs["chat template"] = (_template(old), _template(new))

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from hubbot.confine.ask import NoAnswer, ask
 
-__all__ = ["PromptFormat", "prompt_format"]
+__all__ = ["PromptFormat", "Written", "conversations_written", "prompt_format"]
 
 MAX_TEMPLATE = 262_144  # characters; the longest ones in use have about 30,000
 MAX_RENDERED = 6_000  # characters; a format of two messages needs a few hundred
 SECONDS = 2
+SECONDS_OF_MANY = 60  # of conversations for the evaluation
 MEMORY = 512 * 2**20  # bytes of address space
 
 # Python shut off from everything around it (-I) has to be told where hubbot lies.
@@ -47,14 +49,41 @@ def prompt_format(template: str, special_tokens: dict[str, str], *, date: str = 
     return _in_child(json.dumps({"template": template, "tokens": special_tokens, "date": date}))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Conversations as a template writes them; those that it refuses are left out, and the first one's reason is kept."""
+
+    texts: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def conversations_written(
+    template: str, special_tokens: Mapping[str, str], conversations: Sequence[Sequence[Mapping[str, str]]], *, date: str
+) -> Written:
+    """Every conversation by itself, complete. Never raises for anything that a template does."""
+    order = {"template": template, "tokens": special_tokens, "date": date, "conversations": conversations}
+    try:
+        said = _asked(json.dumps(order), seconds=SECONDS_OF_MANY)
+    except NoAnswer as error:
+        memory = "" if error.late else f" or {MEMORY >> 20} MiB"
+        return Written(reason=f"rendering the chat template took more than {SECONDS_OF_MANY} seconds{memory}")
+    answer = json.loads(said)
+    return Written(texts=tuple(answer["texts"]), reason=answer["reason"])
+
+
 @lru_cache(maxsize=8)  # a run writes several cards with the same template
 def _in_child(order: str) -> PromptFormat:
-    command = [sys.executable, "-I", "-c", _START, str(Path(__file__).resolve().parents[2])]
-    limit = SECONDS + 6  # the limit on processor time is the real one; this is for a sleeping child
     try:
-        said = ask(command, order.encode("utf-8", "replace"), seconds=limit, environment={"PYTHONIOENCODING": "utf-8"})
+        said = _asked(order, seconds=SECONDS)
     except NoAnswer as error:
         memory = "" if error.late else f" or {MEMORY >> 20} MiB"
         return PromptFormat(reason=f"rendering the chat template took more than {SECONDS} seconds{memory}")
     answer: dict[str, str | None] = json.loads(said)
     return PromptFormat(**answer)
+
+
+def _asked(order: str, *, seconds: int) -> bytes:
+    """What the child answers. seconds: of processor time, the real limit; a sleeping child gets a few more."""
+    command = [sys.executable, "-I", "-c", _START, str(Path(__file__).resolve().parents[2])]
+    environment = {"PYTHONIOENCODING": "utf-8"}
+    return ask(command, order.encode("utf-8", "replace"), seconds=seconds + 6, environment=environment)

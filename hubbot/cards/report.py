@@ -122,6 +122,7 @@ def _best_facts(best: VariantRecord | None) -> str:
 _HEADINGS = (
     ("size", "Size"),
     ("kld", "KL mean"),
+    ("heard", "KL in chat"),
     ("ratio", "Change"),
     ("perplexity", "Perplexity"),
     ("top1", "Same top token"),
@@ -156,6 +157,8 @@ def _cells(record: Record, variant: VariantRecord) -> dict[str, Cell]:
             "top1": (figures.percent(score.top1), score.top1),
             "rms": (figures.percent(score.rms_dp), score.rms_dp),
         }
+    if heard := record.conversations and record.conversations.scores.get(variant.name):
+        measured["heard"] = (figures.nats(heard.kld.mean), heard.kld.mean)
     if speed:
         measured |= {
             "prompt": (figures.per_second(speed.prompt_tokens_per_second), speed.prompt_tokens_per_second),
@@ -254,7 +257,11 @@ def _timings(record: Record) -> list[dict[str, Any]]:
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     source, peak = record.source, record.peak
-    texts = {"Calibration": record.calibration, "Evaluation": record.evaluation}
+    texts = {
+        "Calibration": record.calibration,
+        "Evaluation": record.evaluation,
+        "Conversations": record.conversations and record.conversations.text,
+    }
     told: list[tuple[str, str | None]] = [
         ("Command", record.command),
         ("hubbot", " ".join(value for value in (record.hubbot.get("version"), record.hubbot.get("commit")) if value)),

@@ -18,7 +18,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hubbot.cards.prompt import MAX_RENDERED, MEMORY, SECONDS
+from hubbot.cards.prompt import MAX_RENDERED, MEMORY, SECONDS, SECONDS_OF_MANY
 from hubbot.confine.places import HUBBOT, python_places
 from hubbot.confine.walls import Walls, raise_walls
 
@@ -30,14 +30,16 @@ _USER = {"role": "user", "content": "{prompt}"}
 
 def main() -> None:
     order = json.load(sys.stdin)
-    shut_in()
-    json.dump(_render(order["template"], order["tokens"], order["date"]), sys.stdout)
+    many = order.get("conversations")
+    shut_in(SECONDS if many is None else SECONDS_OF_MANY)
+    given = order["template"], order["tokens"], order["date"]
+    json.dump(_render(*given) if many is None else _write(*given, many), sys.stdout)
 
 
-def shut_in() -> Walls:
+def shut_in(seconds: int = SECONDS) -> Walls:
     """Give up the network, every file but what Python imports, and all but a little time and memory."""
     built = raise_walls(home=Path("/nonexistent"), writable=(), readable=python_places(), listed=[HUBBOT.parent])
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -68,15 +70,33 @@ def _render(template: str, tokens: dict[str, str], date: str) -> dict[str, str |
     return {"reason": f"the chat template cannot be rendered ({reason[:300]})"}
 
 
+def _write(
+    template: str, tokens: dict[str, str], date: str, conversations: list[list[dict[str, str]]]
+) -> dict[str, Any]:
+    """Every conversation whole; those that the template refuses are left out."""
+    texts, reason = [], None
+    for messages in conversations:
+        room = MAX_RENDERED + 4 * sum(len(message["content"]) for message in messages)
+        try:
+            found = _environment(date).from_string(template)
+            pieces = found.generate(
+                messages=messages, add_generation_prompt=False, tools=None, documents=None, **tokens
+            )
+            texts.append("".join(_pieces(pieces, room)))
+        except Exception as error:  # noqa: BLE001 - a template can raise anything
+            reason = reason or f"{type(error).__name__}: {error}"[:300]
+    return {"texts": texts, "reason": reason}
+
+
 class _TooLong(Exception):
     pass
 
 
-def _pieces(stream: Any) -> Any:
+def _pieces(stream: Any, room: int = MAX_RENDERED) -> Any:
     length = 0
     for piece in stream:
         length += len(piece)
-        if length > MAX_RENDERED:
+        if length > room:
             raise _TooLong
         yield piece
 

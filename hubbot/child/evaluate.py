@@ -7,7 +7,7 @@ from typing import cast
 from hubbot.child.messages import EvaluateAnswer, EvaluateQuestion
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
-from hubbot.child.windows import cut_evaluation, evaluation_record
+from hubbot.child.windows import conversations_record, cut_conversations, cut_evaluation, evaluation_record
 from hubbot.domain import Perplexity
 from hubbot.errors import BadText
 from hubbot.formats.foreign import artefact_names, read_artefact, weight_bytes
@@ -28,8 +28,18 @@ def evaluate(question: EvaluateQuestion) -> EvaluateAnswer:
     if question.text is None:
         msg = "There is no evaluation text to measure on. Name one with --evaluation."
         raise BadText(msg)
-    windows = cut_evaluation(question.text, load_tokenizer(facts.folder), facts, settings)
-    result = walk(facts, list(artefacts.values()), settings, work=question.work, calibration=None, evaluation=windows)
+    tokenizer, heard = load_tokenizer(facts.folder), question.conversations
+    windows = cut_evaluation(question.text, tokenizer, facts, settings)
+    spoken = cut_conversations(heard, tokenizer, facts, settings) if heard else None
+    result = walk(
+        facts,
+        list(artefacts.values()),
+        settings,
+        work=question.work,
+        calibration=None,
+        evaluation=windows,
+        conversations=spoken,
+    )
     base = cast("Perplexity", result.base)  # there was text to measure on
     return EvaluateAnswer(
         evaluation=evaluation_record(question.text, windows, settings),
@@ -37,4 +47,5 @@ def evaluate(question: EvaluateQuestion) -> EvaluateAnswer:
         scores={name: result.scores[name] for name in artefacts},
         sizes={name: weight_bytes(path) for path, name in names.items()},
         families={name: artefact.made_by for name, artefact in artefacts.items()},
+        conversations=conversations_record(heard, spoken, result.conversations),
     )

@@ -9,7 +9,14 @@ from hubbot.child.device import settle_device
 from hubbot.child.messages import Made, MakeAnswer, MakeQuestion
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
-from hubbot.child.windows import calibration_record, cut_calibration, cut_evaluation, evaluation_record
+from hubbot.child.windows import (
+    calibration_record,
+    conversations_record,
+    cut_calibration,
+    cut_conversations,
+    cut_evaluation,
+    evaluation_record,
+)
 from hubbot.formats import open_formats, overflows_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles, large_notes
@@ -34,6 +41,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
     tokenizer = load_tokenizer(facts.folder)
     calibration = cut_calibration(texts.calibration, tokenizer, facts, settings) if texts.calibration else None
     evaluation = cut_evaluation(texts.evaluation, tokenizer, facts, settings) if texts.evaluation else None
+    spoken = cut_conversations(texts.conversations, tokenizer, facts, settings) if texts.conversations else None
     text = calibration_record(texts, calibration, evaluation, settings)
     formats = open_formats(
         variants=[variant for variant in variants if variant.name not in overflows],
@@ -55,6 +63,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         calibration=calibration,
         evaluation=evaluation,
         references=references,
+        conversations=spoken,
     )
     return MakeAnswer(
         calibration=text,
@@ -62,6 +71,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         if texts.evaluation and evaluation
         else None,
         base=result.base,
+        conversations=conversations_record(texts.conversations, spoken, result.conversations),
         made={name: _made(name, files, result, facts, large) for name, files in result.files.items()},
         failed={**overflows, **result.failed},
         seconds={"check weights": checking} | result.seconds,

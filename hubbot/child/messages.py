@@ -17,6 +17,7 @@ from pydantic import Field
 
 from hubbot.confine.stage import Stage
 from hubbot.domain import (
+    Conversations,
     Family,
     ImageCheck,
     LoadCheck,
@@ -154,6 +155,7 @@ class MakeAnswer:
     chat_template: Template | None
     special_tokens: dict[Line, Line]
     tokenizer: Sha256  # of what the source's tokenizer does
+    conversations: Conversations | None = None
 
 
 # --- check: every variant in its own runtime --------------------------------------------------------------
@@ -200,6 +202,7 @@ class EvaluateQuestion:
     work: Path
     paths: tuple[Path, ...]  # absolute, distinct
     text: Text | None
+    conversations: Text | None = None  # where the base may be a chat model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +214,7 @@ class EvaluateAnswer:
     scores: dict[Line, Score]  # by the artefact's name
     sizes: dict[Line, Count]
     families: dict[Line, Family | None]
+    conversations: Conversations | None = None
 
     @property
     def measured(self) -> Measured:

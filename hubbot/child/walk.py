@@ -28,6 +28,7 @@ def walk(
     calibration: Windows | None,
     evaluation: Windows | None,
     references: References | None = None,
+    conversations: Windows | None = None,
 ) -> SweepResult:
     task = SweepInput(
         folder=facts.folder,
@@ -38,6 +39,7 @@ def walk(
         work=work,
         device=torch.device(settle_device(settings.device)),
         references=references,
+        conversations=conversations,
     )
     names = ", ".join(variant.name for family in formats for variant in family.variants)
     with log.progress(f"sweep of {names}", len(task.parts), "parts") as advance:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 from transformers import PreTrainedTokenizerBase
 
-from hubbot.domain import Text, TextRecord, Texts
+from hubbot import log
+from hubbot.cards.prompt import conversations_written
+from hubbot.domain import Conversations, Text, TextRecord, Texts
 from hubbot.errors import BadText
 from hubbot.model import ModelFacts
 from hubbot.settings import Settings
-from hubbot.sweep.windows import Windows, calibration_windows, evaluation_windows, overlap
+from hubbot.sweep.judge import Verdicts
+from hubbot.sweep.windows import Windows, calibration_windows, conversation_windows, evaluation_windows, overlap
 
-__all__ = ["calibration_record", "cut_calibration", "cut_evaluation", "evaluation_record"]
+__all__ = [
+    "calibration_record",
+    "conversations_record",
+    "cut_calibration",
+    "cut_conversations",
+    "cut_evaluation",
+    "evaluation_record",
+]
 
+_DATE = "2026-01-01"  # that a template writes into a conversation: a text is the same on every day
 _ANY = 2**31  # tokens: of a model that says nothing of its context
 
 
@@ -35,6 +48,47 @@ def cut_evaluation(text: Text, tokenizer: PreTrainedTokenizerBase, facts: ModelF
         limit=settings.evaluation.windows,
         vocab=facts.vocab_size,
     )
+
+
+def cut_conversations(
+    text: Text, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts, settings: Settings
+) -> Windows | None:
+    """Conversations as the model's chat template writes them; None where there is no template, or it writes none."""
+    if facts.chat_template is None or settings.spoken is None:
+        return None
+    with text.path.open(encoding="utf-8") as lines:
+        conversations = [json.loads(line)["messages"] for line in lines]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    written = conversations_written(facts.chat_template, special, conversations, date=_DATE)
+    if written.reason:
+        log.say(
+            f"note: the chat template writes {len(written.texts)} of {len(conversations)} conversations of {text.name}: {written.reason}"
+        )
+    if not written.texts:
+        return None
+    return conversation_windows(
+        written.texts,
+        tokenizer,
+        name=text.name,
+        length=min(settings.evaluation.context, facts.context_length or _ANY),
+        limit=settings.spoken.windows,
+        vocab=facts.vocab_size,
+    )
+
+
+def conversations_record(text: Text | None, windows: Windows | None, found: Verdicts | None) -> Conversations | None:
+    """What was measured on them, as the record has it."""
+    if text is None or windows is None or found is None:
+        return None
+    told = TextRecord(
+        dataset=text.name,
+        revision=text.revision,
+        sha256=windows.sha256,
+        windows=windows.count,
+        length=windows.length,
+        text_sha256=text.sha256,
+    )
+    return Conversations(text=told, base=found.base, scores=found.scores)
 
 
 def calibration_record(

@@ -45,7 +45,7 @@ from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent
 from hubbot.job.resume import finished, forget_sweeps, sweep_folder
-from hubbot.job.texts import evaluation_text, fetch_texts
+from hubbot.job.texts import conversations_of, evaluation_text, fetch_texts
 from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
 from hubbot.planning.plan import Plan, require
@@ -107,7 +107,7 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
             # what fits a memory is known by its plan alone
             survey = _survey(job, call, headers) if fits_memory(job.settings.variants) else None
             job = _of_those(job, survey.plan) if survey else job
-            done = finished(job.out, headers, job.settings, lambda: _texts(job).digests)
+            done = finished(job.out, headers, job.settings, lambda: _texts(job, headers).digests)
             if done is None:
                 survey = survey or _survey(job, call, headers)
                 require(survey.plan)
@@ -118,7 +118,7 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
         with clock.stage("fetch"):
             assert survey is not None  # noqa: S101 -- surveyed wherever nothing is done yet
             source = survey.description.of(_fetch(job, headers))
-            texts = _texts(job)
+            texts = _texts(job, source)
         made = []
         for work, variants in _sweeps(job, source, texts, survey.plan).items():
             with clock.stage("sweep"):
@@ -157,6 +157,7 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
     with clock.stage("fetch"):
         source = _fetch(job)
         text = evaluation_text(job.settings, job.hub, into=job.work / "texts")
+        heard = conversations_of(source, job.settings, job.hub, into=job.work / "texts")
     with clock.stage("evaluate"), TemporaryDirectory(dir=job.work) as work:
         question = EvaluateQuestion(
             source=source,
@@ -164,6 +165,7 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
             work=Path(work),
             paths=tuple(files[0] for files in artefacts),
             text=text,
+            conversations=heard,
         )
         readable = [Path(source.folder), *itertools.chain(*artefacts)]
         return _ask(job, call, EVALUATE, question, readable=readable, seconds=_EVALUATE)
@@ -193,8 +195,8 @@ def _fetch(job: Run, headers: Source | None = None) -> Source:
     )
 
 
-def _texts(job: Run) -> Texts:
-    return fetch_texts(job.settings, job.hub, into=job.work / "texts")
+def _texts(job: Run, source: Source) -> Texts:
+    return fetch_texts(source, job.settings, job.hub, into=job.work / "texts")
 
 
 def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:

@@ -13,7 +13,13 @@ from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.normalizer import check_growth
 from hubbot.model.strict_json import read_bytes, read_object
 
-__all__ = ["LARGEST_TEMPLATE", "check_tokenizer", "read_chat_templates", "read_tokenizer_json"]
+__all__ = [
+    "LARGEST_TEMPLATE",
+    "check_tokenizer",
+    "mentions_chat_template",
+    "read_chat_templates",
+    "read_tokenizer_json",
+]
 
 _ADDITIONAL = "/additional_chat_templates/*.jinja"  # of the model's folder itself
 LARGEST_TEMPLATE = 256 * 2**10  # bytes; the longest in use have 30 KB
@@ -75,6 +81,14 @@ def read_chat_templates(files: Mapping[str, Path]) -> dict[str, str]:
             if (found := config.get("chat_template")) is not None:
                 return _templates(found, name)
     return {}
+
+
+def mentions_chat_template(folder: Path) -> bool:
+    """Whether a glance finds one, without reading what it says: a file of its own, or the word in a JSON file."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    configs = [path for name in ("tokenizer_config.json", "chat_template.json") if (path := folder / name).is_file()]
+    return any(b'"chat_template"' in read_bytes(path, _JSON[path.name][0]) for path in configs)
 
 
 def _universal(text: str) -> str:

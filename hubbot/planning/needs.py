@@ -114,16 +114,21 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
         else min(settings.calibration.length, facts.context_length)
     )
     calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
-    evaluation = evaluation_tokens(settings, facts.context_length) if settings.evaluation.wanted else 0
+    evaluation = (
+        evaluation_tokens(settings, facts.context_length, chat=bool(facts.chat_template))
+        if settings.evaluation.wanted
+        else 0
+    )
     return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * evaluation)
 
 
-def evaluation_tokens(settings: Settings, longest: int | None = None) -> int:
-    """Of a variant's evaluation, about. longest: tokens that the model takes at once."""
+def evaluation_tokens(settings: Settings, longest: int | None = None, *, chat: bool) -> int:
+    """Of a variant's evaluation, about. longest: tokens that the model takes at once. chat: it has a chat template."""
     wanted = settings.evaluation
     context = min(wanted.context, longest or wanted.context)
     tokens = _TEXT_TOKENS if wanted.windows is None else wanted.windows * context
-    return tokens * max(1, context // (wanted.stride or context))  # overlapping windows hold tokens twice
+    spoken = settings.spoken.windows * context if chat and settings.spoken else 0
+    return spoken + tokens * max(1, context // (wanted.stride or context))  # overlapping windows hold tokens twice
 
 
 def _statistics(variants: Sequence[Variant], settings: Settings) -> Needs:

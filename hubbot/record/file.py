@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from hubbot.domain import (
     SCHEMA_VERSION,
+    Conversations,
     Divergence,
     File,
     ImageCheck,
@@ -133,6 +134,7 @@ def from_json(data: bytes | str, *, origin: str = FILE_NAME) -> Record:
             "base": Perplexity(**_numbers(wire.base.model_dump())) if wire.base else None,
             "variants": tuple(_variant(variant.model_dump()) for variant in wire.variants),
             "peak": Peak(**wire.peak.model_dump()),
+            "conversations": _conversations(wire.conversations.model_dump()) if wire.conversations else None,
         }
     )
 
@@ -184,6 +186,15 @@ def _variant(values: dict[str, Any]) -> VariantRecord:
             "layer_errors": _numbers(values["layer_errors"]),
             "score": _score(score),
         }
+    )
+
+
+def _conversations(values: dict[str, Any]) -> Conversations:
+    scores = {name: _score(one) for name, one in values["scores"].items()}
+    return Conversations(
+        text=TextRecord(**values["text"]),
+        base=Perplexity(**_numbers(values["base"])),
+        scores={name: score for name, score in scores.items() if score},
     )
 
 

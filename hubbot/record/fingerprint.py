@@ -32,7 +32,7 @@ def fingerprint(
     """sha256 in hex of what determines a release.
 
     config: `shaping(settings)`; variants: the names asked for, in any order; version: hubbot's; texts: purpose
-    (calibration, evaluation) -> sha256 of the text, for the settings tell a text's name alone.
+    (calibration, evaluation, conversations) -> sha256 of the text, for the settings tell a text's name alone.
     The place of the source, its revision and its README are left out: a commit that touches none of
     the files above gives the same fingerprint.
     """
@@ -60,7 +60,11 @@ def fingerprint_of(record: Record, family: Family | None = None) -> str:
 
 def texts_of(record: Record) -> dict[str, str]:
     """Purpose -> sha256 of the text that a run used, where it used one."""
-    used = {"calibration": record.calibration, "evaluation": record.evaluation}
+    used = {
+        "calibration": record.calibration,
+        "evaluation": record.evaluation,
+        "conversations": record.conversations and record.conversations.text,
+    }
     return {purpose: text.text_sha256 for purpose, text in used.items() if text and text.text_sha256}
 
 
@@ -71,7 +75,9 @@ def shaping(settings: Settings) -> dict[str, Any]:
     is left out; `quantized_by` stays, because it is written into the files.
     """
     sections = {section for family in FAMILIES.values() if (section := family.ABOUT.section)}
-    everything = settings.model_dump(mode="json", include={"calibration", "evaluation", "gate", *sections})
+    everything = settings.model_dump(
+        mode="json", include={"calibration", "evaluation", "conversations", "gate", *sections}
+    )
     check = {"card": settings.check.card, "vllm": settings.check.vllm is not None}  # where it lies is nobody's business
     return {
         **everything,

@@ -159,13 +159,7 @@ class SampleJson(Strict):
     differs_at: _Count | None = None
 
 
-class VariantJson(Strict):
-    name: _Name
-    family: Family
-    status: Status
-    reason: _Text | None = None
-    files: tuple[FileJson, ...] = ()
-    bits_per_weight: _Amount | None = None
+class ScoreJson(Strict):
     perplexity: _Amount | None = None
     stderr: _Amount | None = None
     ratio: Annotated[_Amount | None, Field(description="perplexity over the base's")] = None
@@ -179,6 +173,21 @@ class VariantJson(Strict):
     ] = None
     kld_interval: tuple[float, float] | None = None
     windows: Annotated[WindowMeansJson | None, Field(description="means over the tokens of each window")] = None
+
+
+class ConversationsJson(Strict):
+    text: TextRecordJson
+    base: PerplexityJson
+    scores: dict[_Name, ScoreJson]
+
+
+class VariantJson(ScoreJson):
+    name: _Name
+    family: Family
+    status: Status
+    reason: _Text | None = None
+    files: tuple[FileJson, ...] = ()
+    bits_per_weight: _Amount | None = None
     load_check: LoadCheckJson | None = None
     images: Annotated[tuple[ImageCheckJson, ...], Field(description="a test image shown in llama.cpp")] = ()
     trials: Annotated[tuple[TrialJson, ...], Field(description="loaded as a runtime's users load it")] = ()
@@ -212,6 +221,9 @@ class RecordJson(Strict):
     chat_template: Annotated[str | None, Field(max_length=1_048_576)] = None
     created: _Line | None = None
     special_tokens: dict[_Line, _Line] = {}
+    conversations: Annotated[
+        ConversationsJson | None, Field(description="the same variants measured on conversations, of a chat model")
+    ] = None
 
 
 class VersionJson(BaseModel):

@@ -16,6 +16,8 @@ from hubbot.errors import BadSettings
 from hubbot.settings.sections import Section, Size
 from hubbot.settings.watch import JobSettings, ServeSettings, WatchSettings
 
+_CHATS, _CHATS_SPLIT = "HuggingFaceH4/ultrachat_200k", "test_sft"  # MIT; conversations that nobody calibrates on
+
 Configuration = Annotated[str | None, BeforeValidator(lambda name: name or None)]  # "" says: none
 
 
@@ -65,6 +67,22 @@ class EvaluationSettings(Section):
     @property
     def wanted(self) -> bool:
         return self.dataset.lower() != "none"
+
+
+class ConversationSettings(Section):
+    """The second text that a chat model is measured on: conversations, as its own chat template writes them."""
+
+    dataset: str = Field(
+        "auto",
+        description=f"conversations that a chat model is measured on besides: a Hub dataset, a local .jsonl or .parquet file, or `none`; auto: {_CHATS} where the evaluation text is left as it is, else none",
+    )
+    config: Configuration = Field(None, description="configuration of the Hub dataset")
+    split: str | None = Field(
+        None, description=f"split of the Hub dataset; default: {_CHATS_SPLIT} of {_CHATS}, else test"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of the Hub dataset")
+    column: str = Field("messages", description="column that holds the messages, each with its role and content")
+    windows: int = Field(32, ge=1, description="windows of conversations, of the evaluation's context, at most")
 
 
 class GgufSettings(Section):
@@ -194,6 +212,7 @@ class Settings(Section):
     )
     calibration: CalibrationSettings = CalibrationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    conversations: ConversationSettings = ConversationSettings()
     gguf: GgufSettings = GgufSettings()
     gptq: GptqSettings = GptqSettings()
     bnb: BnbSettings = BnbSettings()
@@ -205,6 +224,18 @@ class Settings(Section):
     watch: WatchSettings = WatchSettings()
     serve: ServeSettings = ServeSettings()
     job: JobSettings = JobSettings()
+
+    @property
+    def spoken(self) -> ConversationSettings | None:
+        """What a chat model is measured on besides the evaluation text, nothing left open; None: nothing."""
+        asked, evaluation = self.conversations, self.evaluation
+        beside = _CHATS if evaluation.dataset == EvaluationSettings().dataset else "none"
+        dataset = beside if asked.dataset == "auto" else asked.dataset
+        if dataset.lower() == "none" or not evaluation.wanted:
+            return None
+        split = asked.split or (_CHATS_SPLIT if dataset == _CHATS else "test")
+        windows = min(asked.windows, evaluation.windows or asked.windows)
+        return asked.model_copy(update={"dataset": dataset, "split": split, "windows": windows})
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

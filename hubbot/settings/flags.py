@@ -19,7 +19,7 @@ _FLAGS = {option.flag: option for option in OPTIONS if option.flag}
 SOURCE = "What to quantize"
 _PANELS = {
     SOURCE: "revision variants strict imatrix allow-unlicensed allow-pickle",
-    "Calibration and evaluation": "calibration samples length seed evaluation context stride",
+    "Calibration and evaluation": "calibration samples length seed evaluation conversations context stride",
     "Machine and output": "out device benchmark check-vllm force",
     "Publishing": "publish namespace gate",
 }

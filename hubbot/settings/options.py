@@ -20,7 +20,7 @@ from hubbot.settings import Settings
 
 __all__ = ["OPTIONS", "Option", "with_parts_of_datasets"]
 
-_TEXTS = ("calibration", "evaluation")
+_TEXTS = ("calibration", "evaluation", "conversations")
 _SPLITTING = "; NAME:CONFIG:SPLIT names a part of a Hub dataset"
 
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,254}")
@@ -88,6 +88,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(flag="length", input="calibration-length", setting="calibration.length", example="2048"),
     _same("seed", "calibration.seed", example="0"),
     _same("evaluation", "evaluation.dataset", pattern=_DATASET, example="Salesforce/wikitext:wikitext-2-raw-v1:test"),
+    _same("conversations", "conversations.dataset", pattern=_DATASET, example="HuggingFaceH4/ultrachat_200k::test_sft"),
     Option(flag="context", input="evaluation-context", setting="evaluation.context", example="2048"),
     Option(flag="stride", setting="evaluation.stride"),
     Option(input="evaluation-windows", setting="evaluation.windows", example="64"),

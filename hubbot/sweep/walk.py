@@ -29,7 +29,7 @@ from hubbot.sweep.passage import Passage
 from hubbot.sweep.references import References
 from hubbot.sweep.streams import CheckpointClock, Progress, Streams, load_checkpoint, save_checkpoint, timed
 from hubbot.sweep.weights import CheckpointWeights
-from hubbot.sweep.windows import Windows
+from hubbot.sweep.windows import Windows, joined
 
 __all__ = ["SweepInput", "SweepResult", "sweep"]
 
@@ -42,7 +42,8 @@ class SweepInput:
     """What one sweep walks over.
 
     folder: the checkpoint. tensors: checkpoint name -> where it lies in it. parts: its layout.
-    calibration and evaluation: windows, or None to go without.
+    calibration and evaluation: windows, or None to go without. conversations: windows of a second text to measure on, of
+    the same length.
     work: where the checkpoint of the sweep lies; the same input with the same folder goes on from it.
     references: where the first tokens' logits of every variant are kept for the load check.
     """
@@ -55,6 +56,7 @@ class SweepInput:
     work: Path
     device: torch.device
     references: References | None = None
+    conversations: Windows | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class SweepResult:
     failed: dict[str, str]  # variant -> why its family could not make it
     layer_errors: dict[str, dict[str, float]]  # variant -> checkpoint tensor -> |W - W'|^2 / |W|^2
     seconds: dict[str, float]  # per variant: decoding and its stream; per step: the rest
+    conversations: Verdicts | None = None  # what was measured on them
 
 
 def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *_: None) -> SweepResult:
@@ -78,9 +81,11 @@ def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *
     verdicts = walk.through(report)
     report("files", len(task.parts), len(task.parts))
     files = walk.finished()
+    found = verdicts[0] if verdicts else None
     return SweepResult(
-        base=verdicts.base,
-        scores=verdicts.scores,
+        base=found.base if found else None,
+        scores=found.scores if found else {},
+        conversations=verdicts[1] if len(verdicts) > 1 else None,
         files=files,
         failed=walk.progress.failed,
         layer_errors=walk.progress.layer_errors,
@@ -91,6 +96,7 @@ def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *
 class _Walk:
     def __init__(self, task: SweepInput, formats: Sequence[Format]) -> None:
         self._task = task
+        self._texts = [text for text in (task.evaluation, task.conversations) if text]
         self._formats = formats
         self._checkpoint = task.work / "streams.safetensors"
         self._clock = CheckpointClock()
@@ -106,12 +112,13 @@ class _Walk:
         families = _without(self._formats, failed)
         return found if all(family.holds(part) for family in families for part in done) else None
 
-    def through(self, report: Report) -> Verdicts:
+    def through(self, report: Report) -> list[Verdicts]:
+        """What was measured on each text."""
         parts = self._task.parts
         if self._passage and self._passage.model.tied and self.progress.parts_done:
             # The head of a tied model computes with the encoded embedding, which lived in memory.
             self._passage.keep_embedding(self._encode(parts[0], {}))
-        verdicts = Verdicts()
+        verdicts: list[Verdicts] = []
         for number, part in enumerate(parts):
             if number < self.progress.parts_done or not self._going:
                 continue
@@ -151,11 +158,11 @@ class _Walk:
                 self._passage.leave(names)
             return {}
 
-    def _step(self, part: Part) -> Verdicts:
+    def _step(self, part: Part) -> list[Verdicts]:
         passage = self._passage
         if passage is None:
             self._encode(part, {})
-            return Verdicts()
+            return []
         with timed(self.progress.seconds, "weights"):
             passage.enter(self._weights(part))
         match part.kind:
@@ -167,14 +174,14 @@ class _Walk:
             case PartKind.HEAD:
                 statistics = passage.calibrate_head(part, self._needs)
                 return self._judge(passage, self._encode(part, statistics))
-        return Verdicts()
+        return []
 
-    def _judge(self, passage: Passage, decoders: Mapping[str, Mapping[str, Encoded]]) -> Verdicts:
-        if self._task.evaluation is None:
-            return Verdicts()
+    def _judge(self, passage: Passage, decoders: Mapping[str, Mapping[str, Encoded]]) -> list[Verdicts]:
+        if not self._texts:
+            return []
         if passage.model.tied:
             passage.enter(self._weights(self._task.parts[0]))
-        return judge(passage, passage.head_decoders(decoders), self._task.evaluation, self._task.references)
+        return judge(passage, passage.head_decoders(decoders), self._texts, self._task.references)
 
     def _encode(self, part: Part, statistics: Mapping[str, InputStatistics]) -> dict[str, Mapping[str, Encoded]]:
         decoders: dict[str, Mapping[str, Encoded]] = {}
@@ -197,13 +204,13 @@ class _Walk:
         """None where nothing passes through the model: static variants that nobody evaluates need none of it."""
         task = self._task
         calibration = task.calibration if self._needs is not Needs.NOTHING else None
-        if calibration is None and task.evaluation is None:
+        if calibration is None and not self._texts:
             return None
         return Passage(
             model=BlockModel(task.folder, task.parts, task.device),
             variants=[variant.name for family in self._going for variant in family.variants],
             calibration=calibration,
-            evaluation=task.evaluation,
+            evaluation=joined(self._texts),
             streams=streams,
             progress=self.progress,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from hubbot.errors import BadText, Unsupported
 from hubbot.model.own_tokenizer import token_ids
 
-__all__ = ["Windows", "calibration_windows", "evaluation_windows", "overlap"]
+__all__ = ["Windows", "calibration_windows", "conversation_windows", "evaluation_windows", "joined", "overlap"]
 
 _SPAN = 32  # tokens: a shared run of this length is no coincidence
 _SHARED = 0.25  # share of a window's runs that also stand in the evaluation text
@@ -95,6 +95,40 @@ def calibration_windows(
     chosen = np.sort(np.random.default_rng(seed).choice(slots, size=samples, replace=False))
     rows = [np.concatenate([start, ids[slot * body : (slot + 1) * body]]) for slot in chosen]
     return Windows(tokens=torch.from_numpy(np.stack(rows).astype(np.int64)), first_target=(1,) * samples)
+
+
+def conversation_windows(
+    conversations: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, name: str, length: int, limit: int, vocab: int
+) -> Windows:
+    """Conversations one behind the other in at most `limit` windows of `length` tokens.
+
+    Every window begins with a conversation's first token; what stands beyond its end is left out. conversations: as the
+    chat template writes them, the beginning-of-sequence token too where there is one. Raises BadText where they do
+    not fill one window.
+    """
+    rows: list[NDArray[np.int64]] = []
+    row = np.zeros(0, dtype=np.int64)
+    for text in conversations:
+        row = np.concatenate([row, _encode(text, tokenizer, vocab)])
+        if len(row) >= length:
+            rows.append(row[:length])
+            row = row[:0]
+        if len(rows) == limit:
+            break
+    if not rows:
+        msg = f"The conversations of {name} come to {len(row)} tokens; {length} are needed. Name longer ones or ask for a smaller evaluation.context."
+        raise BadText(msg)
+    return Windows(tokens=torch.from_numpy(np.stack(rows)), first_target=(1,) * len(rows))
+
+
+def joined(texts: Sequence[Windows]) -> Windows | None:
+    """The windows of texts, all of one length, as those of one; None of no text."""
+    if not texts:
+        return None
+    return Windows(
+        tokens=torch.cat([text.tokens for text in texts]),
+        first_target=tuple(first for text in texts for first in text.first_target),
+    )
 
 
 def overlap(calibration: Windows, evaluation: Windows) -> int:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from hubbot.cards.prompt import MAX_TEMPLATE, prompt_format
+from hubbot.cards import prompt
+from hubbot.cards.prompt import MAX_TEMPLATE, conversations_written, prompt_format
 from tests.records import TEMPLATE
 
 CHATML = (
@@ -105,3 +106,19 @@ def test_whatever_breaks_out_of_the_sandbox_reaches_no_file_and_no_network(attem
     if done.stdout == "False\n":
         pytest.skip("this kernel has no Landlock or no seccomp")
     assert "PermissionError" in done.stderr
+
+
+def test_conversations_are_written_whole_and_those_that_a_template_refuses_are_left_out() -> None:
+    long = [{"role": "user", "content": "x" * 9_000}, {"role": "assistant", "content": "y"}]
+    refused = [{"role": "system", "content": "s"}]
+    found = conversations_written(NO_SYSTEM, {"bos_token": "<s>"}, [refused, long], date="")
+    assert found.texts == (f"<s><user>{'x' * 9_000}<assistant>y",)
+    assert "no system role" in str(found.reason)
+
+
+def test_a_template_that_does_not_end_costs_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(prompt, "SECONDS_OF_MANY", -4)  # so that the child is ended after two
+    found = conversations_written(template, {}, [[{"role": "user", "content": "x"}]], date="")
+    assert not found.texts
+    assert "seconds" in str(found.reason)

@@ -17,7 +17,7 @@ from hubbot.errors import BadText, HubFailed, TokenRefused
 from hubbot.hub.client import Hub as Seen
 from hubbot.hub.read.datasets import fetch_text
 from hubbot.hub.retry import Retry
-from hubbot.settings import CalibrationSettings, EvaluationSettings
+from hubbot.settings import CalibrationSettings, ConversationSettings, EvaluationSettings, Settings
 from tests.hub import Hub
 
 ROWS = ["", " = Title = \n", "", " Some text . \n", "More."]
@@ -202,3 +202,48 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path):
         fetch_text(
             local(tmp_path / "a.jsonl"), into=tmp_path / "in", characters=None, hub=Seen(endpoint="http://127.0.0.1:9")
         )
+
+
+CHATS = [
+    [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}],
+    [{"role": "user", "content": "More, please."}, {"role": "assistant", "content": "There."}],
+]
+
+
+@pytest.mark.slow
+def test_conversations_of_a_chat_model_come_from_the_default_dataset_as_far_as_they_are_needed(
+    hub: Hub, tmp_path: Path
+):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: test_sft, path: data/test_sft-*}\n---\n"
+    files: dict[str, str | bytes | Path] = {"README.md": card, "data/test_sft-0.parquet": parquet(CHATS, "messages")}
+    sha = hub.dataset("HuggingFaceH4/ultrachat_200k", files)
+    section = Settings().spoken
+    assert section is not None
+    text = fetch_text(section, into=tmp_path, characters=4, hub=hub.seen(retry=RETRY))
+    assert (text.name, text.revision) == ("HuggingFaceH4/ultrachat_200k:test_sft", sha)
+    assert [json.loads(line) for line in text.path.read_text().splitlines()] == [{"messages": CHATS[0]}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_conversations_of_a_file_are_taken_and_what_is_none_is_named(tmp_path: Path, hub: Hub, suffix: str):
+    def fetched(rows: list) -> Text:
+        path = tmp_path / f"chats{suffix}"
+        lines = "".join(json.dumps({"messages": row}) + "\n" for row in rows).encode()
+        path.write_bytes(lines if suffix == ".jsonl" else parquet(rows, "messages"))
+        section = ConversationSettings(dataset=str(path))
+        return fetch_text(section, into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))
+
+    told = [{**message, "thought": "none"} for message in CHATS[1]]
+    kept = fetched([CHATS[0], told])
+    assert [json.loads(line)["messages"] for line in kept.path.read_text().splitlines()] == CHATS
+    with pytest.raises(BadText, match="messages"):
+        fetched([[{"role": "user"}]])
+    with pytest.raises(BadText, match="messages"):
+        fetched(["Hello?"])
+
+
+def test_a_plain_text_holds_no_conversations(tmp_path: Path, hub: Hub):
+    (tmp_path / "chat.txt").write_text("Hello?")
+    section = ConversationSettings(dataset=str(tmp_path / "chat.txt"))
+    with pytest.raises(BadText, match="no conversations"):
+        fetch_text(section, into=tmp_path, characters=None, hub=hub.seen(retry=RETRY))

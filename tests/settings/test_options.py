@@ -103,3 +103,22 @@ def test_a_dataset_is_taken_apart_and_a_file_is_not(
 )
 def test_a_size_is_told_in_the_units_of_the_hub(count: float, text: str) -> None:
     assert format_size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("HuggingFaceH4/ultrachat_200k", "test_sft", 32)),
+        ({"evaluation.windows": 8}, ("HuggingFaceH4/ultrachat_200k", "test_sft", 8)),
+        ({"evaluation.dataset": "own.txt"}, None),
+        ({"evaluation.dataset": "none"}, None),
+        ({"conversations.dataset": "none"}, None),
+        ({"conversations.dataset": "me/chats"}, ("me/chats", "test", 32)),
+        ({"conversations.dataset": "me/chats::train", "evaluation.dataset": "own.txt"}, ("me/chats", "train", 32)),
+    ],
+)
+def test_conversations_come_with_the_default_evaluation_text_or_where_they_are_named(
+    given: dict[str, object], expected: tuple[str, str, int] | None
+) -> None:
+    spoken = load_settings(None, with_parts_of_datasets(given)).spoken
+    assert (spoken and (spoken.dataset, spoken.split, spoken.windows)) == expected

@@ -251,3 +251,21 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes_and_numbers(
     for name in whole.files:
         left, right = (result.files[name].paths for result in (whole, done))
         assert [path.read_bytes() for path in left] == [path.read_bytes() for path in right]
+
+
+def test_a_second_text_is_measured_in_the_same_walk_and_changes_nothing_of_the_first(
+    folder: Path, tmp_path: Path
+) -> None:
+    evaluation, spoken = windows(2, 7), windows(3, 4)
+
+    def of(name: str, **texts: Windows | None) -> SweepResult:
+        out = tmp_path / name
+        out.mkdir()
+        return run(folder, out, [RoundingFormat(out, {"fine": 60, "coarse": 4})], **texts)
+
+    both = of("both", evaluation=evaluation, conversations=spoken)
+    first, second = of("first", evaluation=evaluation), of("second", evaluation=spoken)
+    assert (both.base, both.scores) == (first.base, first.scores)
+    assert first.conversations is None
+    assert both.conversations is not None
+    assert (both.conversations.base, both.conversations.scores) == (second.base, second.scores)

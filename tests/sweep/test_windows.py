@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hubbot.errors import BadText, Unsupported
-from hubbot.sweep.windows import Windows, calibration_windows, evaluation_windows, overlap
+from hubbot.sweep.windows import Windows, calibration_windows, conversation_windows, evaluation_windows, overlap
 
 
 class Letters:
@@ -101,3 +101,14 @@ def test_calibration_windows_that_stand_in_the_evaluation_text_are_found() -> No
     stolen[7, 20:120] = evaluation.tokens[3, 5:105]
     stolen[9, 60:100] = evaluation.tokens[4, 60:100]  # 40 tokens: a shared phrase, not a shared text
     assert overlap(Windows(tokens=stolen, first_target=(1,) * 50), evaluation) == 1
+
+
+def test_every_window_of_conversations_begins_with_one_and_the_rest_of_the_last_is_left_out() -> None:
+    spoken = ["abcd", "efghij", "klmnop", "qr"]
+    given: dict[str, Any] = {"name": "chats", "limit": 9, "vocab": 100}
+    found = conversation_windows(spoken, Letters(), length=6, **given)
+    assert [row.tolist() for row in found.tokens] == [[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]]
+    assert found.first_target == (1, 1)
+    assert conversation_windows(spoken, Letters(), length=6, **{**given, "limit": 1}).count == 1
+    with pytest.raises(BadText, match="conversations of chats come to 18 tokens; 19 are needed"):
+        conversation_windows(spoken, Letters(), length=19, **given)

@@ -62,6 +62,6 @@ def _range(ordered: list[str]) -> str:
 def _sweep_seconds(plan: Plan, settings: Settings) -> float:
     """By the rates of one GPU; every sweep reads and calibrates for itself."""
     made = len(plan.variants)
-    tokens = evaluation_tokens(settings) if settings.evaluation.wanted else 0
+    tokens = evaluation_tokens(settings, chat=True) if settings.evaluation.wanted else 0
     seconds = len(plan.sweeps) * (_READ + _EVALUATE * tokens) + made * (_ENCODE + _EVALUATE * tokens)
     return seconds * plan.parameters / _BLOCK

@@ -19,22 +19,23 @@ from hubbot.domain import HUB_ID, Text
 from hubbot.errors import BadText, HubbotError, HubFailed, SourceNotFound
 from hubbot.hub.client import Hub
 from hubbot.hub.read.reader import Reader
+from hubbot.hub.read.rows import EMPTY, Kind, Row, as_line, as_row, length
 from hubbot.hub.retry import TransientFailure
 from hubbot.log.redact import redact
 from hubbot.machine.shortage import translated_shortages
-from hubbot.settings import CalibrationSettings, EvaluationSettings
+from hubbot.settings import CalibrationSettings, ConversationSettings, EvaluationSettings
 
 __all__ = ["fetch_text"]
+
+TextSettings = CalibrationSettings | EvaluationSettings | ConversationSettings
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _LIMIT = 1800  # seconds that streaming may take
 _ATTEMPTS = 4  # at streaming, which begins anew each time
 
 
-def fetch_text(
-    section: CalibrationSettings | EvaluationSettings, hub: Hub, *, into: Path, characters: int | None
-) -> Text:
-    """The text that a section of the settings names, as a file in `into`; nothing is fetched twice.
+def fetch_text(section: TextSettings, hub: Hub, *, into: Path, characters: int | None) -> Text:
+    """The text or the conversations that a section of the settings names, as a file in `into`; nothing is fetched twice.
 
     characters: rows are read until there are that many; None: the whole split or file (at most 2^28).
     Rows keep their text as it is, the empty ones too: wikitext is joined with blank lines between all of them.
@@ -44,24 +45,24 @@ def fetch_text(
     with translated_shortages(into):
         into.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() in _SUFFIXES or path.is_file():
-            return _local(path, section.column, into, characters)
+            return _local(path, section, into, characters)
         return _streamed(section, into, characters, hub)
 
 
 # --- local --------------------------------------------------------------------------------------------
 
 
-def _local(path: Path, column: str, into: Path, characters: int | None) -> Text:
+def _local(path: Path, section: TextSettings, into: Path, characters: int | None) -> Text:
     if path.suffix.lower() not in _SUFFIXES:
         raise BadText(f"{path} is no text that hubbot reads. Give a .txt, .jsonl or .parquet file, or a Hub dataset.")
     if not path.is_file():
         raise BadText(f"{path} does not exist. Name a file that does, or a Hub dataset such as allenai/c4.")
-    out = into / f"{_slug(path.stem)}-{_digest(str(path.resolve()), column, characters)}.jsonl"
+    out = into / f"{_slug(path.stem)}-{_digest(str(path.resolve()), section.column, characters)}.jsonl"
     total = 0
     with out.open("w", encoding="utf-8") as stream:
-        for text in _rows(path, column):
-            stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            total += len(text.strip())
+        for row in _rows(path, section.column, _kind(section)):
+            stream.write(as_line(row))
+            total += length(row, bare=True)
             if characters is not None and total >= characters:
                 break
     if not total:
@@ -70,15 +71,23 @@ def _local(path: Path, column: str, into: Path, characters: int | None) -> Text:
     return Text(path=out, name=path.name, revision=None, sha256=_sha256(out))
 
 
-def _rows(path: Path, column: str) -> Iterator[str]:
+def _kind(section: TextSettings) -> Kind:
+    return "messages" if isinstance(section, ConversationSettings) else "text"
+
+
+def _rows(path: Path, column: str, kind: Kind) -> Iterator[Row]:
     try:
         match path.suffix.lower():
+            case ".txt" if kind == "messages":
+                raise BadText(
+                    f"{path} holds no conversations. Give a .jsonl or .parquet file with a column of messages."
+                )
             case ".txt":
                 yield path.read_text(encoding="utf-8")
             case ".jsonl":
-                yield from _json_rows(path, column)
+                yield from _json_rows(path, column, kind)
             case _:
-                yield from _parquet_rows(path, column)
+                yield from _parquet_rows(path, column, kind)
     except UnicodeDecodeError as error:
         raise _unreadable(path, error) from None
 
@@ -87,7 +96,7 @@ def _unreadable(path: Path, error: Exception) -> BadText:
     return BadText(f"{path} cannot be read as {path.suffix}: {str(error)[:200]}. Text has to be UTF-8.")
 
 
-def _json_rows(path: Path, column: str) -> Iterator[str]:
+def _json_rows(path: Path, column: str, kind: Kind) -> Iterator[Row]:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -96,42 +105,42 @@ def _json_rows(path: Path, column: str) -> Iterator[str]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 raise BadText(f"{path}, line {number}, is no JSON. Every line has to be one object.") from None
-            text = row.get(column) if isinstance(row, dict) else None
-            if not isinstance(text, str):
+            found = as_row(row.get(column), kind) if isinstance(row, dict) else None
+            if found is None:
                 have = sorted(row)[:20] if isinstance(row, dict) else type(row).__name__
                 raise BadText(
-                    f"{path}, line {number}, has no text under {column!r} (found {have}). Name the column with `column`."
+                    f"{path}, line {number}, has no {kind} under {column!r} (found {have}). Name the column with `column`."
                 )
-            yield text
+            yield found
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[str]:
+def _parquet_rows(path: Path, column: str, kind: Kind) -> Iterator[Row]:
     import pyarrow.parquet  # which every other text does without
 
     try:
-        yield from _parquet_cells(pyarrow.parquet.ParquetFile(path), path, column)
+        yield from _parquet_cells(pyarrow.parquet.ParquetFile(path), path, column, kind)
     except pyarrow.ArrowException as error:
         raise _unreadable(path, error) from None
 
 
-def _parquet_cells(file: Any, path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-
+def _parquet_cells(file: Any, path: Path, column: str, kind: Kind) -> Iterator[Row]:
     if column not in file.schema_arrow.names:
         raise BadText(
             f"{path} has no column {column!r} (found {file.schema_arrow.names[:20]}). Name one with `column`."
         )
     held = file.schema_arrow.field(column).type
-    if not (pyarrow.types.is_string(held) or pyarrow.types.is_large_string(held)):
-        raise BadText(f"The column {column!r} of {path} holds {held}, not text. Name another with `column`.")
     for batch in file.iter_batches(columns=[column]):
-        yield from (text or "" for text in batch.column(0).to_pylist())
+        for cell in batch.column(0).to_pylist():
+            found = as_row(EMPTY[kind] if cell is None else cell, kind)
+            if found is None:
+                raise BadText(f"The column {column!r} of {path} holds {held}, not {kind}. Name another with `column`.")
+            yield found
 
 
 # --- the Hub ------------------------------------------------------------------------------------------
 
 
-def _streamed(section: CalibrationSettings | EvaluationSettings, into: Path, characters: int | None, hub: Hub) -> Text:
+def _streamed(section: TextSettings, into: Path, characters: int | None, hub: Hub) -> Text:
     if not HUB_ID.fullmatch(section.dataset):
         raise BadText(
             f"{section.dataset[:200]!r} is neither a file nor a Hub dataset. Write org/name, or the path of a .txt, .jsonl or .parquet file."
@@ -148,6 +157,7 @@ def _streamed(section: CalibrationSettings | EvaluationSettings, into: Path, cha
             "split": section.split,
             "revision": revision,
             "column": section.column,
+            "kind": _kind(section),
             "token": hub.token,
             "characters": characters,
             "out": str(partial),
@@ -158,7 +168,7 @@ def _streamed(section: CalibrationSettings | EvaluationSettings, into: Path, cha
     return Text(path=out, name=name, revision=revision, sha256=_sha256(out))
 
 
-def _pinned(section: CalibrationSettings | EvaluationSettings, hub: Hub) -> str:
+def _pinned(section: TextSettings, hub: Hub) -> str:
     """The commit that the dataset's revision stands for now."""
     at = f"/revision/{quote(section.revision, safe='')}" if section.revision else ""
     try:
@@ -204,7 +214,7 @@ def _translated_answer(answer: dict[str, Any], request: dict[str, Any], name: st
         )
     if "type" in answer:
         return BadText(
-            f"The column {request['column']!r} of {name} holds {answer['type']}, not text. Name another with `column`."
+            f"The column {request['column']!r} of {name} holds {answer['type']}, not {request['kind']}. Name another with `column`."
         )
     if "characters" in answer:
         return BadText(f"{name} holds no text. Choose another split or dataset.")

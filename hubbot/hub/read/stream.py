@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from hubbot.confine.walls import hide_memory
+from hubbot.hub.read.rows import as_line, as_row, length
 from hubbot.hub.retry import is_transient, status_of
 
 LARGEST = 2**28  # characters; 60 million tokens, more than any calibration or evaluation reads
@@ -54,11 +55,11 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
         for row in rows:
             if column not in row:
                 return {"columns": sorted(map(str, row))}
-            text = row[column]
-            if not isinstance(text, str):
-                return {"type": type(text).__name__}
-            stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            count, characters = count + 1, characters + len(text)
+            found = as_row(row[column], request["kind"])
+            if found is None:
+                return {"type": type(row[column]).__name__}
+            stream.write(as_line(found))
+            count, characters = count + 1, characters + length(found)
             if characters >= limit:
                 break
     return {"rows": count, "characters": characters}
