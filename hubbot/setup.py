@@ -9,6 +9,7 @@ finds half of one, and under a lock, so that two processes make it once.
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import hashlib
 import importlib.util
@@ -21,6 +22,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from hubbot.environment import PROCESS, search_path
 from hubbot.errors import ToolMissing
@@ -73,6 +75,7 @@ def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None
         release = _fetch(part, path)
         _unpack(release, part)
         _compile(part, options, path)
+        _compile_python(part)
         for file in (release, part / _WANTED):
             file.unlink(missing_ok=True)
         part.rename(place)
@@ -173,6 +176,12 @@ def _compile(part: Path, options: Sequence[str], path: str) -> None:
             raise ToolMissing(msg)
     for file in made.rglob("*.o"):
         file.unlink()
+
+
+def _compile_python(part: Path) -> None:
+    """Bytecode of the converter and the bindings: the processes that import them for every plan write none themselves."""
+    for folder in ("source/conversion", "source/gguf-py/gguf", "bindings"):
+        compileall.compile_dir(part / folder, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
 
 
 def _run(command: Sequence[str], log: Path, path: str) -> bool:

@@ -125,7 +125,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_setup_keeps_the_tree_and_the_bindings_and_neither_git_packs_nor_objects(machine: Path):
     place = machine / "llama.cpp"
     setup.build(place, ["-DGGML_CUDA=ON"])
-    kept = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    kept = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert kept == {
         "bindings/llama_cpp/__init__.py", "build/bin/libmtmd.so", "build/bin/llama-bench", "log", "source/conversion/base.py",
         "source/models/ggml-vocab-gpt-2.gguf", "source/vendor/stb/stb.h",
@@ -133,6 +133,13 @@ def test_setup_keeps_the_tree_and_the_bindings_and_neither_git_packs_nor_objects
     calls = (machine / "calls").read_text()
     assert "-DGGML_CUDA=ON" in calls
     assert ("--exclude-libs,libstdc++.a" in calls) is (sys.platform == "linux")
+
+
+def test_setup_leaves_bytecode_of_what_every_plan_imports(machine: Path):
+    place = machine / "llama.cpp"
+    setup.build(place)
+    for file in ("source/conversion/base.py", "bindings/llama_cpp/__init__.py"):
+        assert Path(importlib.util.cache_from_source(place / file)).is_file()
 
 
 def test_a_finished_llama_cpp_is_left_as_it_is(machine: Path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def build_model(folder: Path) -> PreTrainedModel:
     what = f"build a language model from {folder.name}/config.json"
     with foreign("transformers", what, then=then, kind=Unsupported):
         config = plain_config(folder)
-        with init_empty_weights(include_buffers=False):
+        with _without_weights():
             model: PreTrainedModel = auto_class(config).from_config(
                 config,
                 dtype=torch.float32,
@@ -50,6 +51,24 @@ def build_model(folder: Path) -> PreTrainedModel:
         model.eval()
         model.tie_weights()
     return model
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Parameters are made on the meta device and told to be filled already; buffers get their values on the CPU.
+
+    Filling empty parameters with random numbers would take longer than all else that is done to such a model.
+    """
+    with init_empty_weights(include_buffers=False):
+        register = nn.Module.register_parameter
+
+        def register_filled(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+            register(self, name, param)
+            if param is not None:
+                self._parameters[name]._is_hf_initialized = True  # type: ignore[union-attr]
+
+        nn.Module.register_parameter = register_filled  # type: ignore[method-assign]
+        yield  # init_empty_weights puts the first one back
 
 
 def plain_config(folder: Path) -> PretrainedConfig:

@@ -7,9 +7,11 @@ shard, `split.*` keys in every one. The first may hold no tensor; then no other 
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hubbot.formats.gguf.converter import Captured
 __all__ = ["ALIGNMENT", "Placed", "Shard", "lay_out"]
 
 ALIGNMENT = 32
+_LONG = 1_000  # items; shorter lists are gguf-py's to pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ def _shard(tensors: Iterable[tuple[Captured, int]], metadata: Mapping[str, Any],
 def _header(tensors: list[tuple[Captured, int]], metadata: Mapping[str, Any], architecture: str) -> tuple[bytes, int]:
     """Everything before the tensor data, written by gguf-py and padded to the alignment; where the tensor infos begin."""
     gguf = llamacpp.gguf()
-    writer = gguf.GGUFWriter(None, architecture)
+    writer = _writer()(None, architecture)
     writer.kv_data = [dict(metadata)]
     for tensor, kind in tensors:
         size = tensor.rows * row_bytes(kind, tensor.columns)
@@ -127,6 +130,38 @@ def _header(tensors: list[tuple[Captured, int]], metadata: Mapping[str, Any], ar
         writer.close()
         header = path.read_bytes()
     return header + bytes(_padded(len(header)) - len(header)), infos
+
+
+@cache
+def _writer() -> Any:
+    """gguf-py's, but a tokenizer's long lists are packed at once, and once for all the headers that they stand in."""
+    gguf = llamacpp.gguf()
+    packed: dict[int, tuple[list[Any], bytes]] = {}  # id of a list -> the list, which keeps the id its own; its bytes
+
+    class Writer(gguf.GGUFWriter):  # type: ignore[misc, name-defined]
+        def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+            if not isinstance(val, list) or len(val) < _LONG or sub_type is not None:
+                return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
+            if id(val) not in packed:
+                head = struct.pack("<IIQ", vtype, gguf.GGUFValueType.get_type(val[0]), len(val))
+                body = _packed(val)
+                whole = super()._pack_val(val, vtype, add_vtype) if body is None else head + body
+                packed[id(val)] = val, bytes(whole)
+            return packed[id(val)][1]
+
+    return Writer
+
+
+def _packed(items: Sequence[Any]) -> bytes | None:
+    """Texts or numbers of one type as gguf-py packs them one by one; None for anything else."""
+    kinds = {type(item) for item in items}
+    if kinds <= {str, bytes}:
+        texts = [item.encode() if isinstance(item, str) else item for item in items]
+        return b"".join(part for text in texts for part in (struct.pack("<Q", len(text)), text))
+    for number, letter in ((int, "i"), (float, "f")):
+        if bool not in kinds and all(issubclass(kind, number) for kind in kinds):
+            return struct.pack(f"<{len(items)}{letter}", *items)
+    return None
 
 
 def _told(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from hubbot import llamacpp
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.codec import type_named
 from hubbot.formats.gguf.converter import Converted
+from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.layout import lay_out
 
@@ -64,7 +66,9 @@ def ask_recipes(
                 chunks=1,
                 length=1,
             )
-            return {name: _attempt(model, name, hollow, ones if imatrix else None) for name in types}
+            with ThreadPoolExecutor(cores()) as pool:
+                asked = {name: pool.submit(_attempt, model, name, hollow, ones if imatrix else None) for name in types}
+                return {name: answer.result() for name, answer in asked.items()}
         finally:
             ones.unlink(missing_ok=True)
 
