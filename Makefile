@@ -21,7 +21,7 @@ BUILD_TOOLS := cmake|editables|hatchling|ninja|packaging|pathspec|pluggy|setupto
 # stamps carry a hash of what they stand for: a changed lock installs again, an unchanged one costs nothing
 INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 
-.PHONY: help environment setup demo test heavy conformance test-vllm test-ray fast lint lock docs clean tools llama
+.PHONY: help environment setup demo test heavy conformance upgrade upgraded test-vllm test-ray fast lint lock docs clean tools llama
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -43,6 +43,16 @@ heavy: setup .venv/triton  ## what takes minutes a test: trained and real models
 
 conformance: setup  ## every architecture as a tiny model through all families; writes docs/architectures.md
 	@$(BIN)/python -W ignore -m tests.conformance
+
+# Two halves, since make reads the pins as it starts. The table says what no longer passes, which stops nothing here.
+upgrade: $(INSTALLED)  ## newer transformers and llama.cpp: pins, lock, the table of architectures; out/upgrade.md has what changed
+	@$(BIN)/python -m tests.conformance.upgrade
+	@git diff --quiet -- pyproject.toml hubbot/setup.py || $(MAKE) --no-print-directory upgraded
+
+upgraded:
+	@$(MAKE) --no-print-directory lock
+	-@$(MAKE) --no-print-directory conformance
+	@mkdir -p out && $(BIN)/python -m tests.conformance.difference >out/upgrade.md && cat out/upgrade.md
 
 # The GPU kernels are tested by Triton's interpreter. torch's CUDA build brings this very release; its CPU build has none.
 .venv/triton: tests/formats/gptq/triton.lock $(INSTALLED)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["as_page"]
+__all__ = ["as_page", "plain"]
 
 _COLUMNS = ("GGUF", "imatrix", "GPTQ", "bitsandbytes", "mmproj")
 _GOALS = {"GGUF": ("llama_cpp", 90, 98), "GPTQ": ("gptqmodel", 80, 94)}
@@ -55,7 +55,7 @@ def _reasons(rows: Mapping[str, Any]) -> Iterable[str]:
         told = Counter(outcome["told"] for outcome in row["outcomes"].values() if outcome["told"])
         for said in told:
             columns = [column for column, outcome in row["outcomes"].items() if outcome["told"] == said]
-            yield f"- {name}, {', '.join(columns)}: {_plain(said)}"
+            yield f"- {name}, {', '.join(columns)}: {plain(said)}"
 
 
 def _was_run(row: Mapping[str, Any]) -> bool:
@@ -75,6 +75,6 @@ def _knows(value: bool) -> str:
     return "yes" if value else ""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of foreign libraries as text of a list: no line, no markup."""
     return "".join("\\" + mark if mark in "\\`*_[]<>|#" else mark for mark in " ".join(text.split())[:400])

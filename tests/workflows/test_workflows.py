@@ -21,6 +21,7 @@ import yaml
 
 from hubbot.action.inputs import read_inputs
 from hubbot.errors import BadSettings
+from tests.conformance.upgrade import PLACES
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -74,6 +75,7 @@ def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
             "quantize": {"outputs": {}, "result": "success"},
             "watch": {"outputs": {"matrix": json.dumps(MATRIX)}, "result": "success"},
             "answer": {"outputs": {"start": json.dumps(START)}, "result": "success"},
+            "try": {"outputs": {"found": "true"}},
             "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000", "image": "ghcr.io/owner/repo"}},
         },
         "matrix": MATRIX["include"][0],
@@ -85,6 +87,7 @@ def contexts(event: dict[str, Any], **more: Any) -> dict[str, Any]:
             "publish": {"outputs": made},
             "check": {"outputs": {"version": "1.2.3", "epoch": "1700000000"}},
             "there": {"outputs": {"digest": ""}},
+            "upgrade": {"outputs": {"found": "true"}},
             "build": {"outputs": {"digest": "sha256:" + "0" * 64}},
         },
         "jobs": {"publish": {"outputs": made}},
@@ -369,6 +372,25 @@ def test_what_an_issue_says_is_nowhere_in_the_workflow():
     ]  # fmt: skip
     plain, *hostile = evaluated("requests.yml", *told)
     assert [workflow == plain for workflow in hostile] == [True] * len(ATTACKS)
+
+
+def test_what_runs_new_releases_may_write_nothing_and_what_writes_runs_none_of_them():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/upgrade.yml").read_text())["jobs"]
+    assert jobs["try"]["permissions"] == {"contents": "read"}
+    scripts = "".join(step.get("run", "") for step in jobs["propose"]["steps"])
+    assert not re.search(r"^\s*(make|python|pip|hubbot)\b", scripts, re.MULTILINE)
+    taken = set(re.findall(r"--include='?([\w./*-]+)", scripts))
+    assert taken == {file for places in PLACES.values() for file, _ in places if "docs" not in file} | {
+        "requirements.lock",
+        "docs/*",
+    }
+
+
+@needs_node
+def test_no_pull_request_is_opened_where_nothing_is_newer():
+    seen = EVENTS["schedule"] | {"needs": {**EVENTS["schedule"]["needs"], "try": {"outputs": {}}}}
+    assert not one("upgrade.yml", seen)["jobs"]["propose"]["if"]
+    assert one("upgrade.yml", EVENTS["schedule"])["jobs"]["propose"]["if"]
 
 
 def test_the_form_asks_for_what_the_parser_reads():
