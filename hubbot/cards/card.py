@@ -7,7 +7,7 @@ nothing and is left out. A number that is null in the record takes its row or co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,6 @@ def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
         "thing": thing,
         "things": f"{thing}s",
         "runtimes": _runtimes(v.load_check.runtime for v in repo.variants if v.load_check) or "its runtime",
-        "rounding": _rounding(repo),
         "tokens": f"{record.base.tokens:,}" if record.base and any(v.score for v in repo.variants) else None,
         "recommended": best.name if len(repo.variants) > 1 else None,
         "recommended_facts": _why(best),
@@ -178,7 +177,6 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
         ("Change", "--:"),
         ("KL mean", "--:"),
         ("KL in chat", "--:"),
-        ("Runtime adds", "--:"),
         ("KL 99 %", "--:"),
         ("Same top token", "--:"),
     ]
@@ -194,7 +192,7 @@ def files_table(record: Record, repo: Repo, *, links: bool = True) -> str:
 
 
 def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> list[str | None]:
-    score, check, best = variant.score, variant.load_check, variant is repo.recommended and len(repo.variants) > 1
+    score, best = variant.score, variant is repo.recommended and len(repo.variants) > 1
     heard = record.conversations.scores.get(variant.name) if record.conversations else None
     several = repo.about.folder and len(repo.variants) > 1
     name = _name(repo, variant) if links else code(variant.name, cell=True)
@@ -208,7 +206,6 @@ def _row(record: Record, repo: Repo, variant: VariantRecord, *, links: bool) -> 
         figures.ratio(score.ratio, score.ratio_interval) if score else None,
         figures.nats(score.kld.mean, score.kld_interval) if score else None,
         figures.nats(heard.kld.mean, heard.kld_interval) if heard else None,
-        figures.nats(check.kld) if score and check else None,
         figures.nats(score.kld.p99) if score else None,
         figures.percent(score.top1) if score else None,
         figures.size(memory_needed(variant, record.source)),
@@ -257,10 +254,23 @@ def _why(best: VariantRecord) -> str:
     return f": {', '.join(fact for fact in facts_ if fact)}"
 
 
-def _rounding(repo: Repo) -> str | None:
-    """How far the runtimes' own logits lie from those of the decoded bytes, at most; None where it was not compared."""
-    known = [variant.load_check.kld for variant in repo.variants if variant.load_check and variant.load_check.kld]
-    return figures.nats(max(known)) if known else None
+def _floors(repo: Repo) -> dict[str, list[float]]:
+    """Runtime -> how far its logits lay from those of the same bytes, of each variant that it was compared on."""
+    found: dict[str, list[float]] = {}
+    for variant in repo.variants:
+        check = variant.load_check
+        if variant.score and check and check.kld is not None and math.isfinite(check.kld):
+            found.setdefault(check.runtime, []).append(max(check.kld, 0.0))
+    return found
+
+
+def _floor(runtime: str, found: Sequence[float]) -> str:
+    low, high = figures.nats(min(found)), figures.nats(max(found))
+    lay = f"{low} nats" if low == high else f"{low} to {high} nats"
+    return (
+        f"The floor: by its own rounding the answers of {inline(runtime, limit=80)} lay {lay} from those of the same bytes in hubbot's pass, "
+        "and no number above holds that. What differs by less is alike there."
+    )
 
 
 def _legend(record: Record, repo: Repo) -> list[str]:
@@ -280,11 +290,7 @@ def _legend(record: Record, repo: Repo) -> list[str]:
             f"*KL in chat* is the same divergence on {record.conversations.base.tokens:,} tokens of conversations, as the chat template "
             "writes them. The gate and ★ go by the evaluation text alone."
         )
-    if _rounding(repo):
-        lines.append(
-            "*Runtime adds* is how far the answers of the runtime itself lie from those of the same bytes in hubbot's "
-            "pass, in the same unit: its own rounding."
-        )
+    lines += [_floor(runtime, found) for runtime, found in _floors(repo).items()]
     cache = record.source.kv_bytes_per_token
     tokens = context(record.source)
     rest = (

@@ -221,7 +221,7 @@ def test_a_null_number_takes_its_column_with_it() -> None:
 def test_one_missing_number_leaves_a_dash_and_no_invented_one() -> None:
     text = card(made=change(record(), "Q8_0", score=None))
     row = next(row for row in rows(text) if "Q8" in row[0] and "GB" in row[1])
-    assert row.count("–") == 7
+    assert row.count("–") == 6
 
 
 def test_no_section_is_empty() -> None:
@@ -386,13 +386,18 @@ def test_intervals_stand_beside_their_numbers_and_decide_which_file_is_closer() 
     assert "In brackets" not in card()
 
 
-def test_the_head_says_who_measured_and_the_table_what_the_runtime_adds() -> None:
+def test_the_head_says_who_measured_and_a_line_below_the_table_once_what_each_runtime_adds() -> None:
     text = card()
     assert "measured by hubbot, not by llama.cpp b9999: in one pass over the decoded bytes" in text
-    assert "whose own rounding adds 0.00000120 nats at most" in text
-    head, cells = rows(text)[0], next(row for row in rows(text) if row[0].startswith("[Q8"))
-    assert head[head.index("KL mean") + 1] == "Runtime adds"
-    assert cells[head.index("Runtime adds")] == "0.00000120"
+    assert text.count("The floor: ") == 1
+    assert "the answers of llama.cpp b9999 lay 0.00000120 nats from those of the same bytes" in text
+    made = record()
+    checks = {v.name: v.load_check for v in made.variants}
+    further = change(made, "Q4_K_M", load_check=replace(checks["Q8_0"], kld=0.0003))
+    assert "the answers of llama.cpp b9999 lay 0.00000120 to 0.000300 nats" in card(made=further)
+    assert "The floor" not in card(
+        made=replace(made, variants=tuple(replace(v, load_check=None) for v in made.variants))
+    )
 
 
 def test_files_of_refused_variants_are_not_asked_for(tmp_path: Path) -> None:
