@@ -204,6 +204,7 @@ def policy_of(settings: Settings, *, ours: frozenset[str], version: str) -> Poli
         apart=lambda model: target_repos(model, variants, with_owner(settings.publish)),
         ours=ours,
         transformers=architectures.known_to_transformers,
+        releases=architectures.read_from(),
         stand_ins={one.variant.name: frozenset(other.name for other in one.stand_ins) for one in reversed(wanted)},
         converter=lambda name: any(family.refusal(name) is None for family in families),
         disk=settings.budget.disk,

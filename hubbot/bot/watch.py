@@ -67,6 +67,7 @@ class Policy:
     folders: float = 0.0  # bits per weight of the largest variant that its load check takes into memory whole
     allow_unlicensed: bool = False
     asked: str | None = None  # variants of a request; None: those of hubbot.toml
+    releases: str = ""  # of transformers and llama.cpp that say what is supported
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +184,14 @@ def _architecture(seen: Candidate, known: Known, policy: Policy) -> Says | None:
     if seen.architecture is None:
         return _skip("its config.json names no architecture", "no-architecture")
     if not policy.transformers(seen.architecture):
-        return _skip(f"transformers has no language model {seen.architecture}", "unsupported")
+        return _skip(f"transformers has no language model {seen.architecture}{_others(policy)}", "unsupported")
     if not policy.converter(seen.architecture):
-        return _skip(f"llama.cpp's converter does not know {seen.architecture}", "unsupported")
+        return _skip(f"llama.cpp's converter does not know {seen.architecture}{_others(policy)}", "unsupported")
     return None
+
+
+def _others(policy: Policy) -> str:
+    return f" ({policy.releases}); other releases are asked again" if policy.releases else ""
 
 
 def _licence(seen: Candidate, known: Known, policy: Policy) -> Says | None:  # noqa: ARG001
@@ -269,6 +274,8 @@ def _in_queue(seen: Candidate, known: Known, policy: Policy) -> Says | None:
             return Says(Action.WAIT, "waits for a worker", "queued")
         case _ if job.variants != policy.asked:  # it came to nothing that is asked for now
             return None
+        case JobState.PARKED if job.refused_by and job.refused_by != policy.releases:
+            return None  # other releases of transformers and llama.cpp may know the model
         case JobState.PARKED:
             again = f"hubbot retry {seen.id} tries again"
             return Says(Action.WAIT, f"failed {_times(job.failures)}; {again}: {job.error}", "parked")

@@ -32,6 +32,7 @@ from hubbot.hub.rate_limit import RateLimit
 from hubbot.hub.read.download import Mismatch
 from hubbot.log import say
 from hubbot.log.redact import redact
+from hubbot.model.architectures import read_from
 
 LOOK = 5.0  # seconds between looks at whether a job that runs is still wanted
 
@@ -199,7 +200,14 @@ def failed(ledger: Ledger, claim: Claim, error: Exception, seconds: float, terms
         say(redact("".join(traceback.format_exception(error)), *terms.secrets))
     lasting = isinstance(error, _LASTING) and not isinstance(error, _MAY_PASS)
     ending = partial(
-        jobs.fail, claim=claim, error=error, seconds=seconds, park=lasting, delays=terms.delays, secrets=terms.secrets
+        jobs.fail,
+        claim=claim,
+        error=error,
+        seconds=seconds,
+        park=lasting,
+        refused_by=read_from() if isinstance(error, Unsupported) else None,
+        delays=terms.delays,
+        secrets=terms.secrets,
     )
     say(f"{claim.row.model}: {redact(str(error), *terms.secrets)}")
     terms.endings.write(ledger, ending)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
 
-__all__ = ["known_to_llama_cpp", "known_to_transformers", "sees_images"]
+__all__ = ["known_to_llama_cpp", "known_to_transformers", "read_from", "sees_images"]
 
 
 def known_to_transformers(architecture: str) -> bool:
@@ -35,6 +36,11 @@ def sees_images(architecture: str) -> bool:
 def known_to_llama_cpp(architecture: str) -> bool:
     """Whether the converter of the pinned llama.cpp converts this class. Raises ToolMissing without one."""
     return architecture in _llama_cpp()
+
+
+def read_from() -> str:
+    """The releases whose tables these are: `transformers 5.23.0, llama-cpp-python 0.3.36`."""
+    return f"transformers {metadata.version('transformers')}, llama-cpp-python {llamacpp.PIN}"
 
 
 @cache

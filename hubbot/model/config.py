@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hubbot.model.strict_json import object_of, read_object
 __all__ = ["ModelConfig", "read_config", "read_values", "text_part"]
 
 _LARGEST = 4 * 2**20  # bytes; configs with a thousand labels have 100 KB
+_RELEASE = re.compile(r"[0-9][0-9A-Za-z.]{0,30}")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,99}")
 
 # What a number means -> its names in the configurations of transformers, and the greatest honest value.
@@ -153,12 +155,20 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
         msg = f"{architecture} needs Python code from the model's repo (auto_map in config.json). hubbot never runs such code; a model whose architecture is part of transformers is needed."
         raise UnsafeSource(msg)
     if not known:
-        msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. A newer hubbot may; see docs/formats.md for what is supported."
+        msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. {_written_by(values)}A newer hubbot may; see docs/formats.md for what is supported."
         raise Unsupported(msg)
     if values.get("is_encoder_decoder"):
         msg = f"{architecture} is an encoder-decoder model; hubbot makes decoder-only language models."
         raise Unsupported(msg)
     return ("remote code (auto_map) was ignored",) if "auto_map" in values else ()
+
+
+def _written_by(values: Mapping[str, Any]) -> str:
+    """The release that has written the configuration, which knew the architecture, beside the one that is here."""
+    written = values.get("transformers_version")
+    if not isinstance(written, str) or not _RELEASE.fullmatch(written):
+        return ""
+    return f"Its config.json was written by transformers {written}; here is {metadata.version('transformers')}. "
 
 
 def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int) -> int | None:

@@ -26,6 +26,7 @@ from hubbot.errors import HubFailed, LedgerFailed, TokenRefused, Unsupported
 from hubbot.hub.publish.publication import publish
 from hubbot.hub.read.reader import Reader
 from hubbot.hub.retry import Retry
+from hubbot.model.architectures import read_from
 from hubbot.settings import Settings
 from tests.bot.cheap import cheap_run, files_of_a_model, settings_for
 from tests.bot.parts import Clock
@@ -730,3 +731,16 @@ def test_a_cursor_that_the_hub_refuses_is_forgotten_and_the_list_read_anew(bench
     bench.hub.fail("GET /api/models.*cursor", status=400)
     bench.bot.look()
     assert len(list(bench.bot.judge())) == 30
+
+
+def test_a_model_that_is_refused_by_these_releases_is_parked_under_their_names(bench):
+    bench.hub.model("maker/one", files_of_a_model(1))
+    bench.hub.model("maker/two", files_of_a_model(2))
+    bench.rules()
+
+    def run(job, commits):
+        raise Unsupported("no step knows it") if job.model == "maker/one" else HubFailed("the Hub was away")
+
+    assert bench.work(run=run) == Tally(failed=2)
+    refused = {name: jobs.last_job(bench.bot.ledger, name).refused_by for name in ("maker/one", "maker/two")}
+    assert refused == {"maker/one": read_from(), "maker/two": None}

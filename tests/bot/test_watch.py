@@ -291,6 +291,21 @@ def test_a_parked_job_is_forgotten_when_source_settings_or_hubbot_change(changes
     assert judge(seen(), Known(job=parked), policy()).rule == "new"
 
 
+def test_what_these_releases_do_not_know_is_named_and_asked_again_of_others():
+    unknown = judge(
+        seen(architecture="NewForCausalLM"), Known(), policy(releases="transformers 5.1", transformers=lambda _: False)
+    )
+    assert (
+        unknown.reason
+        == "transformers has no language model NewForCausalLM (transformers 5.1); other releases are asked again"
+    )
+    parked = Known(job=job(JobState.PARKED, failures=1, refused_by="transformers 5.1"))
+    assert judge(seen(), parked, policy(releases="transformers 5.1")).rule == "parked"
+    assert judge(seen(), parked, policy(releases="transformers 5.2")).rule == "new"
+    gate = Known(job=job(JobState.PARKED, failures=1))
+    assert judge(seen(), gate, policy(releases="transformers 5.2")).rule == "parked"
+
+
 def test_a_finished_job_is_done_also_while_its_pull_request_waits():
     verdict = judge(seen(), Known(job=job(JobState.DONE)), policy())
     assert (verdict.action, verdict.rule) == (Action.SKIP, "published")

@@ -1,10 +1,11 @@
 """What config.json says, under whatever name an architecture says it."""
 
 import json
+import re
 
 import pytest
 
-from hubbot.errors import UnsafeSource
+from hubbot.errors import UnsafeSource, Unsupported
 from hubbot.model.config import read_config
 
 VALUES = {"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "hidden_size": 64, "vocab_size": 512}
@@ -35,3 +36,16 @@ def test_a_list_of_the_blocks_kinds_gives_their_number_where_no_key_does(keys, c
 def test_a_model_without_a_number_of_blocks_is_refused(keys, tmp_path):
     with pytest.raises(UnsafeSource, match=r"number that every language model has: layers|lists 2,001 blocks"):
         layers(tmp_path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("99.0.1", "written by transformers 99.0.1; here is "),
+        ("5.0`; rm -rf", "text. A newer"),
+        (None, "text. A newer"),
+    ],
+)
+def test_an_unknown_architecture_is_told_with_the_release_that_wrote_its_configuration(written, told, tmp_path):
+    with pytest.raises(Unsupported, match=re.escape(told)):
+        layers(tmp_path, architectures=["NewForCausalLM"], layer_types=["full_attention"], transformers_version=written)

@@ -22,7 +22,7 @@ LONGEST_ERROR = 4000  # characters kept of an error's text
 
 _COLUMNS = (
     "id, model, revision, update_mode, cause, settings, version, state, failures, due, worker, created, changed, error, "
-    "variants"
+    "variants, refused_by"
 )
 
 
@@ -120,13 +120,18 @@ def fail(
     *,
     seconds: float,
     park: bool = False,
+    refused_by: str | None = None,
     delays: Sequence[float] = DELAYS,
     secrets: Sequence[str] = (),
 ) -> bool:
-    """The job failed: it waits, each time longer, then is parked; at once with `park`, for what will not change."""
+    """The job failed: it waits, each time longer, then is parked; at once with `park`, for what will not change.
+
+    refused_by: the releases that do not know such a model; others may.
+    """
     text = redact(str(error), *secrets)[:LONGEST_ERROR]
     with ledger.transaction() as db:
         _end(db, claim, "failed", seconds, type(error).__name__, text)
+        db.execute("UPDATE jobs SET refused_by = ? WHERE id = ?", (refused_by, claim.job))
         return _back_off(db, claim, text, ledger.now(), park=park, delays=delays)
 
 

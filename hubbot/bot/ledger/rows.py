@@ -33,3 +33,4 @@ class JobRow:
     changed: float
     error: str | None
     variants: str | None = None  # comma list that a request asked for; None: those of hubbot.toml
+    refused_by: str | None = None  # the releases that do not know its model (Policy.releases); None: no such refusal

@@ -116,4 +116,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN variants TEXT;  -- comma list that a request asked for; NULL: those of hubbot.toml
     ALTER TABLE jobs ADD COLUMN cancelled TEXT; -- by whom, while it ran
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN refused_by TEXT; -- the releases that do not know its model; NULL: no such refusal
+    """,
 )
