@@ -7,7 +7,7 @@ So the answer needs config.json, the checkpoint's tensor names and shapes, no da
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -15,14 +15,30 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hubbot.errors import Unsupported
-from hubbot.formats.protocol import Encoded
+from hubbot.formats.protocol import Encoded, expert_name
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.empty import build_model, decoder_blocks
 from hubbot.model.finite import Large
-from hubbot.model.mapping import CheckpointMap, Group, map_checkpoint, places_of_experts
+from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
 from hubbot.model.parts import PartKind
 
-__all__ = ["Linear", "Linears", "find_linears", "first_large"]
+__all__ = ["Cut", "Linear", "Linears", "find_linears", "first_large"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Where an expert's matrix, or its bias, lies in a tensor of all experts' [experts, …]: which of how many equal
+    lots of its outputs."""
+
+    tensor: str
+    expert: int
+    lot: int
+    lots: int
+
+    def of(self, stacked: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+        """A view of it, [out, in] or [out]. transposed: whether the tensor is [experts, in, out]."""
+        own = stacked[self.expert]
+        return (own.t() if transposed else own).chunk(self.lots)[self.lot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +51,33 @@ class Linear:
     in_features: int
     expert: bool = False  # one of several, of which the router picks some for a token
     transposed: bool = False  # the checkpoint stores the weight [in, out], as GPT-2's does
-    renamed: bool = False  # an expert's, which the model calls otherwise than the checkpoint
     own_class: bool = False  # of a class of the architecture's own, such as FalconLinear
+    cut: Cut | None = None  # an expert's, out of a tensor that holds those of all
+
+    @property
+    def tensor(self) -> str:
+        """The checkpoint tensor that holds it."""
+        return self.cut.tensor if self.cut else self.name
+
+    @property
+    def statistics(self) -> str:
+        """The name under which the statistics of its inputs go."""
+        return expert_name(self.cut.tensor, self.cut.expert) if self.cut else self.name
+
+    @property
+    def weights(self) -> int:
+        """How many it has."""
+        return self.out_features * self.in_features
 
     def upright(self, weight: torch.Tensor) -> torch.Tensor:
-        """The checkpoint's weight as [out, in]."""
+        """The checkpoint's tensor, or what of it is this layer's, as [out, in]."""
+        if self.cut:
+            return self.cut.of(weight, transposed=self.transposed).contiguous()
         return weight.t().contiguous() if self.transposed else weight
 
     def as_stored(self, encoded: Encoded) -> Encoded:
-        """An encoded [out, in], decoding to the checkpoint's shape."""
-        return _Turned(encoded) if self.transposed else encoded
+        """An encoded [out, in], decoding to the checkpoint's shape; one that is cut out stays as it is."""
+        return _Turned(encoded) if self.transposed and not self.cut else encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +94,9 @@ class Linears:
 
     head_module: path of the output head's module, tied or not. outside: module paths of linear layers that are
     neither; every family leaves them alone.
-    stacked: tensors of the checkpoint that each hold the matrices of all experts of a block.
+    stacked: tensors of the checkpoint that each hold the matrices of all experts of a block. pieces: the layers in them,
+    of those tensors that fill a parameter as they stand. split_biases: module path and `.bias` -> where that lies.
+    targets: checkpoint tensor -> the parameter that it fills as it stands.
     """
 
     blocks: tuple[Linear, ...]
@@ -69,6 +104,9 @@ class Linears:
     head_module: str | None
     outside: tuple[str, ...]
     stacked: tuple[str, ...] = ()
+    pieces: tuple[Linear, ...] = ()
+    split_biases: Mapping[str, Cut] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def by_name(self) -> dict[str, Linear]:
@@ -110,7 +148,10 @@ def find_linears(facts: ModelFacts) -> Linears:
             "bitsandbytes could quantize; leave these variants out for this model."
         )
         raise Unsupported(msg)
-    return Linears((*blocks, *experts), head, head_path, tuple(outside), tuple(stacked))
+    pieces, biases = _pieces(model, stack, checkpoint, facts)
+    return Linears(
+        (*blocks, *experts), head, head_path, tuple(outside), tuple(stacked), pieces, biases, checkpoint.alone
+    )
 
 
 def _linear(name: str, path: str, module: nn.Linear | Conv1D) -> Linear:
@@ -161,23 +202,77 @@ def _matrices(group: Group, model: PreTrainedModel, facts: ModelFacts) -> list[L
     shapes = {name: (*facts.tensors[name].shape[:-1], 1) for name in group.members}
     places = places_of_experts(group, shapes, model)
     return [
-        Linear(
-            name,
-            name.removesuffix(".weight"),
-            facts.tensors[name].shape[0],
-            columns[name],
-            expert=True,
-            renamed=not _is_named_alike(name, place.parameter, place.expert),
-        )
+        Linear(name, _expert_module(place), facts.tensors[name].shape[0], columns[name], expert=True)
         for name, place in places.items()
         if place.expert is not None
     ]
 
 
-def _is_named_alike(name: str, parameter: str, expert: int) -> bool:
-    """Whether an expert's tensor has the name of the layer that GPTQModel puts in the place of the stacked parameter."""
-    inside = f"{parameter.rpartition('.')[0]}.{expert}."
-    return name in {f"{inside}{projection}.weight" for projection in ("gate_proj", "up_proj", "down_proj")}
+def _expert_module(place: Place) -> str:
+    """The path that an expert's matrix has as a layer of its own: `model.layers.3.mlp.experts.7.up_proj`."""
+    experts, _, parameter = place.parameter.rpartition(".")
+    lots = _lots(parameter)
+    return f"{experts}.{place.expert}.{lots[0] if place.first else lots[-1]}"
+
+
+def _lots(parameter: str) -> tuple[str, ...]:
+    """The layers whose outputs a parameter of experts holds one after the other."""
+    return ("gate_proj", "up_proj") if parameter == "gate_up_proj" else (parameter,)
+
+
+def _pieces(
+    model: PreTrainedModel, stack: nn.ModuleList, checkpoint: CheckpointMap, facts: ModelFacts
+) -> tuple[tuple[Linear, ...], dict[str, Cut]]:
+    """The experts' matrices and biases in tensors that hold those of all experts and fill a parameter as they stand."""
+    fused = _fused_parameters(model, stack)
+    pieces: list[Linear] = []
+    biases: dict[str, Cut] = {}
+    for name, target in checkpoint.alone.items():
+        if target in fused:
+            pieces += _pieces_of(name, target, model, facts.tensors[name].shape)
+        elif target.removesuffix("_bias") in fused:
+            biases |= {
+                f"{module}.bias": cut
+                for module, cut in _cuts(name, target.removesuffix("_bias"), facts.tensors[name].shape[0])
+            }
+    return tuple(pieces), biases
+
+
+def _pieces_of(name: str, target: str, model: PreTrainedModel, shape: tuple[int, ...]) -> list[Linear]:
+    """None where it cannot be told which dimension is of the outputs."""
+    path, _, parameter = target.rpartition(".")
+    transposed = _is_transposed(model, path, parameter, shape)
+    if transposed is None:
+        return []
+    inputs, outputs = shape[1:] if transposed else shape[:0:-1]
+    lots = _lots(parameter)
+    return [
+        Linear(f"{module}.weight", module, outputs // len(lots), inputs, expert=True, transposed=transposed, cut=cut)
+        for module, cut in _cuts(name, target, shape[0])
+    ]
+
+
+def _cuts(name: str, target: str, experts: int) -> list[tuple[str, Cut]]:
+    """Module path of every layer in a tensor of all experts, and where it lies."""
+    path, _, parameter = target.rpartition(".")
+    lots = _lots(parameter)
+    return [
+        (f"{path}.{expert}.{lot}", Cut(tensor=name, expert=expert, lot=number, lots=len(lots)))
+        for expert in range(experts)
+        for number, lot in enumerate(lots)
+    ]
+
+
+def _is_transposed(model: PreTrainedModel, path: str, parameter: str, shape: tuple[int, ...]) -> bool | None:
+    """Whether experts are stored [in, out]: as transformers' module says, or by which side is the model's width."""
+    said = getattr(model.get_submodule(path), "is_transposed", None)
+    if said is not None:
+        return bool(said)
+    width = model.config.get_text_config().hidden_size
+    wide: list[bool] = [side == width for side in shape[1:]]
+    if all(wide) or not any(wide):
+        return None
+    return wide[1] if parameter == "down_proj" else wide[0]
 
 
 def first_large(facts: ModelFacts, large: Mapping[str, Large]) -> tuple[str, Large] | None:

@@ -50,6 +50,10 @@ class InputStatistics:
     tokens: int
 
 
+# Share of a block's tokens up to which an expert has no statistics of its own to speak of; GPTQModel draws the same line.
+FEWEST_TOKENS = 0.005
+
+
 def expert_name(name: str, expert: int) -> str:
     """The name under which statistics of one expert go, where a checkpoint tensor holds all experts of a block."""
     return f"{name}[{expert}]"

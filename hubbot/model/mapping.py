@@ -71,10 +71,14 @@ def _of_one_dtype(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a checkpoint matrix lies in a parameter of experts; expert None: it holds every expert's."""
+    """Where a checkpoint matrix lies in a parameter of experts; expert None: it holds every expert's.
+
+    first: whether it begins the expert's part, where several matrices make it up.
+    """
 
     parameter: str
     expert: int | None
+    first: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,5 +143,6 @@ def places_of_experts(group: Group, shapes: Mapping[str, tuple[int, ...]], model
         for name, number in number_of.items():
             experts = (values == number).flatten(1).any(1).nonzero().flatten().tolist()
             if experts:
-                found[name] = Place(parameter=parameter, expert=experts[0] if len(experts) == 1 else None)
+                first = bool(values[experts[0]].flatten()[0] == number)
+                found[name] = Place(parameter=parameter, expert=experts[0] if len(experts) == 1 else None, first=first)
     return found

@@ -32,16 +32,8 @@ ABOUT = About(
     packages=("gptqmodel",),
 )
 
-_ROUTER = "its block of experts (defuser 0.0.28) takes one tensor from the router, where transformers 5.23 gives three"
-_SHARED = "it takes the shared experts for plain layers, finds no weights for them, and computes NaN"
-_UNREAD = {  # architecture -> what `make conformance` saw; try them again with a newer release
-    "AfmoeForCausalLM": "it computes NaN",
-    "Cohere2MoeForCausalLM": _SHARED,
-    "ExaoneMoeForCausalLM": "it computes NaN",
+_UNREAD = {  # architecture -> what `make conformance` saw; try it again with a newer release
     "FalconMambaForCausalLM": "its state-space blocks stop with an AttributeError",
-    "Glm4MoeForCausalLM": _ROUTER,
-    "Glm4MoeLiteForCausalLM": _ROUTER,
-    "HYV3ForCausalLM": "it does not find the shared experts' weights",
 }
 
 

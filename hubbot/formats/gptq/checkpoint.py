@@ -80,11 +80,11 @@ def named(tensor: GptqTensor, weight_name: str, stored: torch.dtype) -> dict[str
     }
 
 
-def specs(linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:  # noqa: ARG001 - for other containers
-    """What a linear layer's weight turns into. stored: the source's type."""
+def specs(name: str, linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:  # noqa: ARG001 - for other containers
+    """What a linear layer's weight turns into. name: of the weight. stored: the source's type."""
     rows, columns, bits = linear.out_features, linear.in_features, layout.bits
     groups = 1 if layout.group_size == -1 else columns // layout.group_size
-    base = stem(linear.name)
+    base = stem(name)
     return [
         TensorSpec(f"{base}.qweight", "I32", (packed_rows(columns, bits), rows)),
         TensorSpec(f"{base}.qzeros", "I32", (groups, packed_rows(rows, bits))),

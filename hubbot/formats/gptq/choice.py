@@ -1,4 +1,4 @@
-"""Which layers a layout rounds, and which narrow ones stay as they are.
+"""Which layers a layout rounds, and which stay as they are: narrow ones, and those that its reader takes no codes for.
 
 A state space's projections and a gate often have a few rows or columns that no reader unpacks. They hold little, so
 they stay at 16 bits and the configuration says so; where they hold much, the layout is refused.
@@ -25,7 +25,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """rounded: by the checkpoint name of the weight, a head among them. kept: the layers of blocks that stay as they are.
+    """rounded: by the name of the weight, a head among them. kept: the layers of blocks that stay as they are, `left` of
+    them because the reader takes no codes for them.
 
     outside: module paths of the linear layers that no family touches, a head that stays among them.
     """
@@ -33,6 +34,7 @@ class Choice:
     rounded: Mapping[str, Linear]
     kept: tuple[Linear, ...]
     outside: tuple[str, ...]
+    left: tuple[Linear, ...] = ()
 
     @property
     def kept_kinds(self) -> tuple[str, ...]:
@@ -53,33 +55,44 @@ class Choice:
     @property
     def note(self) -> str | None:
         """For plan and record."""
-        if not self.kept:
+        narrow = [linear for linear in self.kept if linear not in self.left]
+        told = [
+            self._stay(narrow, "their rows or columns do not fit"),
+            self._stay(self.left, "GPTQModel takes no codes for them"),
+        ]
+        return "; ".join(filter(None, told)) or None
+
+    def _stay(self, layers: Sequence[Linear], why: str) -> str | None:
+        if not layers:
             return None
-        first, share = self.kept[0], _weights(self.kept) / _weights((*self.kept, *self.rounded.values()))
-        layers = "1 layer stays" if len(self.kept) == 1 else f"{len(self.kept)} layers stay"
+        first, share = layers[0], _weights(layers) / _weights((*self.kept, *self.rounded.values()))
+        stay = "1 layer stays" if len(layers) == 1 else f"{len(layers)} layers stay"
         return (
-            f"{layers} at 16 bits, {share:.1%} of the layers' weights: their rows or columns do not fit, "
+            f"{stay} at 16 bits, {share:.1%} of the layers' weights: {why}, "
             f"{first.name} [{first.out_features}, {first.in_features}] the first"
         )
 
 
-def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None) -> Choice:
-    """The layers of blocks that fit, and the head where it is asked for.
+def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: Sequence[Linear] = ()) -> Choice:
+    """The layers of blocks that fit, and the head where it is asked for. left: layers that its reader takes no codes for.
 
     Raises UnsupportedShape, naming the first layer, where the others hold too much or the head does not fit.
     """
-    unpacked, packed = _of_same_kind(linears.blocks, _unpacked)
-    ungrouped, _ = _of_same_kind(packed, lambda linear: _ungrouped(linear, layout))
-    for layers, most in ((unpacked, _UNPACKED), (ungrouped, _UNGROUPED)):
-        if layers and _weights(layers) > most * _weights(linears.blocks):
-            raise UnsupportedShape(_why(layers, layout))
+    known = {linear.name for linear in left}
+    layers = [linear for linear in (*linears.blocks, *linears.pieces) if linear.name not in known]
+    unpacked, packed = _of_same_kind(layers, _unpacked)
+    ungrouped, fitting = _of_same_kind(packed, lambda linear: _ungrouped(linear, layout))
+    for unfit, most in ((unpacked, _UNPACKED), (ungrouped, _UNGROUPED)):
+        if unfit and _weights(unfit) > most * _weights(layers):
+            raise UnsupportedShape(_why(unfit, layout))
     if head and (_unpacked(head) or _ungrouped(head, layout)):
         raise UnsupportedShape(_why([head], layout))
-    kept = {linear.name for linear in (*unpacked, *ungrouped)}
+    rounded = {linear.name for linear in fitting}
     heads = [head] if head else []
     return Choice(
-        rounded={each.name: each for each in (*linears.blocks, *heads) if each.name not in kept},
-        kept=tuple(linear for linear in linears.blocks if linear.name in kept),
+        rounded={each.name: each for each in (*layers, *heads) if each.name in rounded or each is head},
+        kept=tuple(linear for linear in (*linears.blocks, *linears.pieces) if linear.name not in rounded),
+        left=tuple(left),
         outside=((linears.head_module,) if linears.head_module and not head else ()) + linears.outside,
     )
 
@@ -109,7 +122,7 @@ def _ungrouped(linear: Linear, layout: Gptq) -> bool:
 
 
 def _weights(linears: Sequence[Linear]) -> int:
-    return sum(linear.out_features * linear.in_features for linear in linears)
+    return sum(linear.weights for linear in linears)
 
 
 def _why(layers: Sequence[Linear], layout: Gptq) -> str:

@@ -1,7 +1,6 @@
 """Experts that the calibration hardly reached: rounded plainly, and told.
 
-Below half a percent of the calibration tokens a Hessian says more about those few tokens than about the expert;
-GPTQModel draws the same line.
+Below half a percent of the calibration tokens a Hessian says more about those few tokens than about the expert.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hubbot.formats.linears import Linear
-from hubbot.formats.protocol import InputStatistics
+from hubbot.formats.protocol import FEWEST_TOKENS, InputStatistics
 from hubbot.model.parts import Part
 
 __all__ = ["even_statistics", "note_of", "seldom_seen"]
-
-_FEWEST = 0.005  # of the tokens that the busiest layer of the block saw
 
 
 def seldom_seen(linears: Sequence[Linear], statistics: Mapping[str, InputStatistics]) -> list[Linear]:
@@ -24,9 +21,9 @@ def seldom_seen(linears: Sequence[Linear], statistics: Mapping[str, InputStatist
     most = max((seen.tokens for seen in statistics.values()), default=0)
 
     def tokens(linear: Linear) -> int:
-        return statistics[linear.name].tokens if linear.name in statistics else 0
+        return statistics[linear.statistics].tokens if linear.statistics in statistics else 0
 
-    return [linear for linear in linears if linear.expert and tokens(linear) <= _FEWEST * most]
+    return [linear for linear in linears if linear.expert and tokens(linear) <= FEWEST_TOKENS * most]
 
 
 def even_statistics(linears: Sequence[Linear], *, like: Mapping[str, InputStatistics]) -> dict[str, InputStatistics]:
@@ -41,7 +38,7 @@ def even_statistics(linears: Sequence[Linear], *, like: Mapping[str, InputStatis
         )
         for width in {linear.in_features for linear in linears}
     }
-    return {linear.name: even[linear.in_features] for linear in linears}
+    return {linear.statistics: even[linear.in_features] for linear in linears}
 
 
 def note_of(part: Part, linears: Sequence[Linear], seldom: Sequence[Linear]) -> list[str]:

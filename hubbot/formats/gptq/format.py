@@ -15,10 +15,11 @@ from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.folder import VariantFolder, finish_folders, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
-from hubbot.formats.gptq.choice import Choice, choose
+from hubbot.formats.gptq.choice import Choice
 from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
+from hubbot.formats.gptq.layers import Layers, Stack, layers_of
 from hubbot.formats.gptq.solver import Curvature, prepare, solve_together
-from hubbot.formats.linears import Linear, Linears, find_linears
+from hubbot.formats.linears import Cut, Linear
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
 from hubbot.model import ModelFacts
@@ -47,7 +48,7 @@ class Container:
 
     family: Family
     named: Callable[[GptqTensor, str, torch.dtype], dict[str, torch.Tensor]]
-    specs: Callable[[Linear, Gptq, str], list[TensorSpec]]
+    specs: Callable[[str, Linear, Gptq, str], list[TensorSpec]]
     config: Callable[[Gptq, GptqSettings, Choice], dict[str, Any]]
     apart: str | None = None
     head: bool = False
@@ -78,57 +79,44 @@ def costs(
 
     Raises Unsupported for other blocks than those of linear layers.
     """
-    linears, head = _layers(facts, settings, container)
+    layers = _layers(facts, settings, container)
     found: dict[str, Cost | Unsupported] = {}
     for variant in variants:
         try:
-            choice = choose(linears, variant.layout, head=head)
+            choice = layers.choose(variant.layout)
         except UnsupportedShape as error:
             found[variant.name] = error
             continue
-        specs = [spec for name in facts.tensors for spec in _specs(name, facts, choice, variant.layout, container)]
+        specs = [
+            spec for name in facts.tensors for spec in _specs(name, facts, layers, choice, variant.layout, container)
+        ]
         texts = _texts(variant.layout, facts, choice, settings, container)
         cost = folder_cost(specs, facts, source, texts, settings.shard_size)
-        found[variant.name] = replace(cost, note=choice.note)
+        found[variant.name] = replace(cost, note=layers.note(choice))
     return found
 
 
-def _specs(name: str, facts: ModelFacts, choice: Choice, layout: Gptq, container: Container) -> list[TensorSpec]:
+def _specs(
+    name: str, facts: ModelFacts, layers: Layers, choice: Choice, layout: Gptq, container: Container
+) -> Iterator[TensorSpec]:
     info = facts.tensors[name]
-    if name in choice.rounded:
-        return container.specs(choice.rounded[name], layout, info.dtype)
-    return [TensorSpec(name, info.dtype, info.shape)]
+    if name in layers.biases:
+        for bias, cut in layers.biases[name].items():
+            yield TensorSpec(bias, info.dtype, (info.shape[1] // cut.lots,))
+    elif name not in layers.held:
+        yield TensorSpec(layers.name(name), info.dtype, info.shape)
+    for layer in layers.held.get(name, ()):
+        called = layers.name(layer.name)
+        if layer.name in choice.rounded:
+            yield from container.specs(called, layer, layout, info.dtype)
+        else:
+            shape = (layer.out_features, layer.in_features) if layer.cut else info.shape
+            yield TensorSpec(called, info.dtype, shape)
 
 
-def _layers(facts: ModelFacts, settings: GptqSettings, container: Container) -> tuple[Linears, Linear | None]:
-    """The model's linear layers, and its head where that is to be quantized too."""
-    linears = find_linears(facts)
-    if linears.stacked:
-        msg = (
-            f"The checkpoint stores all experts of a block as one tensor ({linears.stacked[0]}), and GPTQ's readers want a "
-            "matrix for each. Leave GPTQ variants out for this model."
-        )
-        raise Unsupported(msg)
-    odd = next((linear for linear in linears.blocks if linear.expert or linear.transposed), None)
-    if odd and container.plain:
-        kind = "experts" if odd.expert else "transposed layers (Conv1D)"
-        msg = f"No reader was seen to take {kind} such as {odd.name} in {container.family}. Leave its variants out for this model."
-        raise Unsupported(msg)
-    if renamed := next((linear for linear in linears.blocks if linear.renamed), None):
-        msg = (
-            f"The checkpoint calls an expert's matrix {renamed.name}, and GPTQModel 7.7 looks for gate_proj, up_proj and down_proj "
-            "where transformers keeps the experts, so that it would not load. Leave GPTQ variants out for this model."
-        )
-        raise Unsupported(msg)
-    if not (settings.lm_head and container.head):
-        return linears, None
-    if linears.head is None:
-        msg = (
-            "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
-            "Leave gptq.lm_head out of hubbot.toml."
-        )
-        raise Unsupported(msg)
-    return linears, linears.head
+def _layers(facts: ModelFacts, settings: GptqSettings, container: Container) -> Layers:
+    head = settings.lm_head and container.head
+    return layers_of(facts, container.family, head=head, experts=not container.plain)
 
 
 def _texts(
@@ -163,8 +151,8 @@ class GptqFormat:
         self.variants = tuple(variants)
         self._container = container
         self._damping = settings.damping
-        linears, head = _layers(facts, settings, container)
-        self._choices = {variant.name: choose(linears, variant.layout, head=head) for variant in self.variants}
+        self._layers = _layers(facts, settings, container)
+        self._choices = {variant.name: self._layers.choose(variant.layout) for variant in self.variants}
         self._rounded = {name: layer for choice in self._choices.values() for name, layer in choice.rounded.items()}
         self._folders = {
             variant.name: VariantFolder(
@@ -189,38 +177,57 @@ class GptqFormat:
         notes: dict[str, list[str]] = {variant.name: [] for variant in self.variants}
         errors: dict[str, dict[str, float]] = {variant.name: {} for variant in self.variants}
         for key, tensors in stored.items():
-            tensors |= {name: weights[name] for name in part.tensors if name not in self._choices[key].rounded}
-        here = [self._rounded[name] for name in part.tensors if name in self._rounded]
+            for name in part.tensors:
+                tensors |= self._layers.plain(name, weights[name], self._choices[key])
+        held = [layer for name in part.tensors for layer in self._layers.held.get(name, ())]
+        here = [layer for layer in held if layer.name in self._rounded]
         seldom = seldom_seen(here, statistics)
         known = {**statistics, **even_statistics(seldom, like=statistics)}
         for names in _sharing_inputs(here, known):
-            solver = _Solver(_hessian(names[0], known), self._damping)
-            upright = {name: self._rounded[name].upright(weights[name]) for name in names}
+            layers = [self._rounded[name] for name in names]
+            solver = _Solver(_hessian(layers[0], known), self._damping)
+            upright = {layer.name: layer.upright(weights[layer.tensor]) for layer in layers}
             for together in _solved_together(upright):
                 for variant in self.variants:
                     rounded = self._choices[variant.name].rounded
                     fitting = {name: weight for name, weight in together.items() if name in rounded}
                     for name, solved in solver.solved(fitting, variant.layout).items():
+                        called, stored_as = self._layers.name(name), weights[rounded[name].tensor].dtype
                         encoded[variant.name][name] = rounded[name].as_stored(solved.tensor)
-                        stored[variant.name] |= self._container.named(solved.tensor, name, weights[name].dtype)
+                        stored[variant.name] |= self._container.named(solved.tensor, called, stored_as)
                         errors[variant.name][name] = solved.error
                         if solved.damping != self._damping:
                             notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
         for key, folder in self._folders.items():
-            left = self._choices[key].note if part.kind is PartKind.EMBEDDING else None
+            left = self._layers.note(self._choices[key]) if part.kind is PartKind.EMBEDDING else None
             told = [*([left] if left else []), *notes[key], *note_of(part, here, seldom)]
             folder.store(part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
-        return encoded
+        return {key: self._by_tensor(found, weights) for key, found in encoded.items()}
+
+    def _by_tensor(self, encoded: Mapping[str, Encoded], weights: Mapping[str, torch.Tensor]) -> dict[str, Encoded]:
+        """Layers -> the checkpoint's tensors."""
+        found: dict[str, Encoded] = {}
+        stacks: dict[str, list[tuple[Cut, Encoded]]] = {}
+        for name, one in encoded.items():
+            layer = self._rounded[name]
+            if layer.cut is None:
+                found[name] = one
+                continue
+            if layer.tensor not in stacks:
+                pieces = stacks[layer.tensor] = []
+                found[layer.tensor] = Stack(weights[layer.tensor], layer.transposed, pieces)
+            stacks[layer.tensor].append((layer.cut, one))
+        return found
 
     def finish(self) -> Mapping[str, VariantFiles]:
         return finish_folders(self._folders)
 
 
-def _hessian(name: str, statistics: Mapping[str, InputStatistics]) -> torch.Tensor:
-    found = statistics.get(name)
+def _hessian(layer: Linear, statistics: Mapping[str, InputStatistics]) -> torch.Tensor:
+    found = statistics.get(layer.statistics)
     if found is None or found.hessian is None:
         msg = (
-            f"No calibration inputs were seen for {name}, so GPTQ cannot round it. A layer that the calibration text "
+            f"No calibration inputs were seen for {layer.name}, so GPTQ cannot round it. A layer that the calibration text "
             "never reaches cannot be quantized this way; leave GPTQ variants out for this model."
         )
         raise Unsupported(msg)
@@ -233,15 +240,16 @@ def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputSta
     Experts share a Hessian only where the calibration gave them one object: comparing hundreds would take longer.
     """
     together: list[list[str]] = []
-    by_object: dict[int, list[str]] = {}
+    first: dict[int, tuple[torch.Tensor, list[str]]] = {}
     for linear in linears:
-        hessian = _hessian(linear.name, statistics)
-        group = by_object.get(id(hessian))
+        hessian = _hessian(linear, statistics)
+        group = first.get(id(hessian), (hessian, None))[1]
         if group is None and not linear.expert:
-            group = next((known for known in together if torch.equal(_hessian(known[0], statistics), hessian)), None)
+            group = next((names for known, names in first.values() if torch.equal(known, hessian)), None)
         if group is None:
-            group = by_object[id(hessian)] = []
+            group = []
             together.append(group)
+        first.setdefault(id(hessian), (hessian, group))
         group.append(linear.name)
     return together
 

@@ -49,10 +49,10 @@ def _scale_type(stored: torch.dtype) -> torch.dtype:
     return stored if stored in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def _specs(linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:
+def _specs(name: str, linear: Linear, layout: Gptq, stored: str) -> list[TensorSpec]:
     rows, columns = linear.out_features, linear.in_features
     groups = 1 if layout.group_size == -1 else columns // layout.group_size
-    base = stem(linear.name)
+    base = stem(name)
     specs = [
         TensorSpec(f"{base}.weight_packed", "I32", (rows, packed_rows(columns, layout.bits))),
         TensorSpec(f"{base}.weight_scale", stored if stored in ("F16", "BF16") else "F16", (rows, groups)),

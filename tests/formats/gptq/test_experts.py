@@ -1,24 +1,26 @@
 """GPTQ of mixtures of experts: a matrix an expert, read by GPTQModel."""
 
-import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from hubbot.domain import Bnb, Gptq, Source
+from hubbot.domain import Bnb, Family, Gptq, Source
 from hubbot.errors import Unsupported
-from hubbot.formats import gptq
 from hubbot.formats.bnb import layout as bnb
+from hubbot.formats.gptq.choice import choose
+from hubbot.formats.gptq.definition import Definition, definition_of, names_for
 from hubbot.formats.gptq.experts import even_statistics, seldom_seen
 from hubbot.formats.gptq.format import GptqFormat, costs
-from hubbot.formats.linears import Linear, find_linears
-from hubbot.formats.protocol import Cost, InputStatistics
+from hubbot.formats.gptq.layers import Stack, _refuse_experts
+from hubbot.formats.linears import Linear, Linears, find_linears
+from hubbot.formats.protocol import InputStatistics
 from hubbot.model import part_layout, read_facts
 from hubbot.settings import load_settings
 from hubbot.sweep.references import References
@@ -31,7 +33,8 @@ SMALL = {"hidden_size": 32, "moe_intermediate_size": 32, "n_routed_experts": 4, 
 
 
 def source(folder: Path) -> Source:
-    return Source(folder=str(folder), repo=None, revision=None, files={})
+    files = {path.name: "" for path in folder.iterdir()} if folder.exists() else {}
+    return Source(folder=str(folder), repo=None, revision=None, files=files)
 
 
 def windows(seed: int, count: int) -> Windows:
@@ -39,9 +42,19 @@ def windows(seed: int, count: int) -> Windows:
     return Windows(tokens=tokens, first_target=(1,) * count)
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_gptqmodel_reads_experts_that_the_checkpoint_stores_or_calls_otherwise(family: str, tmp_path: Path) -> None:
+    compare_with_gptqmodel(family, tmp_path)
+
+
 @pytest.mark.slow
 def test_gptqmodel_computes_what_the_sweep_computed(tmp_path: Path) -> None:
-    folder = make_model("qwen3_moe", tmp_path / "tiny")
+    compare_with_gptqmodel("qwen3_moe", tmp_path)
+
+
+def compare_with_gptqmodel(family: str, tmp_path: Path) -> None:
+    folder = make_model(family, tmp_path / "tiny")
     facts, settings = read_facts(folder), load_settings(None, {})
     made = GptqFormat(
         variants=[VARIANT],
@@ -68,7 +81,7 @@ def test_gptqmodel_computes_what_the_sweep_computed(tmp_path: Path) -> None:
     assert 0 < result.scores[VARIANT.name].kld.mean < 1
     saved = references.save(tmp_path / "references")
     check = read_apart(result.files[VARIANT.name].paths, saved[VARIANT.name])
-    assert check["passed"], check
+    assert check["passed"], check["error"]
     assert str(check["runtime"]).startswith("gptqmodel")
 
 
@@ -93,31 +106,125 @@ def test_every_experts_matrix_is_a_layer_and_routers_stay_as_they_are(tmp_path: 
     assert {(linear.out_features, linear.in_features) for linear in experts} == {(512, 256), (256, 512)}
 
 
-def test_a_checkpoint_that_stacks_its_experts_is_refused_by_the_tensor(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_experts_that_gptqmodel_takes_no_codes_for_are_refused_in_the_plan(tmp_path: Path) -> None:
     facts = read_facts(make_model("granitemoe", tmp_path / "tiny"))
-    with pytest.raises(Unsupported, match=r"all experts of a block as one tensor \(model.layers.0.block_sparse_moe"):
+    with pytest.raises(Unsupported, match=r"takes no codes for .*experts\.0\.gate_proj and 23 more layers, 89% of"):
         costs([VARIANT], facts, source(facts.folder), load_settings(None, {}).gptq)
 
 
-def test_experts_under_names_that_gptqmodel_does_not_look_for_are_refused_in_the_plan(tmp_path: Path) -> None:
-    gptq = load_settings(None, {}).gptq
-    theirs = read_facts(make_model("mixtral", tmp_path / "mixtral"))
-    with pytest.raises(Unsupported, match=r"block_sparse_moe\.experts\.0\.w1\.weight, and GPTQModel"):
-        costs([VARIANT], theirs, source(theirs.folder), gptq)
-    ours = read_facts(make_model("qwen3_moe", tmp_path / "qwen"))
-    assert isinstance(costs([VARIANT], ours, source(ours.folder), gptq)[VARIANT.name], Cost)
+def test_a_tensor_of_all_experts_that_cannot_be_split_is_refused_by_its_name() -> None:
+    whole = Linears(blocks=(), head=None, head_module=None, outside=(), stacked=("model.layers.0.mlp.experts.w",))
+    with pytest.raises(
+        Unsupported, match=r"as one tensor \(model.layers.0.mlp.experts.w\), in a way that cannot be split"
+    ):
+        _refuse_experts(whole, Family.GPTQ, experts=True)
+
+
+def as_defined(folder: Path) -> tuple[Linears, list[str], Definition]:
+    """A model's layers and tensors, and a reader that takes codes for all its layers under transformers' own paths."""
+    facts = read_facts(folder)
+    found = find_linears(facts)
+    layers = {layer.module: (layer.out_features, layer.in_features) for layer in (*found.blocks, *found.pieces)}
+    inside = {layer.tensor for layer in (*found.blocks, *found.pieces)} | {
+        cut.tensor for cut in found.split_biases.values()
+    }
+    others = frozenset(found.targets.get(name, name) for name in facts.tensors if name not in inside)
+    definition = Definition(layers=layers, tensors=others | {*found.split_biases}, fault=None)
+    return found, list(facts.tensors), definition
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> tuple[Linears, list[str], Definition]:
+    return as_defined(make_model("mixtral", tmp_path_factory.mktemp("mixtral") / "tiny"))
+
+
+def test_files_call_every_tensor_as_gptqmodels_own_model_does(mixtral: tuple[Linears, list[str], Definition]) -> None:
+    names = names_for(*mixtral)
+    assert not names.left
+    assert names.names["model.layers.0.block_sparse_moe.gate.weight"] == "model.layers.0.mlp.gate.weight"
+    experts = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    for theirs, ours in experts.items():
+        called = names.names[f"model.layers.1.block_sparse_moe.experts.2.{theirs}.weight"]
+        assert called == f"model.layers.1.mlp.experts.2.{ours}.weight"
+    assert "model.layers.0.self_attn.q_proj.weight" not in names.names
+
+
+def test_what_gptqmodel_would_not_read_is_refused_with_the_reason(
+    mixtral: tuple[Linears, list[str], Definition],
+) -> None:
+    linears, tensors, whole = mixtral
+    expert, query = "model.layers.0.mlp.experts.3.down_proj", "model.layers.1.self_attn.q_proj"
+    without = {path: size for path, size in whole.layers.items() if path != expert}
+    cases = {
+        "could not compute this model \\(no sigmoid\\)": replace(whole, fault="no sigmoid"),
+        f"has no layer {expert}, where .*experts.3.w2.weight belongs": replace(whole, layers=without),
+        "takes .*q_proj for a layer of 8 outputs": replace(whole, layers={**whole.layers, query: (8, 256)}),
+        "looks for model.extra.bias and 0 more": replace(whole, tensors=whole.tensors | {"model.extra.bias"}),
+        "takes no codes for model.layers.0.mlp.experts.0.gate_proj and 23 more layers, 8.%": replace(
+            whole,
+            layers={path: size for path, size in whole.layers.items() if "experts" not in path},
+            tensors=whole.tensors | {f"{path}.weight" for path in whole.layers},
+        ),
+    }
+    for told, definition in cases.items():
+        with pytest.raises(Unsupported, match=told):
+            names_for(linears, tensors, definition)
+
+
+def test_a_few_layers_that_gptqmodel_takes_no_codes_for_stay_as_they_are(
+    mixtral: tuple[Linears, list[str], Definition],
+) -> None:
+    linears, tensors, whole = mixtral
+    query = "model.layers.1.self_attn.q_proj"
+    fewer = {path: size for path, size in whole.layers.items() if path != query}
+    names = names_for(linears, tensors, replace(whole, layers=fewer, tensors=whole.tensors | {f"{query}.weight"}))
+    choice = choose(linears, VARIANT, left=names.left)
+    assert [layer.module for layer in choice.kept] == [query]
+    assert f"{query}.weight" not in choice.rounded
+    assert choice.note
+    assert choice.note.endswith(f"GPTQModel takes no codes for them, {query}.weight [256, 256] the first")
+
+
+def test_a_tensor_of_all_experts_is_cut_into_their_matrices_and_put_together_again(tmp_path: Path) -> None:
+    """gpt-oss stores [experts, in, out], and a gate beside every up projection; the lots are halves, as GPTQModel cuts them."""
+    folder = make_model("gpt_oss", tmp_path / "tiny")
+    linears, _, _ = as_defined(folder)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    stacked = torch.randn(read_facts(folder).tensors[name].shape)
+    pieces = [piece for piece in linears.pieces if piece.tensor == name]
+    assert len(pieces) == 2 * 4
+    up = next(piece for piece in pieces if piece.module == "model.layers.0.mlp.experts.3.up_proj")
+    assert up.statistics == f"{name}[3]"
+    assert torch.equal(up.upright(stacked), stacked[3, :, stacked.shape[2] // 2 :].T)
+    bias = linears.split_biases["model.layers.0.mlp.experts.3.up_proj.bias"]
+    assert torch.equal(bias.of(torch.arange(4 * 8).reshape(4, 8)), torch.arange(28, 32))
+    whole = Stack(
+        torch.zeros_like(stacked), True, [(piece.cut, Kept(piece.upright(stacked))) for piece in pieces if piece.cut]
+    )
+    assert torch.equal(whole.decode(), stacked)
+
+
+@dataclass(frozen=True)
+class Kept:
+    weight: torch.Tensor
+
+    def decode(self) -> torch.Tensor:
+        return self.weight
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "module"), [("Glm4Moe", "glm4_moe"), ("Glm4MoeLite", "glm4_moe_lite")])
-def test_a_block_that_the_reader_computes_with_another_router_is_refused(architecture: str, module: str) -> None:
-    """As long as it is so: with a defuser that knows the router this fails, and the refusal goes."""
-    theirs = importlib.import_module(f"defuser.modeling.unfused_moe.{module}")
-    block = getattr(theirs, f"Linear{architecture}MoE")(getattr(transformers, f"{architecture}Config")(**SMALL))
-    with pytest.raises(AttributeError, match="'tuple' object has no attribute 'sigmoid'"):
-        block(torch.zeros(1, 2, SMALL["hidden_size"]))
-    assert "takes one tensor from the router" in (gptq.refusal(f"{architecture}ForCausalLM") or "")
-    assert gptq.refusal("Qwen3MoeForCausalLM") is None
+def test_gptqmodel_says_what_it_would_read_and_where_its_blocks_stop(tmp_path: Path) -> None:
+    """Of GLM-4 MoE as long as it is so: with a defuser that knows the router there is no fault, and nothing is refused."""
+    found = definition_of(make_model("mixtral", tmp_path / "mixtral"))
+    assert found.layers["model.layers.0.mlp.experts.3.down_proj"] == (256, 512)
+    assert "model.layers.0.mlp.gate.weight" in found.tensors
+    assert found.fault is None
+    theirs = transformers.Glm4MoeConfig(
+        **SMALL, num_hidden_layers=2, first_k_dense_replace=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+    )
+    theirs.save_pretrained(tmp_path)
+    assert "'tuple' object has no attribute 'sigmoid'" in (definition_of(tmp_path).fault or "")
 
 
 def test_bitsandbytes_is_refused_with_the_share_that_would_stay(tmp_path: Path) -> None:

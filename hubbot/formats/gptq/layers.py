@@ -1,0 +1,132 @@
+"""The layers of a model that GPTQ may round, and under which names its tensors go into the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from hubbot.domain import Family, Gptq
+from hubbot.errors import Unsupported
+from hubbot.formats.gptq.choice import Choice, choose
+from hubbot.formats.gptq.definition import Names, definition_of, names_for
+from hubbot.formats.linears import Cut, Linear, Linears, find_linears
+from hubbot.formats.protocol import Encoded
+from hubbot.model import ModelFacts
+
+__all__ = ["Layers", "Stack", "layers_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """head: where it is to be quantized too. names: what the files call the checkpoint's tensors."""
+
+    linears: Linears
+    head: Linear | None
+    names: Names
+
+    def choose(self, layout: Gptq) -> Choice:
+        return choose(self.linears, layout, head=self.head, left=self.names.left)
+
+    def name(self, tensor: str) -> str:
+        """What the files call a tensor of the checkpoint, or a layer's weight."""
+        return self.names.names.get(tensor, tensor)
+
+    def note(self, choice: Choice) -> str | None:
+        """For plan and record."""
+        called = {**{piece.tensor: piece.name for piece in self.linears.pieces}, **self.names.names}
+        if not called:
+            return choice.note
+        name, theirs = next(iter(called.items()))
+        told = (
+            f"the files call tensors as GPTQModel does, {theirs} for {name}: a reader that looks for the checkpoint's own names, "
+            "as vLLM does, may not find them"
+        )
+        return f"{choice.note}; {told}" if choice.note else told
+
+    @cached_property
+    def held(self) -> dict[str, list[Linear]]:
+        """Checkpoint tensor -> the layers in it: one, or those of all experts."""
+        found: dict[str, list[Linear]] = {}
+        for layer in (*self.linears.blocks, *self.linears.pieces, *([self.head] if self.head else [])):
+            found.setdefault(layer.tensor, []).append(layer)
+        return found
+
+    @cached_property
+    def biases(self) -> dict[str, dict[str, Cut]]:
+        """Checkpoint tensor of all experts' biases -> name in the files -> where it lies."""
+        found: dict[str, dict[str, Cut]] = {}
+        for name, cut in self.linears.split_biases.items():
+            found.setdefault(cut.tensor, {})[name] = cut
+        return found
+
+    def plain(self, tensor: str, weight: torch.Tensor, choice: Choice) -> dict[str, torch.Tensor]:
+        """Name in the files -> what of a checkpoint tensor is not rounded."""
+        if tensor in self.biases:
+            return {name: cut.of(weight).contiguous() for name, cut in self.biases[tensor].items()}
+        if tensor not in self.held:
+            return {self.name(tensor): weight}
+        return {
+            self.name(layer.name): layer.upright(weight) if layer.cut else weight
+            for layer in self.held[tensor]
+            if layer.name not in choice.rounded
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A tensor of all experts, of which some layers are encoded.
+
+    transposed: whether it is [experts, in, out]. pieces: where each encoded layer lies.
+    """
+
+    source: torch.Tensor
+    transposed: bool
+    pieces: Sequence[tuple[Cut, Encoded]]
+
+    def decode(self) -> torch.Tensor:
+        whole = self.source.float().clone()
+        for cut, encoded in self.pieces:
+            cut.of(whole, transposed=self.transposed).copy_(encoded.decode())
+        return whole
+
+
+def layers_of(facts: ModelFacts, family: Family, *, head: bool, experts: bool) -> Layers:
+    """head: whether it is to be quantized. experts: whether the family's readers take experts and transposed layers.
+
+    Raises Unsupported for a model that they could not read.
+    """
+    linears = find_linears(facts)
+    _refuse_experts(linears, family, experts=experts)
+    names = Names(names={}, left=())
+    if any(linear.expert for linear in (*linears.blocks, *linears.pieces)):
+        names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
+    if not head:
+        return Layers(linears=linears, head=None, names=names)
+    if linears.head is None:
+        msg = (
+            "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
+            "Leave gptq.lm_head out of hubbot.toml."
+        )
+        raise Unsupported(msg)
+    return Layers(linears=linears, head=linears.head, names=names)
+
+
+def _refuse_experts(linears: Linears, family: Family, *, experts: bool) -> None:
+    """Those that cannot be split into a matrix for each, and all where the readers take none."""
+    split = {piece.tensor for piece in linears.pieces} if experts else set()
+    if whole := [name for name in linears.stacked if name not in split]:
+        msg = (
+            f"The checkpoint stores all experts of a block as one tensor ({whole[0]}), in a way that cannot be split into a matrix "
+            f"for each, as the readers of {family} want them. Leave its variants out for this model."
+        )
+        raise Unsupported(msg)
+    odd = next((linear for linear in linears.blocks if linear.expert or linear.transposed), None)
+    if odd and not experts:
+        kind = "experts" if odd.expert else "transposed layers (Conv1D)"
+        msg = (
+            f"No reader was seen to take {kind} such as {odd.name} in {family}. Leave its variants out for this model."
+        )
+        raise Unsupported(msg)
