@@ -409,6 +409,17 @@ class VariantRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertUse:
+    """How the calibration tokens of one block fell to its experts."""
+
+    block: int
+    experts: int
+    few: int  # saw too few tokens for statistics of their own: GPTQ rounds these plainly
+    least: float  # share of the block's tokens that came to the expert with the fewest
+    median: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
     rss: int | None = None  # bytes
     vram: int | None = None
@@ -436,3 +447,4 @@ class Record:
     special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, …, for the chat template
     created: str | None = None  # ISO 8601, UTC
     conversations: Conversations | None = None  # of a chat model
+    experts: tuple[ExpertUse, ...] = ()  # of every block that has some, where a calibration passed

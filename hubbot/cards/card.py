@@ -17,6 +17,7 @@ from hubbot.cards.beside import beside_table, kept_beside
 from hubbot.cards.card_facts import facts, link, notes, samples, speed_table
 from hubbot.cards.commands import also_of, commands
 from hubbot.cards.escape import code, inline, line
+from hubbot.cards.experts import experts_table
 from hubbot.cards.frontmatter import dump, front_matter, licence_link
 from hubbot.cards.layout import markdown_environment
 from hubbot.cards.marks import merge, wrap
@@ -157,6 +158,7 @@ def _view(record: Record, repo: Repo) -> Mapping[str, Any]:
         "more_samples": spoken[1],
         "more_count": spoken[2],
         "facts": facts(record, repo),
+        "experts": experts_table(record, repo),
         "command": record.command,
         "notes": notes(repo),
         "licence": _licence(record),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hubbot.cards import figures
 from hubbot.cards.escape import clean, code, inline, line, repo_id
+from hubbot.cards.experts import experts_said
 from hubbot.cards.frontmatter import dataset_parts, used, weighed
 from hubbot.cards.sides import Pieces, sides
 from hubbot.domain import Record, Sample, TextRecord, VariantRecord
@@ -35,6 +36,7 @@ def facts(record: Record, repo: Repo) -> str:
         if record.calibration and used(record, repo) is not Needs.NOTHING
         else None,
         "Importance matrix": "from the calibration pass" if weighed(record, repo) else None,
+        "Experts": experts_said(record, repo),
         "Evaluation": _text(record.evaluation) if record.evaluation else None,
         "Conversations": _text(record.conversations.text) if record.conversations else None,
         "Tools": _tools(record),

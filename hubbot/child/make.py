@@ -78,6 +78,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
         references=references.save(question.work / "references") if references else {},
         chat_template=facts.chat_template,
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        experts=result.experts,
         tokenizer=tokenizer_digest(read_chat(facts.folder, tokenizer).tokens.text),
     )
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from hubbot.confine.stage import Stage
 from hubbot.domain import (
     Conversations,
+    ExpertUse,
     Family,
     ImageCheck,
     LoadCheck,
@@ -156,6 +157,7 @@ class MakeAnswer:
     special_tokens: dict[Line, Line]
     tokenizer: Sha256  # of what the source's tokenizer does
     conversations: Conversations | None = None
+    experts: tuple[ExpertUse, ...] = ()
 
 
 # --- check: every variant in its own runtime --------------------------------------------------------------

@@ -51,6 +51,7 @@ def recorded(
         evaluation=first.evaluation,
         base=next((sweep.base for sweep in sweeps if sweep.base), None),
         variants=_in_order(settings, variants),
+        experts=next((sweep.experts for sweep in sweeps if sweep.experts), ()),
         timings={},
         peak=Peak(),
         chat_template=first.chat_template,

@@ -22,6 +22,7 @@ from hubbot.domain import (
     SCHEMA_VERSION,
     Conversations,
     Divergence,
+    ExpertUse,
     File,
     ImageCheck,
     LoadCheck,
@@ -133,6 +134,7 @@ def from_json(data: bytes | str, *, origin: str = FILE_NAME) -> Record:
             "evaluation": TextRecord(**wire.evaluation.model_dump()) if wire.evaluation else None,
             "base": Perplexity(**_numbers(wire.base.model_dump())) if wire.base else None,
             "variants": tuple(_variant(variant.model_dump()) for variant in wire.variants),
+            "experts": tuple(ExpertUse(**use.model_dump()) for use in wire.experts),
             "peak": Peak(**wire.peak.model_dump()),
             "conversations": _conversations(wire.conversations.model_dump()) if wire.conversations else None,
         }

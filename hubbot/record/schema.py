@@ -198,6 +198,16 @@ class VariantJson(ScoreJson):
     layer_errors: Annotated[dict[_Line, float | None], Field(description="tensor -> relative squared error")] = {}
 
 
+class ExpertUseJson(Strict):
+    block: _Count
+    experts: _Count
+    few: Annotated[_Count, Field(description="saw too few calibration tokens; GPTQ rounds these plainly")]
+    least: Annotated[
+        float, Field(ge=0, le=1, description="share of the block's tokens that an expert saw; so is median")
+    ]
+    median: Annotated[float, Field(ge=0, le=1)]
+
+
 class PeakJson(Strict):
     rss: _Count | None = None
     vram: _Count | None = None
@@ -224,6 +234,9 @@ class RecordJson(Strict):
     conversations: Annotated[
         ConversationsJson | None, Field(description="the same variants measured on conversations, of a chat model")
     ] = None
+    experts: Annotated[
+        tuple[ExpertUseJson, ...], Field(description="of blocks with experts that a calibration passed")
+    ] = ()
 
 
 class VersionJson(BaseModel):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from statistics import median
 from typing import Any, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hubbot.formats.protocol import InputStatistics, Needs, expert_name
+from hubbot.domain import ExpertUse
+from hubbot.formats.protocol import FEWEST_TOKENS, InputStatistics, Needs, expert_name
 from hubbot.model.mapping import Place
 
 __all__ = ["ExpertStatistics"]
@@ -66,6 +68,27 @@ class ExpertStatistics:
                 if (seen := self._sums.get((place.parameter, expert))) is not None:
                     found[expert_name(name, expert)] = seen
         return found
+
+    def use(self, block: int, most: int) -> ExpertUse | None:
+        """How many tokens came to each expert; None of a block without any. most: tokens that the busiest layer saw."""
+        seen = {
+            (parameter.rpartition(".")[0], expert): 0
+            for parameter, value in self._parameters.items()
+            for expert in range(value.shape[0])
+        }
+        for (parameter, expert), found in self._sums.items():
+            key = parameter.rpartition(".")[0], expert
+            seen[key] = max(seen[key], found.tokens)
+        if not seen or not most:
+            return None
+        tokens = list(seen.values())
+        return ExpertUse(
+            block=block,
+            experts=len(tokens),
+            few=sum(count <= FEWEST_TOKENS * most for count in tokens),
+            least=min(tokens) / most,
+            median=median(tokens) / most,
+        )
 
     def _see(self, parameter: str, expert: int, rows: torch.Tensor) -> None:
         rows = rows[rows.abs().amax(-1) > 0].float()  # batched products hand every expert zeros for the others' tokens

@@ -93,7 +93,10 @@ class Passage:
         experts = ExpertStatistics(self.model.expert_weights(part), self.model.parameter, needs)
         with timed(self.progress.seconds, "calibration"), collector.listening(), experts.listening():
             self._carry("calibration", part, after_batch=collector.next_batch)
-        return {**collector.statistics(), **experts.statistics()}
+        found = {**collector.statistics(), **experts.statistics()}
+        use = experts.use(part.index, max((seen.tokens for seen in found.values()), default=0))
+        self.progress.experts += [use] if use else []
+        return found
 
     def calibrate_head(self, part: Part, needs: Needs) -> Mapping[str, InputStatistics]:
         """What the head's own linear layers see of the calibration windows; nothing where the embedding is the head."""

@@ -14,6 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hubbot.domain import ExpertUse
+
 __all__ = ["CheckpointClock", "Progress", "Streams", "load_checkpoint", "save_checkpoint", "timed"]
 
 # At most this share of the time goes into writing checkpoints; with small models that is one a block.
@@ -43,6 +45,7 @@ class Progress:
     layer_errors: dict[str, dict[str, float]] = field(default_factory=dict)  # variant -> tensor -> relative error
     seconds: dict[str, float] = field(default_factory=dict)  # variant or step -> time spent
     failed: dict[str, str] = field(default_factory=dict)  # variant -> why its family gave up
+    experts: list[ExpertUse] = field(default_factory=list)  # of each block that has some
 
 
 class CheckpointClock:
@@ -78,7 +81,8 @@ def load_checkpoint(path: Path) -> tuple[Streams, Progress] | None:
         return None
     with safe_open(path, framework="pt") as file:
         hidden = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        progress = Progress(**json.loads(file.metadata()["progress"]))
+        values = json.loads(file.metadata()["progress"])
+        progress = Progress(**values | {"experts": [ExpertUse(**use) for use in values.get("experts", [])]})
     return Streams(hidden), progress
 
 

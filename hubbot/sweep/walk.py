@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from hubbot.domain import Perplexity, Score
+from hubbot.domain import ExpertUse, Perplexity, Score
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, Format, InputStatistics, Needs, VariantFiles
 from hubbot.machine.heap import give_back, return_large_blocks
@@ -66,6 +66,7 @@ class SweepResult:
     files: dict[str, VariantFiles]
     failed: dict[str, str]  # variant -> why its family could not make it
     layer_errors: dict[str, dict[str, float]]  # variant -> checkpoint tensor -> |W - W'|^2 / |W|^2
+    experts: tuple[ExpertUse, ...]  # how the calibration tokens fell to them, of each block that has some
     seconds: dict[str, float]  # per variant: decoding and its stream; per step: the rest
     conversations: Verdicts | None = None  # what was measured on them
 
@@ -89,6 +90,7 @@ def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *
         files=files,
         failed=walk.progress.failed,
         layer_errors=walk.progress.layer_errors,
+        experts=tuple(walk.progress.experts),
         seconds=walk.progress.seconds,
     )
 

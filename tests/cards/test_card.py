@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from hubbot.cards.card import CARDS, PICTURE, check_files, render_card, write_cards
 from hubbot.cards.frontmatter import split
-from hubbot.domain import Record, Sample, Status, Trial, VariantRecord, WindowMeans
+from hubbot.domain import ExpertUse, Record, Sample, Status, Trial, VariantRecord, WindowMeans
 from hubbot.errors import BadRecord, PublishConflict
 from hubbot.formats import FAMILIES
 from hubbot.formats.family import Kind
@@ -56,6 +56,22 @@ def test_a_card_says_what_format_the_original_was_released_in() -> None:
     made = replace(record(), source=replace(record().source, released_as="FP8"))
     assert ", made from FP8 weights, decoded to bfloat16" in card(GGUF, from_json(to_json(made)))
     assert "made from FP8" not in card()
+
+
+def test_a_card_says_how_the_calibration_fell_to_the_experts_and_what_became_of_those_that_saw_too_little() -> None:
+    uses = (
+        ExpertUse(block=1, experts=64, few=0, least=0.011, median=0.031),
+        ExpertUse(block=2, experts=64, few=12, least=0.0, median=0.0292),
+    )
+    made = from_json(to_json(replace(record(), experts=uses)))
+    assert made.experts == uses
+    of_gptq, of_gguf = card(GPTQ, made), card(GGUF, made)
+    assert "the expert with the fewest saw 0.00% at least (block 2, whose median expert saw 2.92%)" in of_gptq
+    assert "; 12 of 128, in 1 of 2 blocks, saw 0.5% or less and were rounded plainly" in of_gptq
+    assert "| 1 | 64 | 0 | 1.10% | 3.10% |" in of_gptq
+    assert "0.5% or less and have an importance of so few tokens" in of_gguf
+    assert "experts" not in card(BNB_4BIT, made)
+    assert "rounded plainly" not in card(GPTQ, replace(made, experts=uses[:1]))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)

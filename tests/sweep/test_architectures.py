@@ -72,7 +72,7 @@ def test_perplexity_of_base_and_variant_is_that_of_plain_transformers(family: st
 @pytest.mark.slow
 def test_every_expert_has_the_statistics_of_its_own_inputs(tmp_path: Path) -> None:
     folder = make_model("mixtral", tmp_path / "tiny")
-    _, made = run(folder, tmp_path)
+    result, made = run(folder, tmp_path)
     wanted: dict[str, list[torch.Tensor]] = defaultdict(list)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
 
@@ -104,3 +104,10 @@ def test_every_expert_has_the_statistics_of_its_own_inputs(tmp_path: Path) -> No
         torch.testing.assert_close(found.hessian, rows.T @ rows, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.squares, rows.square().sum(0), rtol=1e-4, atol=1e-4)
     assert made.seen["model.layers.0.block_sparse_moe.experts.1.w3.weight"].tokens > 0
+    everyone = windows(1, 4).tokens.numel()
+    for use in result.experts:
+        stem = f"model.layers.{use.block}.block_sparse_moe.experts"
+        counts = sorted(sum(map(len, wanted[f"{stem}.{expert}.w1.weight"])) for expert in range(4))
+        assert (use.experts, use.few, use.least * everyone) == (4, 0, pytest.approx(counts[0]))
+        assert use.median * everyone == pytest.approx((counts[1] + counts[2]) / 2)
+    assert [use.block for use in result.experts] == [0, 1]
