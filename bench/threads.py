@@ -1,6 +1,6 @@
-"""What OpenMP's waiting and its threads cost on this machine as it is: products of a narrow and of a wide model.
+"""What OpenMP's waiting and its threads cost on this machine as it is: products as wide as models from tiny to 8B.
 
-    OMP_WAIT_POLICY=passive python bench/threads.py 2
+    OMP_WAIT_POLICY=passive python bench/threads.py 1 2
 
 Says the load average too, without which the figures mean nothing.
 """
@@ -13,7 +13,7 @@ import time
 
 import torch
 
-SIZES = ((256, 150), (2048, 4))  # width, repetitions
+SIZES = ((256, 600), (512, 200), (1024, 50), (2048, 12), (4096, 4))  # width, repetitions
 
 
 @torch.inference_mode()
@@ -30,11 +30,16 @@ def measure(width: int, repetitions: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    torch.set_num_threads(int(sys.argv[1]))
     print(f"load average {os.getloadavg()[0]:.1f}, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'not set')}")
-    for width, repetitions in SIZES:
-        clock, processor = measure(width, repetitions)
-        print(f"{sys.argv[1]} threads, width {width}: {clock:.2f} s, {processor:.2f} s of processor")
+    for threads in map(int, sys.argv[1:]):
+        torch.set_num_threads(threads)
+        measure(256, 5)
+        found = [measure(*size) for size in SIZES]
+        told = ", ".join(
+            f"{width}: {clock:.2f} ({processor:.2f})"
+            for (width, _), (clock, processor) in zip(SIZES, found, strict=True)
+        )
+        print(f"{threads} threads; width: s (s of processor): {told}", flush=True)
 
 
 if __name__ == "__main__":

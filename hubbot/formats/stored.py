@@ -43,7 +43,7 @@ class Checkpoint:
 
         with safe_open(self.folder / self.files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+            return tensor.clone()  # a view would keep its whole file mapped
 
 
 @dataclass(frozen=True, slots=True)

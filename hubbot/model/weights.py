@@ -54,7 +54,8 @@ _E2M1 = torch.tensor([sign * value for sign in (1, -1) for value in (0, 0.5, 1, 
 
 
 def _stored(folder: Path, name: str, info: TensorInfo) -> torch.Tensor:
-    # Opened anew each time: closing drops the mapping, so that pages of one block do not pile up.
+    # Opened anew each time and copied, which drops the mapping: a view keeps its whole file mapped, the kernel counts that
+    # as memory taken, and the experts of one block are hundreds of views.
     with safe_open(folder / info.file, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
+        return tensor.clone()

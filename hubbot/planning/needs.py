@@ -143,17 +143,19 @@ def _working_memory(
     encodings = int(shapes.block_weights * bits / 8)
     # A block as stored, its encodings, and one matrix at a time as floats for the encoders.
     host = shapes.block_bytes + encodings + 2 * _FLOAT * shapes.widest * shapes.hidden
-    # The block's weights and a variant's decoded ones, or the embedding's; then activations.
-    weights = 2 * _FLOAT * max(shapes.block_weights, shapes.embedding_weights) + shapes.expert_bytes
+    original = _FLOAT * shapes.block_weights + shapes.expert_bytes
     activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.hidden)
     hessians = 0
     if _statistics(variants, settings) is Needs.HESSIAN:
         hessians = _FLOAT * (shapes.hessians + 3 * shapes.widest * shapes.widest)  # and the factor of the widest
+    encoding = original + activations + hessians
+    # Then what a variant decodes to comes beside the original, or, of experts, beside what they are stacked from.
+    advancing = original + _FLOAT * shapes.block_weights + activations
     window = min(
         logit_bytes(device), _FLOAT * settings.evaluation.context * shapes.vocabulary
     )  # a batch ends with its window
     logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
-    computing = weights + max(activations + hessians, logits)
+    computing = max(encoding, advancing, 2 * _FLOAT * shapes.embedding_weights + max(activations, logits))
     # On a GPU the encoders work too, so that what they hold lies there; bytes pass the host on their way to files.
     return (host + min(_PINNED, encodings), computing + host) if device.startswith("cuda") else (host, computing)
 

@@ -112,13 +112,16 @@ class BlockModel:
         value: torch.Tensor = getattr(*self._places[name][0])
         return value.detach()
 
-    def install(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def install(self, tensors: Mapping[str, torch.Tensor], *, passing: bool = False) -> None:
         """Put tensors (checkpoint name -> any float dtype) into their modules, as float32 on the device.
 
         Tensors that fill a parameter together (experts) are put in once all of them are there. Names that the model
         has no place for (rotary tables that old checkpoints store) are passed over, and towers that no text passes through.
+        passing: a variant's, or the original ones after it: what was stacked first stays known, and those that fill a
+        parameter together come together.
         """
         self._weightless = None
+        stacked = dict(self._stacked) if passing else self._stacked
         together: dict[str, Group] = {}
         for name in tensors:
             group = self._map.group_of.get(name)
@@ -128,11 +131,12 @@ class BlockModel:
             if group.converter is None:
                 self._put(group.target, tensor)
             else:
-                self._stacked[name] = tensor.to(self.device)
+                stacked[name] = tensor.to(self.device)
                 together[group.target] = group
         for group in together.values():
-            if all(name in self._stacked for name in group.members):
-                for target, value in group.convert(self._stacked, self.model).items():
+            if all(name in stacked for name in group.members):
+                self._empty(group)  # first, so that its old weights make room for the new ones
+                for target, value in group.convert(stacked, self.model).items():
                     self._put(target, value)
 
     def installed(self, name: str) -> torch.Tensor | None:
@@ -155,9 +159,12 @@ class BlockModel:
         for group in self._groups(part.tensors):
             for name in group.members:
                 self._stacked.pop(name, None)
-            for module, attribute in [place for target in group.targets for place in self._places.get(target, ())]:
-                if attribute in module._parameters:
-                    _set(module, attribute, torch.empty_like(getattr(module, attribute), device="meta"))
+            self._empty(group)
+
+    def _empty(self, group: Group) -> None:
+        for module, attribute in [place for target in group.targets for place in self._places.get(target, ())]:
+            if attribute in module._parameters:
+                _set(module, attribute, torch.empty_like(getattr(module, attribute), device="meta"))
 
     def _hollow(self) -> list[nn.Module]:
         """The modules whose weights are not there now."""

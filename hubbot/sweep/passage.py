@@ -129,14 +129,20 @@ class Passage:
         originals: dict[str, torch.Tensor] = {}
         errors = self.progress.layer_errors.setdefault(variant, {})
         for names in self.model.together(encoded):
-            weights = {name: encoded[name].decode().to(self.model.device) for name in names}
-            for name, weight in weights.items():
-                if (original := self.model.installed(name)) is not None:
-                    originals[name] = original
-                    errors[name] = _relative_error(original, weight)
-            self.model.install(weights)
+            originals |= self._exchange({name: encoded[name] for name in names}, errors)
         yield
-        self.model.install(originals)
+        self.model.install(originals, passing=True)
+
+    def _exchange(self, encoded: Mapping[str, Encoded], errors: dict[str, float]) -> dict[str, torch.Tensor]:
+        """Install what some tensors decode to; what was there, by name. Nothing decoded outlives its place in the model."""
+        originals: dict[str, torch.Tensor] = {}
+        weights = {name: each.decode().to(self.model.device) for name, each in encoded.items()}
+        for name, weight in weights.items():
+            if (original := self.model.installed(name)) is not None:
+                originals[name] = original
+                errors[name] = _relative_error(original, weight)
+        self.model.install(weights, passing=True)
+        return originals
 
     def _carry(self, stream: str, part: Part, after_batch: Callable[[], None] = lambda: None) -> None:
         hidden = self.streams.hidden[stream]

@@ -171,8 +171,8 @@ class _Walk:
             case PartKind.EMBEDDING:
                 passage.embed(part, self._encode(part, {}))
             case PartKind.BLOCK:
-                statistics = passage.calibrate(part, self._needs)
-                passage.advance(part, self._encode(part, statistics))
+                decoders = self._encode(part, passage.calibrate(part, self._needs))  # no Hessian outlives the encoding
+                passage.advance(part, decoders)
             case PartKind.HEAD:
                 statistics = passage.calibrate_head(part, self._needs)
                 return self._judge(passage, self._encode(part, statistics))

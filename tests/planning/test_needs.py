@@ -1,0 +1,131 @@
+"""What mixtures of experts take, planned from their shapes alone; every figure is derived by hand here.
+
+docs/planning.md names the terms.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hubbot.domain import Source
+from hubbot.errors import BudgetExceeded
+from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import Cost
+from hubbot.machine import Machine
+from hubbot.model import ModelFacts, TensorInfo
+from hubbot.planning.needs import shapes_of
+from hubbot.planning.plan import plan, require
+from hubbot.settings import load_settings
+
+GB = 10**9
+BITS = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "gptq-4bit-128g": 4.2}
+
+
+def _facts(architecture: str, blocks: list[dict[str, tuple[int, ...]]], *, hidden: int, vocabulary: int) -> ModelFacts:
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    for number, block in enumerate(blocks):
+        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in block.items()}
+    tensors = {name: TensorInfo(dtype="BF16", shape=shape, file="model.safetensors") for name, shape in shapes.items()}
+    return ModelFacts(
+        folder=Path("model"), architecture=architecture, model_type="", config={}, tensors=tensors, hidden_size=hidden,
+        layers=len(blocks), vocab_size=vocabulary, context_length=32_768, kv_bytes_per_token=None, tied=False, experts=128,
+    )  # fmt: skip
+
+
+def _experts(count: int, hidden: int, inside: int) -> dict[str, tuple[int, ...]]:
+    shapes = {"gate_proj": (inside, hidden), "up_proj": (inside, hidden), "down_proj": (hidden, inside)}
+    return {f"mlp.experts.{expert}.{name}": shape for expert in range(count) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelFacts:
+    """Qwen3-30B-A3B: 48 such blocks, of which two stand for all."""
+    attention = {"q_proj": (4096, 2048), "k_proj": (512, 2048), "v_proj": (512, 2048), "o_proj": (2048, 4096)}
+    block = {f"self_attn.{name}": shape for name, shape in attention.items()}
+    block |= {"mlp.gate": (128, 2048), "input_layernorm": (2048,), **_experts(128, 2048, 768)}
+    return _facts("Qwen3MoeForCausalLM", [block] * 2, hidden=2048, vocabulary=151_936)
+
+
+@pytest.fixture(scope="module")
+def deepseek() -> ModelFacts:
+    """DeepSeek-V3: a dense block and one of its 58 with experts."""
+    attention = {
+        "q_a_proj": (1536, 7168), "q_b_proj": (24_576, 1536), "kv_a_proj_with_mqa": (576, 7168),
+        "kv_b_proj": (32_768, 512), "o_proj": (7168, 16_384),
+    }  # fmt: skip
+    attended = {f"self_attn.{name}": shape for name, shape in attention.items()}
+    dense = attended | {"mlp.gate_proj": (18_432, 7168), "mlp.up_proj": (18_432, 7168), "mlp.down_proj": (7168, 18_432)}
+    shared = {name.replace("experts.0", "shared_experts"): shape for name, shape in _experts(1, 7168, 2048).items()}
+    mixture = attended | {"mlp.gate": (256, 7168), **shared, **_experts(256, 7168, 2048)}
+    return _facts("DeepseekV3ForCausalLM", [dense, mixture], hidden=7168, vocabulary=129_280)
+
+
+def _planned(facts: ModelFacts, names: str, machine: Machine, device: str):
+    costs = {
+        name: Cost(file_bytes=20 * GB, weight_bytes=20 * GB, bits_per_weight=BITS[name]) for name in names.split(",")
+    }
+    source = Source(folder="model", repo=None, revision=None, files={}, license="mit")
+    return plan(source, facts, parse_variants(names), load_settings(None, {}), machine, costs, device=device)
+
+
+CARD = Machine(
+    cpu="", cores=16, ram=64 * GB, ram_free=60 * GB, disk_free=2000 * GB, gpu="H100", vram=85 * GB, vram_free=84 * GB
+)
+
+
+def test_the_shape_of_qwen3_30b_a3b_is_planned_in_one_sweep_for_a_card_of_80_gb_and_64_gb_of_memory(qwen):
+    shapes = shapes_of(qwen)
+    experts = 128 * 3 * 2048 * 768
+    block = experts + 2 * 4096 * 2048 + 2 * 512 * 2048 + 128 * 2048 + 2048
+    assert (shapes.block_weights, shapes.block_bytes, shapes.expert_bytes) == (block, 2 * block, 2 * experts)
+    # an expert's inputs and what is between its matrices; the rest of the block has two widths
+    hessians = 128 * (2048**2 + 768**2) + 2 * (2048**2 + 4096**2)
+    assert shapes.hessians == hessians
+    found = _planned(qwen, ",".join(BITS), CARD, "cuda:0")
+    require(found)
+    assert len(found.sweeps) == 1
+    encodings = block * sum(BITS.values()) / 8
+    activations = 4 * 8192 * (4 * 4096 + 8 * 2048)
+    encoding = 4 * block + 2 * experts + activations + 4 * (hessians + 3 * 4096**2)
+    stored = 2 * block + 2 * 4 * 4096 * 2048
+    assert found.need.vram == pytest.approx(0.9e9 + encoding + stored + encodings, abs=1)
+    assert found.need.vram == pytest.approx(12.2e9, rel=0.01)
+    streams = 4 * 2048 * (128 * 2048 + (1 + len(BITS)) * 350_000)
+    assert found.need.ram == pytest.approx(1.3e9 + streams + stored + encodings + 2**30, abs=1)
+    assert found.need.ram < 26 * GB
+
+
+def test_the_shape_of_deepseek_v3_is_refused_for_a_card_by_what_one_block_takes(deepseek):
+    experts = 256 * 3 * 7168 * 2048
+    assert shapes_of(deepseek).expert_bytes == 2 * experts
+    widths = (7168, 1536, 512, 16_384, 2048)  # of attention, router and shared expert
+    assert shapes_of(deepseek).hessians == 256 * (7168**2 + 2048**2) + 2 * sum(width**2 for width in widths)
+    for names, least in (("Q4_K_M", 10 * experts), ("gptq-4bit-128g", 6 * experts + 4 * 256 * (7168**2 + 2048**2))):
+        found = _planned(deepseek, names, replace(CARD, ram_free=200 * GB), "cuda:0")
+        with pytest.raises(BudgetExceeded, match=r"GPU memory.*84\.00 GB may be used"):
+            require(found)
+        assert least < _needed(deepseek, names).need.vram < 1.5 * least
+
+
+def test_the_shape_of_deepseek_v3_is_planned_for_a_host_with_256_gb_and_no_card(deepseek):
+    host = Machine(cpu="", cores=64, ram=256 * GB, ram_free=250 * GB, disk_free=9000 * GB)
+    for names in ("Q4_K_M,Q8_0", "gptq-4bit-128g"):
+        found = _planned(deepseek, names, host, "cpu")
+        require(found)
+        assert 100 * GB < found.need.ram < 250 * GB
+
+
+def _needed(facts: ModelFacts, names: str):
+    """The plan for a card that holds anything."""
+    large = Machine(
+        cpu="",
+        cores=16,
+        ram=999 * GB,
+        ram_free=999 * GB,
+        disk_free=9000 * GB,
+        gpu="",
+        vram=999 * GB,
+        vram_free=999 * GB,
+    )
+    return _planned(facts, names, large, "cuda:0")
