@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 NAMESPACE = re.compile(_NAME)  # a user or an organisation
 HUB_ID = re.compile(f"{_NAME}/{_NAME}")  # org/name
-HESSIAN_SUFFIX = "_H"  # of a GGUF variant's name
+GGUF_SUFFIXES = {"_DH": (True, True), "_D": (True, False), "_H": (False, True)}  # of a name: allocated, hessian
 REPO_ID = re.compile(f"{_NAME}(/{_NAME})?")  # the same, and the first models, which have no owner
 
 
@@ -65,17 +65,20 @@ class Variant(Named, Protocol):
 class Gguf:
     """A llama.cpp file type, named as `llama-quantize` names it: Q4_K_M, IQ4_XS, Q8_0, BF16.
 
-    hessian: the same types in as many bytes, rounded by the whole Hessian instead of its diagonal: Q4_K_M_H. Neither
+    hessian: the same types in as many bytes, rounded by the whole Hessian instead of its diagonal: Q4_K_M_H. allocated: at
+    most as many bytes, types given to tensors by measured divergence: Q4_K_M_D, and with both Q4_K_M_DH. Neither
     llama.cpp, asked for `-hf repo:Q4_K_M`, nor the Hub's parser of quantizations takes the one name for the other.
     """
 
     family: ClassVar[Family] = Family.GGUF
     type: str
     hessian: bool = False
+    allocated: bool = False
 
     @property
     def name(self) -> str:
-        return self.type + HESSIAN_SUFFIX * self.hessian
+        told = (self.allocated, self.hessian)
+        return self.type + next((suffix for suffix, meant in GGUF_SUFFIXES.items() if meant == told), "")
 
     @property
     def bits(self) -> int:

@@ -108,7 +108,8 @@ def _word(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_word(part) for part in parts if part is not type(None))
     if origin is dict:
-        return f"table of {_word(parts[1])}s"
+        held = _word(parts[1])
+        return f"table of {held}" if held.startswith(("table", "`")) else f"table of {held}s"
     if origin is tuple:
         return "list of tables" if isinstance(parts[0], type) and issubclass(parts[0], Section) else "list"
     return _WORDS.get(kind, "path" if kind is Path else str(kind))
@@ -124,6 +125,8 @@ def _default(value: object) -> str:
             return f'`"{value}"`'
         case ():
             return "`[]`"
+        case dict() if not value:
+            return "`{}`"
         case dict():
             return "`" + ", ".join(f"{key} = {each}" for key, each in value.items()) + "`"
         case int() if value >= 10**9 and value % 10**9 == 0:

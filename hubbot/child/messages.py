@@ -38,10 +38,13 @@ from hubbot.planning.plan import Plan
 from hubbot.settings import Settings
 
 __all__ = [
+    "ALLOCATE",
     "CHECK",
     "EVALUATE",
     "MAKE",
     "SURVEY",
+    "AllocateAnswer",
+    "AllocateQuestion",
     "CheckAnswer",
     "CheckQuestion",
     "Checked",
@@ -223,7 +226,24 @@ class EvaluateAnswer:
         return Measured(**{each.name: getattr(self, each.name) for each in fields(self)})
 
 
+# --- allocate: which tensor should get which GGUF type -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocateQuestion:
+    source: Source
+    settings: Settings
+    work: Path
+    text: Text | None  # of the calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocateAnswer:
+    types: dict[Line, dict[Line, Line]]  # mix -> tensor -> type
+
+
 SURVEY = Stage(target="hubbot.child.survey:survey", question=SurveyQuestion, answer=SurveyAnswer)
 MAKE = Stage(target="hubbot.child.make:make", question=MakeQuestion, answer=MakeAnswer)
 CHECK = Stage(target="hubbot.child.check:check", question=CheckQuestion, answer=CheckAnswer)
 EVALUATE = Stage(target="hubbot.child.evaluate:evaluate", question=EvaluateQuestion, answer=EvaluateAnswer)
+ALLOCATE = Stage(target="hubbot.child.allocate:allocate", question=AllocateQuestion, answer=AllocateAnswer)

@@ -29,7 +29,9 @@ def walk(
     evaluation: Windows | None,
     references: References | None = None,
     conversations: Windows | None = None,
+    what: str | None = None,
 ) -> SweepResult:
+    """what: the variants in words, where their names would say nothing."""
     task = SweepInput(
         folder=facts.folder,
         tensors=facts.tensors,
@@ -41,7 +43,7 @@ def walk(
         references=references,
         conversations=conversations,
     )
-    names = ", ".join(variant.name for family in formats for variant in family.variants)
+    names = what or ", ".join(variant.name for family in formats for variant in family.variants)
     with log.progress(f"sweep of {names}", len(task.parts), "parts") as advance:
         done = 0
 

@@ -19,10 +19,12 @@ from hubbot import log
 from hubbot.cards.card import write_cards
 from hubbot.cards.report import write_report
 from hubbot.child.messages import (
+    ALLOCATE,
     CHECK,
     EVALUATE,
     MAKE,
     SURVEY,
+    AllocateQuestion,
     CheckQuestion,
     EvaluateAnswer,
     EvaluateQuestion,
@@ -56,7 +58,7 @@ from hubbot.release.licence_texts import keep_licences
 from hubbot.release.repos import plan_repos
 from hubbot.settings import Settings
 
-__all__ = ["Finished", "Run", "evaluate", "plan", "release_record", "run"]
+__all__ = ["Finished", "Run", "allocate", "evaluate", "plan", "release_record", "run"]
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -169,6 +171,18 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
         )
         readable = [Path(source.folder), *itertools.chain(*artefacts)]
         return _ask(job, call, EVALUATE, question, readable=readable, seconds=_EVALUATE)
+
+
+def allocate(job: Run, call: Call = isolate.call) -> dict[str, dict[str, str]]:
+    """Mix -> tensor -> GGUF type, by the divergence that rounding each group of matrices alone causes."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    clock = Clock(job.out)
+    with clock.stage("fetch"):
+        source = _fetch(job)
+        calibration = fetch_texts(source, job.settings, job.hub, into=job.work / "texts").calibration
+    with clock.stage("allocate"), TemporaryDirectory(dir=job.work) as work:
+        question = AllocateQuestion(source=source, settings=job.settings, work=Path(work), text=calibration)
+        return _ask(job, call, ALLOCATE, question, readable=[Path(source.folder)], seconds=_EVALUATE).types
 
 
 # --- stages -----------------------------------------------------------------------------------------

@@ -94,6 +94,10 @@ class GgufSettings(Section):
         "weights",
         description="metadata: split every file, with no weight in the first shard, so that a new template uploads no weights",
     )
+    allocation: dict[str, dict[str, Literal["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]]] = Field(
+        default={},
+        description="types of the tensors of variants such as Q4_K_M_D, by mix; `hubbot allocate` prints them",
+    )
 
 
 class GptqSettings(Section):

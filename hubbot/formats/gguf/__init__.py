@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbot.domain import HESSIAN_SUFFIX, Gguf, Source, Speed, TextRecord
+from hubbot.domain import GGUF_SUFFIXES, Gguf, Source, Speed, TextRecord
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
@@ -23,15 +23,21 @@ TYPES = (
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 MXFP4_MOE IQ4_NL IQ4_XS "
     "Q3_K_L Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ1_0 TQ2_0"
 ).split()
-# Those whose types are whole numbers in blocks, which can be rounded by the Hessian: named with HESSIAN_SUFFIX. Without
+# Those whose types are whole numbers in blocks, which can be rounded by the Hessian: named with _H. Without
 # Q2_K_S, since the Hub's parser would take Q2_K_S_H for it.
 ROUNDED = "Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 Q3_K_L Q3_K_M Q3_K_S Q2_K".split()
+# The mixes of K-quants, whose types can be given to tensors by measured divergence: named with _D, and with both _DH.
+ALLOCATED = "Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K".split()
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 ABOUT = About(
     title="GGUF",
-    grammar="types are named as llama-quantize names them, with _H where the whole Hessian rounds them",
-    examples=(*TYPES, *(name + HESSIAN_SUFFIX for name in ROUNDED)),
+    grammar="types are named as llama-quantize names them, with _H where the whole Hessian rounds them and _D where measured divergence gives tensors their types",
+    examples=(
+        *TYPES,
+        *(name + "_H" for name in ROUNDED),
+        *(name + suffix for name in ALLOCATED for suffix in ("_D", "_DH")),
+    ),
     kinds=(Kind(title="GGUF for llama.cpp", tags=("gguf", "llama.cpp"), name=lambda publish: publish.gguf),),
     section="gguf",
     weights=".gguf",
@@ -41,10 +47,12 @@ ABOUT = About(
 
 
 def parse(name: str) -> Gguf | None:
-    plain = name.upper().removesuffix(HESSIAN_SUFFIX)
-    hessian = plain != name.upper()
+    suffix = next((end for end in GGUF_SUFFIXES if name.upper().endswith(end)), "")
+    allocated, hessian = GGUF_SUFFIXES.get(suffix, (False, False))
+    plain = name.upper().removesuffix(suffix)
     plain = _ALIASES.get(plain, plain)
-    return Gguf(type=plain, hessian=hessian) if plain in (ROUNDED if hessian else TYPES) else None
+    known = ALLOCATED if allocated else ROUNDED if hessian else TYPES
+    return Gguf(type=plain, hessian=hessian, allocated=allocated) if plain in known else None
 
 
 def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:

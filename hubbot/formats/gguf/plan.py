@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
-from hubbot.domain import HESSIAN_SUFFIX, Gguf, Source, TextRecord
+from hubbot.domain import Gguf, Source, TextRecord
 from hubbot.errors import Unsupported
+from hubbot.formats.gguf.allocation import ggml_name
 from hubbot.formats.gguf.blocks import LAYOUTS
-from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4
+from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
@@ -54,7 +55,9 @@ class VariantPlan:
     recipe: Recipe
     shards: tuple[Shard, ...]
     importance: bool  # whether its encoder gets the importance matrix
+    type: str = ""  # llama-quantize's name of the mix
     hessian: bool = False  # whether codes and scales are chosen by the whole Hessian
+    allocated: bool = False  # whether measured divergence gave the tensors their types
 
     def rounds(self, kind: int) -> bool:
         """Whether a tensor of this type is rounded by its Hessian, where one is known."""
@@ -62,10 +65,18 @@ class VariantPlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known of how it was rounded."""
-        plain = self.name.removesuffix(HESSIAN_SUFFIX)
-        told = f"types and bytes of {plain}, but scales and codes chosen by what each error does to the outputs of its layer on the calibration text, not by its size"
-        return (told,) if self.hessian else ()
+        """What is to be known of how it was made."""
+        types = (
+            f"at most the bytes of {self.type}, but types given to tensors by the divergence that each was measured to cause on the calibration text"
+            if self.allocated
+            else f"types and bytes of {self.type}"
+        )
+        rounded = (
+            "scales and codes chosen by what each error does to the outputs of its layer on the calibration text, not by its size"
+            if self.hessian
+            else ""
+        )
+        return (", but ".join(filter(None, (types, rounded))),) if self.allocated or self.hessian else ()
 
     @property
     def weight_bytes(self) -> int:
@@ -109,13 +120,17 @@ def plan_files(
     model = taught(model, chat.tokens, rehearsed(model, chat, names_of(tokenizer), work))
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
+
+    def laid_out(mix: str, recipe: Recipe, weighed: bool) -> tuple[Shard, ...]:
+        keys = imatrix_keys(file, imatrix, guessed) if weighed and imatrix and file else {}
+        return _lay_out(model, mix, recipe, source, quantized_by, keys, settings)
+
     planned: dict[str, VariantPlan] = {}
     refused: dict[str, Unsupported] = {}
     by_type = {variant.type: variant for variant in variants}
     for weighed in (False, True):
         names = [v.type for v in by_type.values() if (imatrix is not None and v.type not in _PLAIN) is weighed]
         recipes = ask_recipes(model, names, work, imatrix=weighed) if names else {}
-        keys = imatrix_keys(file, imatrix, guessed) if weighed and imatrix and file else {}
         for name, recipe in recipes.items():
             if isinstance(recipe, Unsupported):
                 refused[name] = recipe
@@ -123,19 +138,44 @@ def plan_files(
             if name == "MXFP4_MOE" and MXFP4 not in recipe.kinds.values():
                 refused[name] = _without_experts(source.name)
                 continue
-            shards = _lay_out(model, name, recipe, source, quantized_by, keys, settings)
-            planned[name] = VariantPlan(name=name, recipe=recipe, shards=shards, importance=weighed)
-    ordered = {
-        variant.name: replace(planned[variant.type], name=variant.name, hessian=variant.hessian)
-        for variant in variants
-        if variant.type in planned and (imatrix is not None or not variant.hessian)
-    }
-    left = {
-        variant.name: refused.get(variant.type) or _static(variant)
-        for variant in variants
-        if variant.name not in ordered
-    }
+            shards = laid_out(name, recipe, weighed)
+            planned[name] = VariantPlan(name=name, type=name, recipe=recipe, shards=shards, importance=weighed)
+    ordered: dict[str, VariantPlan] = {}
+    left: dict[str, Unsupported] = {}
+    for variant in variants:
+        try:
+            if variant.type in refused:
+                raise refused[variant.type]
+            ordered[variant.name] = _of_variant(variant, planned[variant.type], settings, laid_out, static=not imatrix)
+        except Unsupported as refusal:
+            left[variant.name] = refusal
     return GgufPlan(model=model, variants=ordered, refused=left, imatrix_file=file)
+
+
+def _of_variant(
+    variant: Gguf,
+    plain: VariantPlan,
+    settings: GgufSettings,
+    laid_out: Callable[[str, Recipe, bool], tuple[Shard, ...]],
+    *,
+    static: bool,
+) -> VariantPlan:
+    """What is made of the plan of the plain type. Raises Unsupported where calibration or allocation are not there."""
+    if static and (variant.hessian or variant.allocated):
+        raise _static(variant)
+    found = replace(plain, name=variant.name, hessian=variant.hessian, allocated=variant.allocated)
+    if not variant.allocated:
+        return found
+    given = settings.allocation.get(variant.type)
+    if not given:
+        msg = f"{variant.name} needs to know which tensor gets which type. Measure it with `hubbot allocate MODEL --variants {variant.type} >> hubbot.toml`, and name that file with --config."
+        raise Unsupported(msg)
+    if strange := sorted(given.keys() - plain.recipe.kinds.keys()):
+        msg = f"gguf.allocation.{variant.type} names {strange[0]}, which this model's file has not. It is another model's: measure this one's with `hubbot allocate`."
+        raise Unsupported(msg)
+    kinds = {**plain.recipe.kinds, **{tensor: type_named(ggml_name(kind)) for tensor, kind in given.items()}}
+    recipe = replace(plain.recipe, kinds=kinds)
+    return replace(found, recipe=recipe, shards=laid_out(variant.type, recipe, True))
 
 
 def _without_experts(name: str) -> Unsupported:

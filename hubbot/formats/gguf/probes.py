@@ -1,0 +1,118 @@
+"""Probes for an allocation: the original with one group of matrices rounded, each a variant that a sweep measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hubbot.formats.gguf import codec
+from hubbot.formats.gguf.allocation import TYPES, Matrix, ggml_name
+from hubbot.formats.gguf.plan import GgufPlan
+from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.model.parts import Part
+
+__all__ = ["Probes", "matrices_of"]
+
+PROBE = "Q3_K"  # coarse enough to stand out of what float32 loses, fine enough for divergences to add up
+
+
+def matrices_of(plan: GgufPlan, kinds: Mapping[str, int]) -> list[Matrix]:
+    """The matrices of a model that a mix may give any type. kinds: tensor -> its type in llama.cpp's own mix.
+
+    Each is one checkpoint tensor in one of the GGUF, in a type of the mix that is a K-quant; stacks of experts keep theirs.
+    """
+    numbers = {codec.type_named(ggml_name(name)): name for name in TYPES}
+    leaves = [leaf for tensor in plan.model.tensors for leaf in tensor.leaves]
+    return [
+        Matrix(
+            leaf=tensor.leaves[0],
+            tensor=tensor.name,
+            bytes={name: tensor.rows * codec.row_bytes(number, tensor.columns) for number, name in numbers.items()},
+        )
+        for tensor in plan.model.tensors
+        if len(tensor.shape) == 2 and kinds[tensor.name] in numbers
+        if len(tensor.leaves) == 1 and leaves.count(tensor.leaves[0]) == 1
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """A matrix as ggml's encoder rounds it, when it is asked for."""
+
+    weight: torch.Tensor
+    kind: str
+    importance: np.ndarray | None
+
+    def decode(self) -> torch.Tensor:
+        rows = np.ascontiguousarray(self.weight.float().cpu().numpy())
+        return torch.from_numpy(_rounded(rows, self.kind, self.importance))
+
+
+@dataclass(slots=True)
+class Probes:
+    """In the place of an encoder: a sweep measures every group rounded by itself, and nothing is written.
+
+    errors: group -> type -> the squared error of its weights, filled on the way.
+    """
+
+    groups: Mapping[str, tuple[Matrix, ...]]
+    family: str = "probes"
+    needs: Needs = Needs.SQUARES
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> tuple[_Probe, ...]:
+        return tuple(map(_Probe, self.groups))
+
+    def holds(self, part: Part) -> bool:  # noqa: ARG002 - the protocol's; errors are not kept
+        return False
+
+    def encode(
+        self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
+    ) -> Mapping[str, Mapping[str, Encoded]]:
+        found: dict[str, dict[str, Encoded]] = {name: {} for name in self.groups}
+        for name, group in self.groups.items():
+            for leaf in (matrix.leaf for matrix in group if matrix.leaf in part.tensors):
+                importance = _importance(statistics.get(leaf))
+                found[name][leaf] = _Rounded(weights[leaf], PROBE, importance)
+                self._compare(name, weights[leaf], importance)
+        return found
+
+    def finish(self) -> Mapping[str, VariantFiles]:
+        return {}
+
+    def costs(self, divergence: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Group -> type -> nats. divergence: that was measured of each probe."""
+        return {
+            name: {
+                kind: divergence[name] * error / errors[PROBE] if errors[PROBE] else 0.0
+                for kind, error in errors.items()
+            }
+            for name, errors in self.errors.items()
+        }
+
+    def _compare(self, name: str, weight: torch.Tensor, importance: np.ndarray | None) -> None:
+        rows = np.ascontiguousarray(weight.float().cpu().numpy())
+        errors = self.errors.setdefault(name, dict.fromkeys(TYPES, 0.0))
+        for kind in TYPES:
+            errors[kind] += float(np.square(_rounded(rows, kind, importance) - rows, dtype=np.float64).sum())
+
+
+def _importance(seen: InputStatistics | None) -> np.ndarray | None:
+    return None if seen is None else (seen.squares.float().cpu().numpy() / max(seen.tokens, 1)).astype(np.float32)
+
+
+def _rounded(rows: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+    kind = codec.type_named(ggml_name(name))
+    codec.prepare(kind)
+    out = np.empty_like(rows)
+    codec.decode_rows(kind, codec.encoded(kind, rows, importance), out)
+    return out

@@ -1,0 +1,115 @@
+"""Types given to tensors: the cheapest mix of a size, by probes that a sweep measures, and files that llama.cpp reads."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hubbot import llamacpp
+from hubbot.errors import BadSettings
+from hubbot.formats.gguf import ALLOCATED, parse
+from hubbot.formats.gguf.allocation import TYPES, Matrix, allocated, grouped
+from hubbot.job import pipeline
+from hubbot.job.pipeline import Run
+from hubbot.settings import load_settings
+from tests.jobs import command, flags, options, unconfined
+
+SIZES = dict(zip(TYPES, (84, 110, 144, 176, 210), strict=True))
+
+
+def test_the_cheapest_mix_of_a_size_is_found() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {
+        name: {kind: weights * size for kind, size in SIZES.items()}
+        for name, weights in zip("abcd", (1, 2, 3, 1), strict=False)
+    }
+    worse = 0.0
+    for _ in range(20):
+        costs = {
+            name: {kind: float(v) for kind, v in zip(TYPES, rng.random() * 4.0 ** -np.arange(5), strict=False)}
+            for name in sizes
+        }
+        budget = 7 * 144
+        found = allocated(costs, sizes, budget)
+        assert sum(sizes[name][kind] for name, kind in found.items()) <= budget
+        every = (dict(zip(sizes, kinds, strict=False)) for kinds in itertools.product(TYPES, repeat=4))
+        fitting = (mix for mix in every if sum(sizes[name][kind] for name, kind in mix.items()) <= budget)
+        best = min(sum(costs[name][kind] for name, kind in mix.items()) for mix in fitting)
+        worse = max(worse, sum(costs[name][kind] for name, kind in found.items()) / best)
+    assert worse < 1.5, "the multiplier misses a little of what is not convex, and no more"
+
+
+def test_where_nothing_fits_the_smallest_types_come_out() -> None:
+    sizes = {"a": dict(SIZES)}
+    assert allocated({"a": dict.fromkeys(TYPES, 0.0)}, sizes, 10) == {"a": "Q2_K"}
+
+
+def test_neighbouring_blocks_share_a_probe_where_there_are_many() -> None:
+    def matrices(blocks: int) -> list[Matrix]:
+        names = [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in ("attn_q", "ffn_up")]
+        return [Matrix(leaf=name, tensor=name, bytes=SIZES) for name in ["token_embd.weight", *names]]
+
+    assert len(grouped(matrices(16))) == 1 + 2 * 16
+    groups = grouped(matrices(33))
+    assert len(groups) == 1 + 2 * 11
+    assert [m.tensor for m in groups["blk.3.attn_q.weight"]] == [f"blk.{n}.attn_q.weight" for n in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("name", ALLOCATED)
+def test_an_allocated_file_has_a_name_of_its_own(name: str) -> None:
+    for suffix, hessian in (("_D", False), ("_DH", True)):
+        found = parse((name + suffix).lower())
+        assert found is not None
+        assert (found.name, found.type, found.allocated, found.hessian) == (name + suffix, name, True, hessian)
+    assert parse("Q8_0_D") is None
+
+
+@pytest.mark.slow
+def test_a_mix_is_measured_made_and_loaded(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model("llama")
+    words = options(tmp_path, evaluation=None, context=None, variants="Q4_K_M,Q3_K_M", out=str(tmp_path / "measured"))
+    assert command("allocate", str(model), *words, call=unconfined) == 0
+    told = tomllib.loads(capsys.readouterr().out)
+    assert told["gguf"]["allocation"].keys() == {"Q4_K_M", "Q3_K_M"}
+    changes = {"variants": "Q4_K_M,Q4_K_M_D,Q4_K_M_DH,Q3_K_M_D", "evaluation.samples": False}
+    given = {**flags(tmp_path), **changes, "gguf.allocation": told["gguf"]["allocation"]}
+    settings = load_settings(None, given)
+    record = pipeline.run(Run(model=str(model), settings=settings), unconfined).record
+    assert {one.name: one.reason for one in record.variants if not one.passed} == {}
+    files = {one.name: tmp_path / "out" / one.files[0].path for one in record.variants}
+    kinds = {name: kinds_of(path) for name, path in files.items()}
+    asked = told["gguf"]["allocation"]["Q4_K_M"]
+    assert {tensor: kinds["Q4_K_M_D"][tensor] for tensor in asked} == asked
+    assert kinds["Q4_K_M_D"] == kinds["Q4_K_M_DH"] != kinds["Q4_K_M"]
+    assert files["Q4_K_M_D"].stat().st_size <= files["Q4_K_M"].stat().st_size + 64  # the note of the header apart
+    assert files["Q4_K_M_D"].read_bytes() != files["Q4_K_M_DH"].read_bytes()
+    assert "types given to tensors by the divergence" in " ".join(record.variants[1].notes)
+
+
+def kinds_of(path: Path) -> dict[str, str]:
+    reader = llamacpp.gguf().GGUFReader(path)
+    return {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+
+
+@pytest.mark.slow
+def test_without_an_allocation_the_plan_says_how_to_come_by_one(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    def reason(**changes: object) -> str:
+        given = {**flags(tmp_path), "variants": "Q4_K_M,Q4_K_M_D", **changes}
+        found = pipeline.plan(Run(model=str(tiny_model("llama")), settings=load_settings(None, given)), unconfined)
+        return str(next(one.error for one in found.failed if one.name == "Q4_K_M_D"))
+
+    assert "hubbot allocate MODEL --variants Q4_K_M" in reason()
+    other = {"Q4_K_M": {"blk.99.attn_q.weight": "Q6_K"}}
+    assert "blk.99.attn_q.weight" in reason(**{"gguf.allocation": other})
+    assert "static" in reason(**{"gguf.allocation": other, "gguf.imatrix": False})
+    with pytest.raises(BadSettings, match="Q9_K"):
+        load_settings(None, {"gguf.allocation": {"Q4_K_M": {"output.weight": "Q9_K"}}})
