@@ -66,9 +66,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"head_dim": 32, "num_key_value_heads": 4},
     "deepseek_v3": {"head_dim": 32, "num_key_value_heads": 4},
     "deepseek_v32": {"num_key_value_heads": 4},
+    "dots1": {"num_key_value_heads": 4},
     "exaone4": {"num_hidden_layers": 4},
     "falcon": {"new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 512},
+    "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "glm_moe_dsa": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "shared_intermediate_size": 256},
@@ -77,9 +79,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "llama4_text": {"num_hidden_layers": 4},  # the fourth has no rotary positions, which llama.cpp takes for granted
+    "mellum": {"num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 64, "state_size": 16},
     "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 64, "head_dim": 96},
     "mpt": {"attn_config": {"alibi": True}},
+    "mimo_v2_flash": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5} for kind in ("full_attention", "sliding_attention")}},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "use_mamba_kernels": False},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
@@ -99,6 +104,19 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10000},
     "cohere2": {"rope_theta": 10000.0},
     "phimoe": {"original_max_position_embeddings": CONTEXT},
+    "exaone_moe": {"scoring_func": "sigmoid"},
+    "glm4_moe_lite": {"first_k_dense_replace": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_moe": {"moe_intermediate_size": [512, 512], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
+    "mimo_v2_flash": {
+        "topk_method": "noaux_tc",
+        "swa_head_dim": 64,
+        "swa_num_attention_heads": 4,
+        "swa_v_head_dim": 64,
+        "swa_num_key_value_heads": 2,
+        "hybrid_layer_pattern": [0, 1],
+    },
+    "minimax_m2": {"rotary_dim": 64},
     "stablelm": {"partial_rotary_factor": 0.25},
     "nemotron": {"partial_rotary_factor": 0.5},
     "phi": {"partial_rotary_factor": 0.5},
@@ -110,12 +128,15 @@ _HUB_NAMES = {"MptForCausalLM": "MPTForCausalLM", "PhimoeForCausalLM": "PhiMoEFo
 # Those whose converter wants a SentencePiece vocabulary; the others get GPT-2's.
 _SENTENCEPIECE = frozenset(
     "llama mistral mixtral ministral3 gemma gemma2 gemma3_text gemma3n_text gemma4_text phi3 phimoe minicpm3 granite "
-    "granitemoe smollm3 zamba2".split()
+    "granitemoe smollm3 zamba2 ernie4_5 ernie4_5_moe jamba nemotron".split()
 )
 _NO_PREFIX = frozenset("gemma gemma2 gemma3_text gemma3n_text gemma4_text".split())
 _TIED = frozenset(
-    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode".split()
+    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode bitnet lfm2_moe".split()
 )
+
+# Keys of tokenizer_config.json beside GPT-2's.
+_TOKENIZERS = {"deepseek_v32": {"add_bos_token": True}, "qwen3_5_moe_text": {"tokenizer_class": "Qwen2Tokenizer"}}
 
 # Special tokens that llama.cpp's converter looks up by name, and the number that it pads a vocabulary to a multiple of.
 _GLM = ["[gMASK]", "<|user|>", "<|observation|>"]
@@ -176,6 +197,7 @@ def write_tiny(architecture: str, into: Path) -> Path:
     model.to(torch.bfloat16).save_pretrained(into)
     renamed = {"architectures": [_HUB_NAMES[architecture]]} if architecture in _HUB_NAMES else {}
     _publish(into / "config.json", _PUBLISHED.get(kind, {}) | renamed)
+    _publish(into / "tokenizer_config.json", _TOKENIZERS.get(kind, {}))
     (into / "README.md").write_text("---\nlicense: mit\n---\n# Tiny random model\n", encoding="utf-8")
     return into
 
