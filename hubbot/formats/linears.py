@@ -25,6 +25,9 @@ from hubbot.model.parts import PartKind
 __all__ = ["Cut", "Linear", "Linears", "find_linears", "first_large"]
 
 
+_TOKENS = 8  # of a pass without values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """Where an expert's matrix, or its bias, lies in a tensor of all experts' [experts, …]: which of how many equal
@@ -95,7 +98,8 @@ class Linears:
     head_module: path of the output head's module, tied or not. outside: module paths of linear layers that are
     neither; every family leaves them alone.
     stacked: tensors of the checkpoint that each hold the matrices of all experts of a block. pieces: the layers in them,
-    of those tensors that fill a parameter as they stand. split_biases: module path and `.bias` -> where that lies.
+    of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
+    without calling them, and which no family can hold as codes; they are outside too. split_biases: module path and `.bias` -> where that lies.
     targets: checkpoint tensor -> the parameter that it fills as it stands.
     """
 
@@ -105,6 +109,7 @@ class Linears:
     outside: tuple[str, ...]
     stacked: tuple[str, ...] = ()
     pieces: tuple[Linear, ...] = ()
+    taken: tuple[Linear, ...] = ()
     split_biases: Mapping[str, Cut] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
 
@@ -125,7 +130,8 @@ def find_linears(facts: ModelFacts) -> Linears:
     in_blocks = {id(module) for module in stack.modules()}
     sources = {target: name for name, target in checkpoint.alone.items()}
     head_module = model.get_output_embeddings()
-    blocks, outside = [], []
+    blocks, outside, taken = [], [], []
+    uncalled = _uncalled(model, stack)
     head = head_path = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
@@ -139,6 +145,9 @@ def find_linears(facts: ModelFacts) -> Linears:
         elif name is None:
             msg = f"No tensor of the checkpoint fills {path}. A complete checkpoint is needed: check its shards."
             raise Unsupported(msg)
+        elif module in uncalled:
+            taken.append(_linear(name, path, module))
+            outside.append(path)
         else:
             blocks.append(_linear(name, path, module))
     experts, stacked = _experts(model, stack, checkpoint, facts)
@@ -150,8 +159,37 @@ def find_linears(facts: ModelFacts) -> Linears:
         raise Unsupported(msg)
     pieces, biases = _pieces(model, stack, checkpoint, facts)
     return Linears(
-        (*blocks, *experts), head, head_path, tuple(outside), tuple(stacked), pieces, biases, checkpoint.alone
+        (*blocks, *experts),
+        head,
+        head_path,
+        tuple(outside),
+        tuple(stacked),
+        pieces,
+        tuple(taken),
+        biases,
+        checkpoint.alone,
     )
+
+
+@torch.inference_mode()
+def _uncalled(model: PreTrainedModel, stack: nn.ModuleList) -> set[nn.Module]:
+    """Linear layers whose weight state spaces multiply themselves, as Mamba does: seen by a pass without values.
+
+    Where such a pass does not come to its end, and in blocks without a convolution, there are none that are known.
+    """
+    if not any(isinstance(module, nn.Conv1d) for module in stack.modules()):
+        return set()
+    uncalled: set[nn.Module] = {module for module in stack.modules() if isinstance(module, nn.Linear)}
+    hooks = [module.register_forward_pre_hook(lambda module, _: uncalled.discard(module)) for module in uncalled]
+    tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    try:
+        model.to("meta")(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    except Exception:  # noqa: BLE001 - code of a foreign library that asked for a value
+        return set()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return uncalled
 
 
 def _linear(name: str, path: str, module: nn.Linear | Conv1D) -> Linear:

@@ -80,7 +80,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {"num_hidden_layers": 4},  # the fourth has no rotary positions, which llama.cpp takes for granted
-    "mellum": {"num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    "mellum": {"num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")}},  # llama.cpp has one base for both
     "mamba2": {"num_heads": 8, "head_dim": 64, "state_size": 16},
     "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 64, "head_dim": 96},
     "mpt": {"attn_config": {"alibi": True}},

@@ -32,10 +32,6 @@ ABOUT = About(
     packages=("gptqmodel",),
 )
 
-_UNREAD = {  # architecture -> what `make conformance` saw; try it again with a newer release
-    "FalconMambaForCausalLM": "its state-space blocks stop with an AttributeError",
-}
-
 
 def parse(name: str) -> Gptq | None:
     match = _NAME.fullmatch(name.lower())
@@ -54,10 +50,8 @@ def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:  # noqa: 
     return Needs.HESSIAN
 
 
-def refusal(architecture: str) -> str | None:
-    if (how := _UNREAD.get(architecture)) is None:
-        return None
-    return f"GPTQModel 7.7, which reads these files, was seen to fail with {architecture}: {how}. Leave GPTQ variants out for this model."
+def refusal(architecture: str) -> str | None:  # noqa: ARG001 - the protocol's
+    return None
 
 
 def costs(

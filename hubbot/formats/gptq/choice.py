@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """rounded: by the name of the weight, a head among them. kept: the layers of blocks that stay as they are, `left` of
-    them because the reader takes no codes for them.
+    them because the reader takes no codes for them, `taken` because the model's own code takes their weights.
 
     outside: module paths of the linear layers that no family touches, a head that stays among them.
     """
@@ -35,6 +35,7 @@ class Choice:
     kept: tuple[Linear, ...]
     outside: tuple[str, ...]
     left: tuple[Linear, ...] = ()
+    taken: tuple[Linear, ...] = ()
 
     @property
     def kept_kinds(self) -> tuple[str, ...]:
@@ -55,10 +56,11 @@ class Choice:
     @property
     def note(self) -> str | None:
         """For plan and record."""
-        narrow = [linear for linear in self.kept if linear not in self.left]
+        narrow = [linear for linear in self.kept if linear not in (*self.left, *self.taken)]
         told = [
             self._stay(narrow, "their rows or columns do not fit"),
             self._stay(self.left, "GPTQModel takes no codes for them"),
+            self._stay(self.taken, "the model's own code takes their weights"),
         ]
         return "; ".join(filter(None, told)) or None
 
@@ -91,8 +93,11 @@ def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: 
     heads = [head] if head else []
     return Choice(
         rounded={each.name: each for each in (*layers, *heads) if each.name in rounded or each is head},
-        kept=tuple(linear for linear in (*linears.blocks, *linears.pieces) if linear.name not in rounded),
+        kept=tuple(
+            linear for linear in (*linears.blocks, *linears.taken, *linears.pieces) if linear.name not in rounded
+        ),
         left=tuple(left),
+        taken=linears.taken,
         outside=((linears.head_module,) if linears.head_module and not head else ()) + linears.outside,
     )
 

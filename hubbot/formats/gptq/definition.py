@@ -95,7 +95,7 @@ def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) 
 def _refuse_unreadable(layer: Linear, definition: Definition) -> None:
     size = definition.layers.get(layer.module)
     if size is None and f"{layer.module}.weight" not in definition.tensors:
-        msg = f"GPTQModel, which reads these files, has no layer {layer.module}, where {layer.name} belongs. {_ELSE}"
+        msg = f"GPTQModel, which reads these files, has no layer {layer.module} to hold {layer.name}. {_ELSE}"
         raise Unsupported(msg)
     if size not in (None, (layer.out_features, layer.in_features)):
         msg = (

@@ -14,11 +14,11 @@ from hubbot.formats import gptq, packed
 from hubbot.formats.gptq.checkpoint import quantization_config
 from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.format import costs
-from hubbot.formats.linears import Linear, Linears
+from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import GptqSettings
-from tests.models import make_model
+from tests.models import make_model, make_other
 from tests.quantized import encode_all, gptq_format, gptqs, logits, packed_format, source_of, tokens
 
 LAYOUT = Gptq(bits=4, group_size=128)
@@ -125,3 +125,17 @@ def test_quantize_config_names_them_for_gptqmodel_and_the_others_for_transformer
     told = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert ".mamba.out_proj" in told["modules_in_block_to_quantize"][0]
     assert ".mamba.in_proj" not in told["modules_in_block_to_quantize"][0]
+
+
+def test_layers_whose_weight_a_state_space_multiplies_itself_stay_as_they_are_in_every_family(tmp_path: Path) -> None:
+    facts = read_facts(make_other("MambaConfig", {"state_size": 32, "time_step_rank": 32}, tmp_path / "tiny"))
+    found = find_linears(facts)
+    taken = [f"backbone.layers.{block}.mixer.dt_proj" for block in range(len(found.taken))]
+    assert taken
+    assert [layer.module for layer in found.taken] == taken
+    assert set(taken) <= set(found.outside)
+    assert not {*taken} & {layer.module for layer in found.blocks}
+    choice = choose(found, Gptq(bits=4, group_size=32))
+    assert r"mixer\.dt_proj" in choice.kept_kinds
+    assert choice.note
+    assert "the model's own code takes their weights, backbone.layers.0.mixer.dt_proj.weight" in choice.note
