@@ -71,7 +71,7 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
     notes = _refuse_unknown(values, architecture)
     text = text_part(values)
     text = {**defaults(str(text.get("model_type"))), **text} if "text_config" in values else text
-    numbers = {name: _number(text, *field) for name, field in _FIELDS.items()}
+    numbers = {name: _number(text, *field, listed=name in _LISTED) for name, field in _FIELDS.items()}
     numbers["layers"] = numbers["layers"] or _listed_layers(text)
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
     heads = numbers["heads"]
@@ -110,6 +110,10 @@ _FIELDS = {
     "experts": _EXPERTS,
     "window": _WINDOW,
 }
+
+
+# What some configurations give as a list with a number for each block: Gemma 3n, HunYuan.
+_LISTED = frozenset({"heads", "key/value heads", "inner size", "experts"})
 
 
 def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,16 +175,17 @@ def _written_by(values: Mapping[str, Any]) -> str:
     return f"Its config.json was written by transformers {written}; here is {metadata.version('transformers')}. "
 
 
-def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int) -> int | None:
-    """The first of `names` that is there and not null."""
+def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int, *, listed: bool) -> int | None:
+    """The first of `names` that is there and not null. listed: a list with a number for each block counts as its greatest."""
     for name in names:
         value = text.get(name)
         if value is None:
             continue
-        if type(value) is not int or not 0 <= value <= greatest:
+        found = value if listed and isinstance(value, list) and 0 < len(value) <= _LAYERS[1] else [value]
+        if not all(type(each) is int and 0 <= each <= greatest for each in found):
             msg = f"{name} of config.json must be a whole number from 0 to {greatest:,}; found {ascii(value)[:60]}."
             raise UnsafeSource(msg)
-        return value
+        return max(found)
     return None
 
 

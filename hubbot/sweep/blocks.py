@@ -224,6 +224,8 @@ class BlockModel:
             raise self._unwalkable("What they are given changes with the text.")
 
     def _unwalkable(self, why: str) -> Unsupported:
+        if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
+            why = "Each of them is given an embedding of its own for every token (hidden_size_per_layer_input in config.json)."
         msg = (
             f"hubbot cannot walk {type(self.model).__name__} block by block, so it is not supported yet. Its blocks must take hidden "
             f"states, return them alone or first in a tuple, and be given nothing else that depends on the text. {why}"

@@ -71,6 +71,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "falcon": {"new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 512},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
+    "gemma4_text": {"num_hidden_layers": 6, "hidden_size_per_layer_input": 0, "global_head_dim": 64},  # as the larger ones
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "glm_moe_dsa": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "shared_intermediate_size": 256},

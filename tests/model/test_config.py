@@ -49,3 +49,22 @@ def test_a_model_without_a_number_of_blocks_is_refused(keys, tmp_path):
 def test_an_unknown_architecture_is_told_with_the_release_that_wrote_its_configuration(written, told, tmp_path):
     with pytest.raises(Unsupported, match=re.escape(told)):
         layers(tmp_path, architectures=["NewForCausalLM"], layer_types=["full_attention"], transformers_version=written)
+
+
+def test_a_size_that_is_listed_for_every_block_counts_as_its_greatest(tmp_path):
+    several = {"num_hidden_layers": 2, "num_attention_heads": [4, 8], "num_key_value_heads": 2, "num_experts": [4, 16]}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(VALUES | several))
+    found = read_config(path)
+    assert (found.heads, found.experts, found.head_size) == (8, 16, 8)
+
+
+@pytest.mark.parametrize("value", [[], [4, "8"], [4, -1], [4, True], [[4]], [2**40], [4] * 2001])
+def test_a_list_that_is_no_size_for_every_block_is_refused(value, tmp_path):
+    with pytest.raises(UnsafeSource, match=r"num_attention_heads of config\.json must be a whole number"):
+        layers(tmp_path, num_hidden_layers=2, num_attention_heads=value)
+
+
+def test_a_list_in_place_of_a_models_own_width_is_refused(tmp_path):
+    with pytest.raises(UnsafeSource, match=r"hidden_size of config\.json must be a whole number"):
+        layers(tmp_path, num_hidden_layers=2, hidden_size=[64, 64])

@@ -69,12 +69,12 @@ def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) 
     tensors: the checkpoint's names.
     """
     if definition.fault:
-        msg = f"GPTQModel, which reads these files, could not compute this model ({definition.fault}). {_ELSE}"
+        msg = f"GPTQModel, which reads these files, cannot take this model ({definition.fault}). {_ELSE}"
         raise Unsupported(msg)
-    layers = (*linears.blocks, *linears.pieces)
+    layers = (*linears.blocks, *linears.taken, *linears.pieces)
     for layer in layers:
         _refuse_unreadable(layer, definition)
-    left = tuple(layer for layer in layers if layer.module not in definition.layers)
+    left = tuple(layer for layer in layers if layer.module not in definition.layers and layer not in linears.taken)
     held = sum(layer.weights for layer in left) / sum(layer.weights for layer in layers)
     if held > _LEFT:
         msg = (

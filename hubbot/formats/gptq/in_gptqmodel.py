@@ -7,6 +7,7 @@ of GPTQModel 7.7's `from_quantized` (models/loader.py), on the meta device, so t
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,27 @@ def describe(folder: Path) -> dict[str, Any]:
 
     config = plain_config(folder)
     definition = check_and_get_model_definition(str(folder))
-    try:
-        check_versions(definition, definition.require_pkgs)
-    except ValueError as error:
-        return {"layers": {}, "tensors": [], "fault": said(error)}
+    check_versions(definition, definition.require_pkgs)
     defuser.replace_fused_blocks(config.model_type)
     with torch.device("meta"):
         model = auto_class(config).from_config(config, dtype=torch.bfloat16, attn_implementation="eager").eval()
     _convert_model_with_defuser(definition, model, cleanup_original=True)
+    _try_imports(definition)
     coded = _coded_layers(definition, model, config)
     for path, (outputs, inputs) in coded.items():
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, _Coded(outputs, inputs))
     return {"layers": coded, "tensors": list(model.state_dict()), "fault": _fault(model)}
+
+
+def _try_imports(definition: Any) -> None:
+    """What it changes in transformers when a model is there must be found there. Raises ImportError."""
+    try:
+        definition.monkey_patch(definition.__new__(definition))
+    except ImportError:
+        raise
+    except Exception:  # noqa: BLE001 - no model is there
+        return
 
 
 def _coded_layers(definition: Any, model: nn.Module, config: Any) -> dict[str, tuple[int, int]]:
@@ -94,5 +103,13 @@ def _fault(model: nn.Module) -> str | None:
     return None
 
 
+def main(folder: Path) -> None:
+    try:
+        found = describe(folder)
+    except Exception as error:  # noqa: BLE001 - what another library says of a model is the answer
+        found = {"layers": {}, "tensors": [], "fault": re.sub(r" \(/[^)]*\)", "", said(error))}  # without paths
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(describe(Path(sys.argv[1]))) + "\n")
+    main(Path(sys.argv[1]))

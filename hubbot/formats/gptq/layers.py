@@ -101,7 +101,9 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, experts: bool) -
     linears = find_linears(facts)
     _refuse_experts(linears, family, experts=experts)
     names = Names(names={}, left=())
-    if any(linear.expert for linear in (*linears.blocks, *linears.pieces)):
+    if linears.taken or any(
+        linear.expert for linear in (*linears.blocks, *linears.pieces)
+    ):  # GPTQModel's alone to read
         names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
     if not head:
         return Layers(linears=linears, head=None, names=names)

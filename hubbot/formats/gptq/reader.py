@@ -19,9 +19,9 @@ from hubbot.model.config import read_values
 
 __all__ = ["reader_of"]
 
-# Types of which transformers 5.23 wants to initialize weights that codes have replaced (c_proj), or passes over the layers
+# Types of which transformers 5.23 wants to initialize weights that codes have replaced (c_proj, out_proj), or passes over the layers
 # (FalconLinear).
-_BY_GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon"})
+_BY_GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon", "falcon_mamba"})
 
 PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for more than two cores have unless told
 

@@ -157,7 +157,7 @@ def test_what_gptqmodel_would_not_read_is_refused_with_the_reason(
     expert, query = "model.layers.0.mlp.experts.3.down_proj", "model.layers.1.self_attn.q_proj"
     without = {path: size for path, size in whole.layers.items() if path != expert}
     cases = {
-        "could not compute this model \\(no sigmoid\\)": replace(whole, fault="no sigmoid"),
+        "cannot take this model \\(no sigmoid\\)": replace(whole, fault="no sigmoid"),
         f"has no layer {expert} to hold .*experts.3.w2.weight": replace(whole, layers=without),
         "takes .*q_proj for a layer of 8 outputs": replace(whole, layers={**whole.layers, query: (8, 256)}),
         "looks for model.extra.bias and 0 more": replace(whole, tensors=whole.tensors | {"model.extra.bias"}),
