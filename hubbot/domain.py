@@ -162,7 +162,7 @@ class Source:
     tags: tuple[str, ...] = ()
     context_length: int | None = None  # tokens
     released_as: str | None = (
-        None  # the quantized format of the original's own weights: FP8, MXFP4; None: not quantized
+        None  # the quantized format of the source's own weights: FP8, MXFP4, W4A16; None: not quantized
     )
     experts: int = 0  # of which a router picks some for every token; 0: dense
     kv_bytes_per_token: int | None = None  # of a 16-bit key/value cache: 2 * layers * kv heads * head size * 2

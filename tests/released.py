@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from safetensors.torch import load_file, save_file
 
 LARGEST = 448.0  # of float8_e4m3fn
@@ -46,6 +47,25 @@ def release_compressed(folder: Path, into: Path, strategy: str) -> Path:
     save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
     weights = {"num_bits": 8, "type": "float", "strategy": strategy, "symmetric": True, "dynamic": False}
     method = {"quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    configure(into, method | {"config_groups": groups, "ignore": ["lm_head"]})
+    return into
+
+
+def release_w4a16(folder: Path, into: Path, group: int = 64) -> Path:
+    """The model as somebody rounds it with compressed-tensors: eight codes of 4 bits in an integer, a scale a group."""
+    shutil.copytree(folder, into)
+    tensors = load_file(into / "model.safetensors")
+    for name in [name for name, tensor in tensors.items() if tensor.ndim == 2 and _is_rounded(name)]:
+        weight = tensors.pop(name).float()
+        tiles = weight.unflatten(1, (-1, group))
+        scales = (tiles.abs().amax(-1) / 7.5).bfloat16()
+        codes = (tiles / scales.float().unsqueeze(-1)).round().clamp(-8, 7).flatten(1).to(torch.int8)
+        tensors[f"{name}_packed"] = pack_to_int32(codes, 4)
+        tensors |= {f"{name}_scale": scales, f"{name}_shape": torch.tensor(weight.shape)}
+    save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group, "symmetric": True}
+    method = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
     configure(into, method | {"config_groups": groups, "ignore": ["lm_head"]})
     return into

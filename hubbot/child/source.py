@@ -8,9 +8,11 @@ import torch
 
 from hubbot.child.messages import Description
 from hubbot.domain import Source
+from hubbot.errors import SourceRefused
 from hubbot.model import ModelFacts, part_layout, read_facts, unpickle
 from hubbot.model.agreement import agreed
 from hubbot.model.own_tokenizer import load_tokenizer
+from hubbot.model.released import MADE_OF_ANOTHER
 from hubbot.model.tokens import check_vocabulary
 from hubbot.settings import Settings
 from hubbot.sweep.blocks import BlockModel
@@ -21,11 +23,17 @@ _WINDOW = 16  # tokens that walk through the empty model
 
 
 def facts_of(source: Source, settings: Settings, work: Path) -> ModelFacts:
-    """What the snapshot holds; a pickle-only one, where that is allowed, is turned into safetensors first."""
+    """What the snapshot holds; a pickle-only one, where that is allowed, is turned into safetensors first.
+
+    Raises SourceRefused for what somebody has made of an original, unless forced, and as `read_facts` does.
+    """
     facts = read_facts(Path(source.folder), allow_pickle=settings.allow_pickle)
     if not any(info.file.endswith(".safetensors") for info in facts.tensors.values()):
         unpickle(facts.folder, work / "unpickled")
         facts = read_facts(work / "unpickled")
+    if facts.released_as in MADE_OF_ANOTHER and not settings.force:
+        msg = f"The model is already quantized ({facts.released_as} in config.json). Quantizing twice adds the errors of both; give the original model. --force makes variants of this one, and the card says what they were made from."
+        raise SourceRefused(msg)
     return facts
 
 

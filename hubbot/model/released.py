@@ -2,6 +2,7 @@
 
 Models are trained for FP8 and MXFP4 or published in them by their authors (DeepSeek-V3, Qwen3-…-FP8, gpt-oss), often with
 nothing better to be had. Integers of 4 bits and the like are made of such originals by others, so they are refused.
+compressed-tensors' W4A16 is read all the same, for who insists: `MADE_OF_ANOTHER` is refused at the child's door.
 Nothing is read here but config.json and headers; `hubbot.model.weights` decodes.
 """
 
@@ -10,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.safetensors import Coded, TensorInfo
 
-__all__ = ["Release", "read_release", "released_weights", "unquantized"]
+__all__ = ["MADE_OF_ANOTHER", "Release", "read_release", "released_weights", "unquantized"]
 
 _KEYS = ("quantization_config", "compression_config")
 _FP8 = "F8_E4M3"
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 _BLOCK = (128, 128)  # rows and columns; what transformers takes where config.json gives none
 _LARGEST_BLOCK = 2**20
+_INT4: Final = "W4A16"
+MADE_OF_ANOTHER = frozenset({_INT4})  # titles of formats that somebody has made of an original
+_IN_AN_INTEGER = 8  # codes of 4 bits in 32
 _MX_BYTES, _MX_BLOCK = 16, 32  # of MXFP4: 32 weights of 4 bits share a scale
 # Of activations and of the key/value cache: they say how a runtime rounds while it computes, no weight's value.
 _OF_ACTIVATIONS = ("activation_scale", "input_scale", "k_scale", "v_scale", "q_scale", "kv_scale", "output_scale")
@@ -31,7 +35,7 @@ _OF_ACTIVATIONS = ("activation_scale", "input_scale", "k_scale", "v_scale", "q_s
 class Release:
     """The format that a model was released in. block: rows and columns that share a scale; None: all of the matrix'."""
 
-    title: Literal["FP8", "MXFP4"]  # as a card says it
+    title: Literal["FP8", "MXFP4", "W4A16"]  # as a card says it
     block: tuple[int | None, int | None] = (None, None)
 
 
@@ -51,6 +55,8 @@ def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release 
         return Release(title="FP8", block=_checked(block, "weight_block_size"))
     if method == "compressed-tensors" and (weights := _compressed(found)):
         return Release(title="FP8", block=_strategy(weights))
+    if method == "compressed-tensors" and (group := _groups_of_int4(found)):
+        return Release(title=_INT4, block=(1, group))
     msg = f"The model is already quantized ({ascii(method)[:40]} in config.json). Quantizing twice adds the errors of both; give the original model."
     raise SourceRefused(msg)
 
@@ -63,6 +69,20 @@ def _compressed(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     rounded = [one for one in told if isinstance(one, dict) and (one.get("type"), one.get("num_bits")) == ("float", 8)]
     alike = len(rounded) == len(each) > 0 and all(_strategy(one) == _strategy(rounded[0]) for one in rounded)
     return rounded[0] if alike else None
+
+
+def _groups_of_int4(found: Mapping[str, Any]) -> int | None:
+    """The columns that share a scale where all weights are symmetric integers of 4 bits in groups; else None."""
+    groups = found.get("config_groups")
+    told = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    sizes = {one.get("group_size") for one in told if isinstance(one, dict) and _is_int4(one)}
+    size = sizes.pop() if len(sizes) == 1 and all(isinstance(one, dict) and _is_int4(one) for one in told) else None
+    return size if type(size) is int and 0 < size <= _LARGEST_BLOCK else None
+
+
+def _is_int4(weights: Mapping[str, Any]) -> bool:
+    kind = (weights.get("type"), weights.get("num_bits"), weights.get("strategy"), weights.get("symmetric"))
+    return kind == ("int", 4, "group", True) and not weights.get("actorder")
 
 
 def _strategy(weights: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -105,9 +125,16 @@ def released_weights(tensors: Mapping[str, TensorInfo], release: Release) -> tup
 
     Codes become a weight in BF16 that knows its scales. Raises SourceRefused for codes without scales or with others.
     """
-    found = dict(_mxfp4(tensors) if release.title == "MXFP4" else _fp8(tensors, release))
+    match release.title:
+        case "MXFP4":
+            found = dict(_mxfp4(tensors))
+        case "W4A16":
+            found = dict(_int4(tensors, release))
+        case _:
+            found = dict(_fp8(tensors, release))
     at = {info.coded.codes: name for name, info in found.items() if info.coded}
     taken = {info.coded.scale for info in found.values() if info.coded}
+    taken |= {f"{name}_shape" for name in found if release.title == _INT4}
     dropped = {name for name, info in tensors.items() if info.count == 1 and name.endswith(_OF_ACTIVATIONS)} - taken
     kept = [name for name in tensors if name not in taken | dropped]
     return {at.get(name, name): found[at[name]] if name in at else tensors[name] for name in kept}, len(dropped)
@@ -165,6 +192,26 @@ def _mxfp4(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo]
             raise SourceRefused(msg)
         coded = Coded(codes=codes, scale=f"{name}_scales", scales=scales, block=())
         yield name, replace(info, dtype="BF16", shape=(shape[0], shape[2] * _MX_BLOCK, shape[1]), coded=coded)
+
+
+def _int4(tensors: Mapping[str, TensorInfo], release: Release) -> Iterator[tuple[str, TensorInfo]]:
+    """Codes [rows, columns / 8] in integers of 32 bits and scales [rows, groups] for [rows, columns]."""
+    for codes, info in tensors.items():
+        if not codes.endswith(".weight_packed"):
+            continue
+        name = codes.removesuffix("_packed")
+        more = next((f"{name}{end}" for end in ("_zero_point", "_g_idx") if f"{name}{end}" in tensors), None)
+        if info.stored != "I32" or len(info.shape) != 2 or name in tensors or more:
+            msg = f"{codes} is stored as {info.stored} {list(info.shape)}{f' beside {more}' if more else ''}; I32 [rows, columns / 8] is W4A16 as it is read, with no {name} beside it and one zero point for all. Give the original model."
+            raise SourceRefused(msg)
+        scale = f"{name}_scale"
+        if scale not in tensors:
+            msg = f"{codes} is there and its scales are not: {scale} is missing. Fetch the model whole."
+            raise SourceRefused(msg)
+        whole = replace(info, shape=(info.shape[0], info.shape[1] * _IN_AN_INTEGER))
+        found = _scaled(name, whole, scale, tensors[scale], release)
+        assert found.coded  # noqa: S101 -- as `_scaled` makes it
+        yield name, replace(found, coded=replace(found.coded, codes=codes))
 
 
 def _fits(codes: tuple[int, ...], scales: tuple[int, ...]) -> bool:

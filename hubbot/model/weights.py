@@ -16,6 +16,7 @@ def read_tensor(folder: Path, name: str, info: TensorInfo) -> torch.Tensor:
     """The tensor on the CPU with the dtype that `info` gives: as stored, decoded, or float64 rounded to float32."""
     tensor = _stored(folder, info.coded.codes if info.coded else name, info)
     if info.coded:
+        tensor = _unpacked(tensor) if info.stored == "I32" else tensor
         scales = _stored(folder, info.coded.scale, info.coded.scales)
         return decode(tensor, scales, info.coded) if info.coded.block else decode_mxfp4(tensor, scales)
     return tensor.float() if tensor.dtype == torch.float64 else tensor
@@ -33,6 +34,12 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, coded: Coded) -> torch.Ten
     for back, size in enumerate(reversed(coded.block), 1):
         factors = factors.repeat_interleave(size, -back).narrow(-back, 0, codes.shape[-back])
     return (codes.float() * factors).bfloat16()
+
+
+def _unpacked(codes: torch.Tensor) -> torch.Tensor:
+    """int32 [rows, columns / 8] -> int8 [rows, columns]: eight codes of 4 bits each, the lowest first, -8 stored as 0."""
+    each = (codes.unsqueeze(-1) >> torch.arange(0, 32, 4, dtype=torch.int32)) & 15
+    return (each - 8).to(torch.int8).flatten(1)
 
 
 def decode_mxfp4(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

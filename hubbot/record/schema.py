@@ -55,7 +55,7 @@ class SourceJson(Strict):
     kv_bytes_per_token: _Count | None = None
     experts: _Count = 0
     released_as: Annotated[
-        _Line | None, Field(description="quantized format of the source's own weights: FP8, MXFP4")
+        _Line | None, Field(description="quantized format of the source's own weights: FP8, MXFP4, W4A16")
     ] = None
 
 

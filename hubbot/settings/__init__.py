@@ -210,7 +210,10 @@ class Settings(Section):
     device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     allow_pickle: bool = Field(False, description="read pickle-only checkpoints with torch's weights-only loader")
     benchmark: bool = Field(False, description="measure speed and peak memory of each variant in its runtime")
-    force: bool = Field(False, description="make again what is done; allow calibrating on evaluation text")
+    force: bool = Field(
+        False,
+        description="make again what is done; allow calibrating on evaluation text, and W4A16 in the place of an original",
+    )
     strict: bool = Field(
         False, description="make and publish nothing unless every variant that is asked for can be made and passes"
     )

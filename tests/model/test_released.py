@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from safetensors.torch import load_file, save_file
@@ -17,14 +18,17 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from hubbot import llamacpp
+from hubbot.child.source import facts_of
+from hubbot.domain import Source
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.formats.samples import continue_base, greedy
 from hubbot.model import check_finite, part_layout, read_facts
 from hubbot.model.agreement import agreed
 from hubbot.model.safetensors import Coded, TensorInfo
 from hubbot.model.weights import decode, read_tensor
+from hubbot.settings import load_settings
 from tests.formats.gguf.chain import convert, keys_and_tensors, open_format
-from tests.released import configure, decoded_folder, release_compressed, release_fp8, release_mxfp4
+from tests.released import configure, decoded_folder, release_compressed, release_fp8, release_mxfp4, release_w4a16
 from tests.sweep.test_architectures import perplexity, perplexity_of, run
 
 
@@ -141,6 +145,53 @@ def test_compressed_tensors_fp8_is_what_its_own_package_decodes(tiny_model, tmp_
     )
     assert torch.equal(read_tensor(folder, QUERY, facts.tensors[QUERY]), expected.bfloat16())
     assert (facts.released_as, facts.config) == ("FP8", read_facts(tiny_model("llama")).config)
+
+
+def test_w4a16_is_what_compressed_tensors_itself_decodes(tiny_model, tmp_path):
+    folder = release_w4a16(tiny_model("llama"), tmp_path / "w4a16")
+    stored = load_file(folder / "model.safetensors")
+    facts = agreed(read_facts(folder))
+    told = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    codes = unpack_from_int32(stored[f"{QUERY}_packed"], 4, torch.Size(facts.tensors[QUERY].shape))
+    expected = dequantize(codes, stored[f"{QUERY}_scale"], args=QuantizationArgs.model_validate(told["weights"]))
+    assert torch.equal(read_tensor(folder, QUERY, facts.tensors[QUERY]), expected.bfloat16())
+    assert facts.tensors.keys() == read_facts(tiny_model("llama")).tensors.keys()
+    assert facts.notes == ("made from W4A16 weights: 14 tensors are decoded to bfloat16",)
+
+
+def test_what_somebody_made_of_an_original_is_refused_unless_forced(tiny_model, tmp_path):
+    source = Source(
+        folder=str(release_w4a16(tiny_model("llama"), tmp_path / "w4a16")), repo=None, revision=None, files={}
+    )
+    with pytest.raises(SourceRefused, match=r"already quantized \(W4A16.*--force"):
+        facts_of(source, load_settings(None, {}), tmp_path)
+    assert facts_of(source, load_settings(None, {"force": True}), tmp_path).released_as == "W4A16"
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda stored: stored.pop(f"{QUERY}_scale"), "its scales are not"),
+        (lambda stored: stored.update({f"{QUERY}_g_idx": torch.zeros(256, dtype=torch.int32)}), "beside .*_g_idx"),
+        (lambda stored: stored.update({f"{QUERY}_scale": torch.ones(2, 2)}), "with the shape"),
+        (lambda stored: stored.update({f"{QUERY}_packed": torch.ones(256, 32)}), "is stored as F32"),
+    ],
+)
+def test_w4a16_that_does_not_fit_together_is_a_sentence(tiny_model, tmp_path, edit, told):
+    whole = release_w4a16(tiny_model("llama"), tmp_path / "w4a16")
+    with pytest.raises(SourceRefused, match=told):
+        read_facts(edited(whole, tmp_path / "broken", edit))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [release_fp8, release_w4a16])
+def test_a_mixture_released_quantized_passes_the_sweep_as_its_decoded_weights(tiny_model, tmp_path, release):
+    folder = release(tiny_model("qwen3_moe"), tmp_path / "released")
+    weights = read_all(folder)
+    assert sum(".experts." in name for name, info in read_facts(folder).tensors.items() if info.coded) == 24
+    result, _ = run(folder, tmp_path / "run")
+    plain = decoded_folder(folder, weights, tmp_path / "plain")
+    assert result.base.perplexity == pytest.approx(perplexity(plain), rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,10 @@ BITS = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5, "gptq-4bit-128g"
 
 
 def _facts(architecture: str, blocks: list[dict[str, tuple[int, ...]]], *, hidden: int, vocabulary: int) -> ModelFacts:
-    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "lm_head.weight": (vocabulary, hidden),
+    }
     for number, block in enumerate(blocks):
         shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in block.items()}
     tensors = {name: TensorInfo(dtype="BF16", shape=shape, file="model.safetensors") for name, shape in shapes.items()}
@@ -41,8 +44,13 @@ def _experts(count: int, hidden: int, inside: int) -> dict[str, tuple[int, ...]]
 @pytest.fixture(scope="module")
 def qwen() -> ModelFacts:
     """Qwen3-30B-A3B: 48 such blocks, of which two stand for all."""
-    attention = {"q_proj": (4096, 2048), "k_proj": (512, 2048), "v_proj": (512, 2048), "o_proj": (2048, 4096)}
-    block = {f"self_attn.{name}": shape for name, shape in attention.items()}
+    attention: dict[str, tuple[int, ...]] = {
+        "q_proj": (4096, 2048),
+        "k_proj": (512, 2048),
+        "v_proj": (512, 2048),
+        "o_proj": (2048, 4096),
+    }
+    block: dict[str, tuple[int, ...]] = {f"self_attn.{name}": shape for name, shape in attention.items()}
     block |= {"mlp.gate": (128, 2048), "input_layernorm": (2048,), **_experts(128, 2048, 768)}
     return _facts("Qwen3MoeForCausalLM", [block] * 2, hidden=2048, vocabulary=151_936)
 
@@ -50,11 +58,11 @@ def qwen() -> ModelFacts:
 @pytest.fixture(scope="module")
 def deepseek() -> ModelFacts:
     """DeepSeek-V3: a dense block and one of its 58 with experts."""
-    attention = {
+    attention: dict[str, tuple[int, ...]] = {
         "q_a_proj": (1536, 7168), "q_b_proj": (24_576, 1536), "kv_a_proj_with_mqa": (576, 7168),
         "kv_b_proj": (32_768, 512), "o_proj": (7168, 16_384),
     }  # fmt: skip
-    attended = {f"self_attn.{name}": shape for name, shape in attention.items()}
+    attended: dict[str, tuple[int, ...]] = {f"self_attn.{name}": shape for name, shape in attention.items()}
     dense = attended | {"mlp.gate_proj": (18_432, 7168), "mlp.up_proj": (18_432, 7168), "mlp.down_proj": (7168, 18_432)}
     shared = {name.replace("experts.0", "shared_experts"): shape for name, shape in _experts(1, 7168, 2048).items()}
     mixture = attended | {"mlp.gate": (256, 7168), **shared, **_experts(256, 7168, 2048)}
