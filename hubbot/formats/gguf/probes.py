@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,31 +10,33 @@ import torch
 
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.allocation import TYPES, Matrix, ggml_name
-from hubbot.formats.gguf.plan import GgufPlan
+from hubbot.formats.gguf.converter import Captured, TensorFact
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 
-__all__ = ["Probes", "matrices_of"]
+__all__ = ["PROBE", "Probes", "matrices_of", "rounded"]
 
 PROBE = "Q3_K"  # coarse enough to stand out of what float32 loses, fine enough for divergences to add up
 
 
-def matrices_of(plan: GgufPlan, kinds: Mapping[str, int]) -> list[Matrix]:
+def matrices_of(tensors: Sequence[Captured], kinds: Mapping[str, int], facts: Mapping[str, TensorFact]) -> list[Matrix]:
     """The matrices of a model that a mix may give any type. kinds: tensor -> its type in llama.cpp's own mix.
 
-    Each is one checkpoint tensor in one of the GGUF, in a type of the mix that is a K-quant; stacks of experts keep theirs.
+    Each is one checkpoint tensor in one of the GGUF, of the same columns, in a type of the mix that is a K-quant; stacks
+    of experts, and what is stored transposed, keep theirs. facts: of the checkpoint's tensors.
     """
     numbers = {codec.type_named(ggml_name(name)): name for name in TYPES}
-    leaves = [leaf for tensor in plan.model.tensors for leaf in tensor.leaves]
+    leaves = [leaf for tensor in tensors for leaf in tensor.leaves]
     return [
         Matrix(
             leaf=tensor.leaves[0],
             tensor=tensor.name,
             bytes={name: tensor.rows * codec.row_bytes(number, tensor.columns) for number, name in numbers.items()},
         )
-        for tensor in plan.model.tensors
+        for tensor in tensors
         if len(tensor.shape) == 2 and kinds[tensor.name] in numbers
         if len(tensor.leaves) == 1 and leaves.count(tensor.leaves[0]) == 1
+        if facts[tensor.leaves[0]].shape[1:] == tensor.shape[1:]
     ]
 
 
@@ -53,7 +55,7 @@ class _Rounded:
 
     def decode(self) -> torch.Tensor:
         rows = np.ascontiguousarray(self.weight.float().cpu().numpy())
-        return torch.from_numpy(_rounded(rows, self.kind, self.importance))
+        return torch.from_numpy(rounded(rows, self.kind, self.importance))
 
 
 @dataclass(slots=True)
@@ -103,14 +105,15 @@ class Probes:
         rows = np.ascontiguousarray(weight.float().cpu().numpy())
         errors = self.errors.setdefault(name, dict.fromkeys(TYPES, 0.0))
         for kind in TYPES:
-            errors[kind] += float(np.square(_rounded(rows, kind, importance) - rows, dtype=np.float64).sum())
+            errors[kind] += float(np.square(rounded(rows, kind, importance) - rows, dtype=np.float64).sum())
 
 
 def _importance(seen: InputStatistics | None) -> np.ndarray | None:
     return None if seen is None else (seen.squares.float().cpu().numpy() / max(seen.tokens, 1)).astype(np.float32)
 
 
-def _rounded(rows: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+def rounded(rows: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+    """Rows, float32 [out, in], encoded by ggml into the type of that name and decoded again."""
     kind = codec.type_named(ggml_name(name))
     codec.prepare(kind)
     out = np.empty_like(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 
 from hubbot import llamacpp
 from hubbot.errors import BadSettings
-from hubbot.formats.gguf import ALLOCATED, parse
+from hubbot.formats.gguf import ALLOCATED, codec, parse
 from hubbot.formats.gguf.allocation import TYPES, Matrix, allocated, grouped
+from hubbot.formats.gguf.converter import Captured
+from hubbot.formats.gguf.probes import matrices_of
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
+from hubbot.model import TensorInfo
 from hubbot.settings import load_settings
 from tests.jobs import command, flags, options, unconfined
 
@@ -58,6 +62,25 @@ def test_neighbouring_blocks_share_a_probe_where_there_are_many() -> None:
     groups = grouped(matrices(33))
     assert len(groups) == 1 + 2 * 11
     assert [m.tensor for m in groups["blk.3.attn_q.weight"]] == [f"blk.{n}.attn_q.weight" for n in (3, 4, 5)]
+
+
+def test_only_a_matrix_that_stands_by_itself_in_a_type_of_the_mix_is_given_another() -> None:
+    def tensor(name: str, shape: tuple[int, ...], *leaves: str) -> Captured:
+        return Captured(name=name, shape=shape, kind=codec.BF16, value=None, leaves=leaves)
+
+    tensors = [
+        tensor("plain", (8, 256), "a"),
+        tensor("transposed", (8, 256), "b"),
+        tensor("experts", (4, 8, 256), "c"),
+        tensor("stacked", (16, 256), "d", "e"),
+        tensor("kept", (8, 256), "f"),
+    ]
+    facts = {leaf: TensorInfo(dtype="BF16", shape=(8, 256), file="s") for leaf in "acdef"}
+    facts["b"] = replace(facts["a"], shape=(256, 8))
+    kinds = {one.name: codec.type_named("q4_K") for one in tensors} | {"kept": codec.type_named("q8_0")}
+    found = matrices_of(tensors, kinds, facts)
+    assert [(one.tensor, one.leaf) for one in found] == [("plain", "a")]
+    assert found[0].bytes["Q4_K"] == 8 * 144
 
 
 @pytest.mark.parametrize("name", ALLOCATED)
