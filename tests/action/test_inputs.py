@@ -31,6 +31,7 @@ RIGHT = {
     "calibration-length": "512",
     "seed": "7",
     "evaluation": "none",
+    "conversations": "me/chats",
     "evaluation-context": "512",
     "evaluation-windows": "16",
     "imatrix": "false",
