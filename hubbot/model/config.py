@@ -181,7 +181,7 @@ def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int, *, l
         value = text.get(name)
         if value is None:
             continue
-        found = value if listed and isinstance(value, list) and 0 < len(value) <= _LAYERS[1] else [value]
+        found: list[int] = value if listed and isinstance(value, list) and 0 < len(value) <= _LAYERS[1] else [value]
         if not all(type(each) is int and 0 <= each <= greatest for each in found):
             msg = f"{name} of config.json must be a whole number from 0 to {greatest:,}; found {ascii(value)[:60]}."
             raise UnsafeSource(msg)
