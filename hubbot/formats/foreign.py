@@ -22,6 +22,7 @@ from hubbot.model.foreign import said
 from hubbot.model.parts import Part
 
 if TYPE_CHECKING:
+    from hubbot.formats.linears import Linears
     from hubbot.model import ModelFacts
 
 __all__ = ["Artefact", "artefact_names", "read_artefact", "weight_bytes"]
@@ -117,17 +118,37 @@ def _tensors(path: Path, base: ModelFacts) -> tuple[Family | None, Mapping[str, 
 
 
 def _as_stored(tensors: Mapping[str, Encoded], base: ModelFacts) -> dict[str, Encoded]:
-    """A folder's weights are [out, in], also of layers that the base stores the other way round."""
+    """A folder's weights are [out, in], also of layers that the base stores the other way round, and may go under its reader's names."""
     from hubbot.formats.linears import find_linears
 
     try:
-        linears = find_linears(base).by_name
+        linears = find_linears(base)
     except Unsupported:  # no layers that such a folder could hold quantized
         return dict(tensors)
+    layers = linears.by_name
     return {
-        name: linears[name].as_stored(tensor) if name in linears and not isinstance(tensor, Plain) else tensor
-        for name, tensor in tensors.items()
+        name: layers[name].as_stored(tensor) if name in layers and not isinstance(tensor, Plain) else tensor
+        for name, tensor in _under_names_of(base, tensors, linears).items()
     }
+
+
+def _under_names_of(base: ModelFacts, tensors: Mapping[str, Encoded], linears: Linears) -> dict[str, Encoded]:
+    """GPTQ files of experts go under GPTQModel's names, those that the base has in one tensor by themselves."""
+    from hubbot.formats.gptq.layers import Stack
+
+    theirs = {target: name for name, target in linears.targets.items()}
+    theirs |= {f"{layer.module}.weight": layer.name for layer in linears.blocks}
+    found = {name if name in base.tensors else theirs.get(name, name): tensor for name, tensor in tensors.items()}
+    inside = {piece.name: piece.cut for piece in linears.pieces if piece.cut} | {**linears.split_biases}
+    transposed = {piece.tensor for piece in linears.pieces if piece.transposed}
+    for stacked in dict.fromkeys(cut.tensor for cut in inside.values()):
+        cuts = {name: cut for name, cut in inside.items() if cut.tensor == stacked}
+        if stacked not in found and cuts.keys() <= found.keys():
+            nothing = torch.zeros(1).expand(base.tensors[stacked].shape)
+            found[stacked] = Stack(
+                nothing, stacked in transposed, [(cut, found.pop(name)) for name, cut in cuts.items()]
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from hubbot.domain import Bnb, Family, Gptq, Source
 from hubbot.errors import Unsupported
 from hubbot.formats.bnb import layout as bnb
+from hubbot.formats.foreign import read_artefact
 from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.definition import Definition, definition_of, names_for
 from hubbot.formats.gptq.experts import even_statistics, seldom_seen
@@ -79,6 +81,13 @@ def compare_with_gptqmodel(family: str, tmp_path: Path) -> None:
     result = sweep(task, [made])
     assert not result.failed
     assert 0 < result.scores[VARIANT.name].kld.mean < 1
+    read = read_artefact(result.files[VARIANT.name].paths[0].parent, facts)._tensors
+    assert set(read) == set(facts.tensors)
+    weights = load_file(folder / "model.safetensors")
+    for name, error in result.layer_errors[VARIANT.name].items():
+        weight = weights[name].float()
+        apart = (read[name].decode() - weight).square().sum() / weight.square().sum()
+        assert float(apart) == pytest.approx(error, rel=1e-3), name
     saved = references.save(tmp_path / "references")
     check = read_apart(result.files[VARIANT.name].paths, saved[VARIANT.name])
     assert check["passed"], check["error"]
