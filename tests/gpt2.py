@@ -35,14 +35,17 @@ def write_gpt2_tokenizer(folder: Path, *, length: int, more: Sequence[str] = ())
 
 @cache
 def teach_converter() -> None:
-    """llama.cpp's converter knows Qwen 2's pre-tokenizer by what that makes of a text with Qwen's vocabulary; here it has GPT-2's."""
+    """llama.cpp's converter knows Qwen's pre-tokenizers by what they make of a text with Qwen's vocabulary; here they have GPT-2's."""
     conversion()
     from conversion.base import TextModel
     from transformers import Qwen2Tokenizer
+    from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
     known = TextModel.get_vocab_base_pre
 
     def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        if isinstance(tokenizer, Qwen3_5Tokenizer):
+            return "qwen35"
         return "qwen2" if isinstance(tokenizer, Qwen2Tokenizer) else str(known(self, tokenizer))
 
     TextModel.get_vocab_base_pre = get_vocab_base_pre

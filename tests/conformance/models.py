@@ -137,7 +137,7 @@ _TIED = frozenset(
 )
 
 # Keys of tokenizer_config.json beside GPT-2's.
-_TOKENIZERS = {"deepseek_v32": {"add_bos_token": True}, "qwen3_5_moe_text": {"tokenizer_class": "Qwen2Tokenizer"}}
+_TOKENIZERS = {"deepseek_v32": {"add_bos_token": True}}
 
 # Special tokens that llama.cpp's converter looks up by name, and the number that it pads a vocabulary to a multiple of.
 _GLM = ["[gMASK]", "<|user|>", "<|observation|>"]
