@@ -1,6 +1,6 @@
 """One sweep over a random-weight Llama: seconds a step, peak memory, against the model's size.
 
-    python bench/sweep.py --device cuda:0 --hidden 4096 --intermediate 14336 --layers 4 \\
+    python bench/sweep.py --device cuda --hidden 4096 --intermediate 14336 --layers 4 \\
       --samples 128 --length 2048 --windows 48 --variants Q4_K_M,gptq-4bit-128g,bnb-nf4
 
 The tokenizer is the demo model's and the texts are the standard library, so nothing is downloaded.
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -21,6 +22,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it; torch reads it when it is imported
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -102,6 +105,8 @@ def main() -> None:
         seconds = time.monotonic() - start
         report(asked, answer, weights, seconds, meter.peak)
         compare_memory(folder, asked, answer, meter.peak)
+        if asked.digests:
+            tell_digests(work / "out", answer)
 
 
 @contextmanager
@@ -109,7 +114,7 @@ def told_by_part() -> Iterator[None]:
     """Print what every part of the model took, step by step."""
     plain = _Walk._step
 
-    def step(walk: _Walk, part: Part) -> Verdicts:
+    def step(walk: _Walk, part: Part) -> list[Verdicts]:
         before, start = dict(walk.progress.seconds), time.monotonic()
         verdicts = plain(walk, part)
         spent = {name: seconds - before.get(name, 0.0) for name, seconds in walk.progress.seconds.items()}
@@ -117,11 +122,11 @@ def told_by_part() -> Iterator[None]:
         print(f"{part.name}: {time.monotonic() - start:.2f} s ({steps})", flush=True)
         return verdicts
 
-    _Walk._step = step  # type: ignore[method-assign]
+    _Walk._step = step  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        _Walk._step = plain  # type: ignore[method-assign]
+        _Walk._step = plain  # type: ignore[method-assign, assignment]
 
 
 def write_texts(into: Path) -> Texts:
@@ -146,6 +151,12 @@ def report(asked: argparse.Namespace, answer: MakeAnswer, weights: int, seconds:
         score = made.score
         measured = f"  KL {score.kld.mean:.3e}  ratio {score.ratio:.4f}" if score else ""
         print(f"  {name:28} {made.bits_per_weight:.3f} bits per weight{measured}")
+
+
+def tell_digests(out: Path, answer: MakeAnswer) -> None:
+    """What the files hold: two runs that print the same lines made the same files."""
+    for path in sorted({path for made in answer.made.values() for path in made.paths}):
+        print(f"  {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}  {path.relative_to(out)}")
 
 
 def compare_memory(folder: Path, asked: argparse.Namespace, answer: MakeAnswer, peak: Peak) -> None:
@@ -180,6 +191,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=16, help="evaluation windows; 0: none")
     parser.add_argument("--variants", default="Q8_0,Q4_K_M,gptq-4bit-128g,bnb-nf4")
     parser.add_argument("--parts", action="store_true", help="print the seconds of every part too")
+    parser.add_argument("--digests", action="store_true", help="print a digest of every file too")
     parser.add_argument("--demo", help="folder of a trained demo model")
     parser.add_argument("--work", help="where the temporary folder is made")
     return parser.parse_args()

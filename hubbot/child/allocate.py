@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hubbot.child.device import settle_device
 from hubbot.child.messages import AllocateAnswer, AllocateQuestion
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
@@ -48,7 +49,7 @@ def allocate(question: AllocateQuestion) -> AllocateAnswer:
     result = walk(
         facts,
         [probes],
-        settings,
+        device=settle_device(settings.device),
         work=question.work,
         calibration=calibration,
         evaluation=probing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from hubbot.child.device import settle_device
 from hubbot.child.messages import EvaluateAnswer, EvaluateQuestion
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
@@ -34,7 +35,7 @@ def evaluate(question: EvaluateQuestion) -> EvaluateAnswer:
     result = walk(
         facts,
         list(artefacts.values()),
-        settings,
+        device=settle_device(settings.device),
         work=question.work,
         calibration=None,
         evaluation=windows,

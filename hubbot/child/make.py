@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from hubbot.child.device import settle_device
+import torch
+
+from hubbot.child.device import settle_devices
 from hubbot.child.messages import Made, MakeAnswer, MakeQuestion
+from hubbot.child.ranks import make_together
 from hubbot.child.source import facts_of
 from hubbot.child.walk import walk
 from hubbot.child.windows import (
@@ -25,14 +28,23 @@ from hubbot.model.agreement import agreed
 from hubbot.model.digests import tokenizer_digest
 from hubbot.model.finite import Large
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
+from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepResult
 
-__all__ = ["make"]
+__all__ = ["make", "make_on"]
 
 
 def make(question: MakeQuestion) -> MakeAnswer:
-    """Make and measure the question's variants in one walk over the model."""
+    """Make and measure the question's variants in one walk over the model, on all cards that the settings' device names."""
+    devices = settle_devices(question.settings.device)
+    return make_on(question, devices[0]) if len(devices) == 1 else make_together(question, devices, make_on)
+
+
+def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAnswer:
+    """The same on one device. group: the processes that share the walk, of which this is one."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
     settings, texts = question.settings, question.texts
     facts = agreed(facts_of(question.source, settings, question.work))
     checking, large = _check_weights(facts)
@@ -52,18 +64,19 @@ def make(question: MakeQuestion) -> MakeAnswer:
         settings=settings,
         calibration=text,
         decoded=evaluation is not None,
-        device=settle_device(settings.device),
+        device=device,
     )
     references = References(evaluation) if evaluation else None
     result = walk(
         facts,
         formats,
-        settings,
+        device=device,
         work=question.work,
         calibration=calibration,
         evaluation=evaluation,
         references=references,
         conversations=spoken,
+        group=group,
     )
     return MakeAnswer(
         calibration=text,

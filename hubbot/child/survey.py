@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hubbot.child.device import settle_device
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
+from hubbot.child.ranks import FOLDER
 from hubbot.child.source import describe, examine, facts_of
 from hubbot.domain import Variant
 from hubbot.environment import PROCESS
@@ -50,7 +51,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
         facts,
         chosen.variants,
         settings,
-        machine(work, question.out, device),
+        machine(work, question.out, settings.device if device.startswith("cuda") else device),
         chosen.costs,
         device=device,
         elsewhere=question.elsewhere,
@@ -61,6 +62,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
 
 def machine(work: Path, out: Path, device: str) -> Machine:
     """This machine; what a killed run has left counts as free disk, for it is gone on with or makes room."""
-    there = [path for sweep in work.glob("sweep-*") for path in put_in_place(sweep / "files", out)]
+    kept = [folder for sweep in work.glob("sweep-*") for folder in (sweep, *sweep.glob(FOLDER))]
+    there = [path for folder in kept for path in put_in_place(folder / "files", out)]
     found = measure_machine(work, device, ours=work)
     return replace(found, disk_free=found.disk_free + sum(path.stat().st_blocks * 512 for path in there))

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from hubbot import log
-from hubbot.child.device import settle_device
 from hubbot.formats.protocol import Format
 from hubbot.model import ModelFacts, part_layout
-from hubbot.settings import Settings
+from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepInput, SweepResult, sweep
 from hubbot.sweep.windows import Windows
@@ -22,14 +21,15 @@ __all__ = ["walk"]
 def walk(
     facts: ModelFacts,
     formats: Sequence[Format],
-    settings: Settings,
     *,
+    device: str,
     work: Path,
     calibration: Windows | None,
     evaluation: Windows | None,
     references: References | None = None,
     conversations: Windows | None = None,
     what: str | None = None,
+    group: Group = ALONE,
 ) -> SweepResult:
     """what: the variants in words, where their names would say nothing."""
     task = SweepInput(
@@ -39,10 +39,13 @@ def walk(
         calibration=calibration,
         evaluation=evaluation,
         work=work,
-        device=torch.device(settle_device(settings.device)),
+        device=torch.device(device),
         references=references,
         conversations=conversations,
+        group=group,
     )
+    if group.rank:
+        return sweep(task, formats)  # the first process tells how far it is
     names = what or ", ".join(variant.name for family in formats for variant in family.variants)
     with log.progress(f"sweep of {names}", len(task.parts), "parts") as advance:
         done = 0

@@ -35,6 +35,8 @@ __all__ = ["Finding", "Status", "examine"]
 _GIB = 2**30
 _DISK = 20 * _GIB  # a 7B model with the default variants needs about twice that, the demo a tenth
 _RAM = 8 * _GIB
+_COPIES = 5e9  # bytes a second: below, a slot or a riser is not what it should be
+_SHARE = 0.25  # of what the clock allows; a good card reaches 0.8
 _PATIENCE = 180  # seconds for one import on a busy machine
 
 _AGAIN = INSTALL["bitsandbytes"]
@@ -82,7 +84,7 @@ def examine(
     """
     machine = measure_machine(work, device)
     findings = [_python(sys.version_info[:3])]
-    findings += [_torch(machine, _ask), *_gpu_road(machine, Path("/"), environ)]
+    findings += [_torch(machine, _ask), *_rates(machine, device, _ask), *_gpu_road(machine, Path("/"), environ)]
     findings += [_llama_cpp(), _bindings(_ask), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
     findings += runtimes_here(vllm)
     return [*findings, _disk(machine, work), _ram(machine), _token(token)]
@@ -112,6 +114,44 @@ def _torch(machine: Machine, ask: Ask) -> Finding:
         )
     where = f"CUDA {cuda} on {machine.gpu}, driver {machine.driver}" if sees == "True" else "CPU"
     return Finding(name="torch", status=Status.OK, found=f"{version}, {where}")
+
+
+def _rates(machine: Machine, device: str, ask: Ask) -> Iterator[Finding]:
+    """Whether the card copies and multiplies about as fast as one of its kind does."""
+    if not machine.gpu:
+        return
+    name = "the card's rates"
+    card = "cuda:0" if device == "auto" else device
+    try:
+        answer = ask(
+            "import json; from dataclasses import asdict; from hubbot.machine.rates import measure_rates; "
+            f"print(json.dumps(asdict(measure_rates({card!r}))))"
+        )
+    except ToolMissing as error:
+        remedy = "Look at what holds the card: nvidia-smi."
+        yield Finding(name=name, status=Status.WARN, found=f"could not be measured: {error}", remedy=remedy)
+        return
+    told = json.loads(answer)
+    of = f" of {told['peak'] / 1e12:.0f}" if told["peak"] else ""
+    found = (
+        f"copies at {told['to_card'] / 1e9:.0f} GB/s to it and {told['from_card'] / 1e9:.0f} back, "
+        f"TF32 products at {told['product'] / 1e12:.0f}{of} TFLOP/s"
+    )
+    slow = list(_slow(told))
+    yield Finding(name=name, status=Status.WARN if slow else Status.OK, found=found, remedy=" ".join(slow))
+
+
+def _slow(told: Mapping[str, float]) -> Iterator[str]:
+    if min(told["to_card"], told["from_card"]) < _COPIES:
+        yield (
+            "Copies are slow for a card: look at its slot with `nvidia-smi --query-gpu=pcie.link.gen.current,"
+            "pcie.link.width.current --format=csv` (16 lanes of generation 3 give 12 GB/s)."
+        )
+    if told["peak"] and told["product"] < _SHARE * told["peak"]:
+        yield (
+            "Products are slow for this card: look for heat or a power limit with `nvidia-smi -q -d PERFORMANCE`, and for "
+            "others on it with `nvidia-smi`."
+        )
 
 
 def _gpu_road(machine: Machine, root: Path, environ: Mapping[str, str]) -> Iterator[Finding]:

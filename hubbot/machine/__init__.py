@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class Machine:
     vram_free: int | None = None
     driver: str | None = None
     system: str = ""
+    cards: int = 0  # GPUs that share a sweep; their memory is that of the smallest
 
     @property
     def hardware(self) -> dict[str, str | int | None]:
@@ -55,19 +58,27 @@ def measure_machine(work: Path, device: str, *, ours: Path | None = None) -> Mac
     """
     memory = psutil.virtual_memory()
     limit, used = _cgroup_memory()
-    card = nvidia.gpu_of(device)
+    cards = nvidia.gpus_of(device)
     return Machine(
         cpu=_cpu_name(),
         cores=_cores(),
         ram=min(memory.total, limit),
         ram_free=max(0, min(memory.available, limit - used)),
         disk_free=shutil.disk_usage(_existing(work)).free + (disk_used(ours) if ours else 0),
-        gpu=card.name if card else None,
-        vram=card.total if card else None,
-        vram_free=card.free if card else None,
-        driver=card.driver if card else None,
+        gpu=_names(cards),
+        vram=min((card.total for card in cards), default=None),
+        vram_free=min((card.free for card in cards), default=None),
+        driver=cards[0].driver if cards else None,
+        cards=len(cards),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
     )
+
+
+def _names(cards: Sequence[nvidia.Gpu]) -> str | None:
+    """As `2 x NVIDIA A10`; different ones beside each other."""
+    counted = Counter(card.name for card in cards)
+    told = [f"{number} x {name}" if number > 1 else name for name, number in counted.items()]
+    return ", ".join(told) or None
 
 
 def _existing(path: Path) -> Path:

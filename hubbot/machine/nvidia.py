@@ -10,11 +10,12 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import count, takewhile
 from typing import Any
 
 from hubbot.environment import PROCESS
 
-__all__ = ["Gpu", "gpu_of"]
+__all__ = ["Gpu", "gpu_of", "gpus_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,15 @@ def gpu_of(device: str) -> Gpu | None:
         free=memory.free,
         driver=driver.value.decode(errors="replace"),
     )
+
+
+def gpus_of(device: str) -> list[Gpu]:
+    """The GPUs that a sweep takes: all that are visible for auto and cuda, else the one that is named."""
+    if device not in {"auto", "cuda"}:
+        found = [gpu_of(device)]
+    else:
+        found = list(takewhile(bool, (gpu_of(f"cuda:{number}") for number in count())))
+    return [card for card in found if card]
 
 
 @cache

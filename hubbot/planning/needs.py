@@ -18,7 +18,7 @@ from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
-from hubbot.sweep.batches import batch_tokens, logit_bytes
+from hubbot.sweep.batches import SLOT, batch_tokens, logit_bytes
 
 __all__ = ["Need", "Shapes", "evaluation_tokens", "shapes_of", "sweep_need"]
 
@@ -87,8 +87,9 @@ def sweep_need(
     *,
     device: str,
     source_bytes: int,
+    cards: int = 1,
 ) -> Need:
-    """Peak while one sweep makes and measures these variants.
+    """Peak while one sweep makes and measures these variants. GPU memory is one card's.
 
     source_bytes: what fetching the model will write; 0 where it is a local folder.
     """
@@ -101,9 +102,23 @@ def sweep_need(
     folder = max((costs[v.name].file_bytes for v in variants if FAMILIES[v.family].ABOUT.folder), default=0)
     return Need(
         disk=source_bytes + files + folder + 2 * streams,  # a checkpoint is written beside the last one
-        ram=_PROCESSES + max(streams + host + (0 if gpu else computing), folder),  # or the load check
+        ram=_PROCESSES
+        + _of_further_cards(min(cards, len(variants)), facts, settings, host)
+        + max(streams + host + (0 if gpu else computing), folder),  # or the load check
         vram=_CUDA + computing if gpu else 0,
     )
+
+
+def _of_further_cards(cards: int, facts: ModelFacts, settings: Settings, host: int) -> int:
+    """What each process after the first holds besides its share, and the memory that all exchange tensors through."""
+    if cards < 2:
+        return 0
+    base = (
+        _FLOAT * facts.hidden_size * evaluation_tokens(settings, facts.context_length)
+        if settings.evaluation.wanted
+        else 0
+    )
+    return (cards - 1) * (_PROCESSES + host + base) + cards * SLOT
 
 
 def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> int:

@@ -127,7 +127,8 @@ def plan(
     budget = _budget_elsewhere(settings) if elsewhere else _budget(settings, machine, device)
     fetched = 0 if source.repo is None else facts.weight_bytes
     sizes = {name: cost for name, cost in costs.items() if isinstance(cost, Cost)}
-    estimate = _Estimate(facts, shapes, settings, sizes, device, fetched)
+    cards = machine.cards if device.startswith("cuda") and not elsewhere else 1
+    estimate = _Estimate(facts, shapes, settings, sizes, device, fetched, cards)
     failed = dict(_failures(variants, costs, estimate, budget))
     makeable = [variant for variant in variants if variant.name not in failed]
     sweeps = tuple(_cut(makeable, estimate, budget))
@@ -225,6 +226,7 @@ class _Estimate:
     costs: Mapping[str, Cost]
     device: str
     fetched: int
+    cards: int
 
     def of(self, variants: Sequence[Variant]) -> Need:
         return sweep_need(
@@ -235,6 +237,7 @@ class _Estimate:
             self.settings,
             device=self.device,
             source_bytes=self.fetched,
+            cards=self.cards,
         )
 
 

@@ -207,7 +207,9 @@ class Settings(Section):
         description="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4), of sizes (fit-8GB: the best GGUF), or presets: default, small, gguf, gguf-all, gptq, vllm, bnb",
     )
     out: Path = Field(Path("out"), description="output folder, where a stopped run goes on")
-    device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto", description="where to compute: auto, cpu, cuda (all GPUs share a sweep, as with auto) or cuda:N"
+    )
     allow_pickle: bool = Field(False, description="read pickle-only checkpoints with torch's weights-only loader")
     benchmark: bool = Field(False, description="measure speed and peak memory of each variant in its runtime")
     force: bool = Field(

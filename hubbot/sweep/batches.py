@@ -1,6 +1,8 @@
 """How much of the streams passes through the model at a time; what a plan counts with too."""
 
-__all__ = ["batch_tokens", "logit_bytes"]
+__all__ = ["SLOT", "batch_tokens", "logit_bytes"]
+
+SLOT = 2**28  # bytes of a tensor that a process shows to the others at once, where several share a sweep
 
 _BATCH_TOKENS = 4096  # tokens that pass a block together
 _BATCH_TOKENS_ON_A_CARD = 8192

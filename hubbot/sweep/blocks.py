@@ -27,6 +27,7 @@ from hubbot.model.empty import build_model, decoder_blocks, is_tied
 from hubbot.model.foreign import foreign
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
 from hubbot.model.parts import Part, PartKind, in_tower
+from hubbot.sweep.attention import FusedAttention
 
 __all__ = ["BlockArguments", "BlockModel"]
 
@@ -258,7 +259,8 @@ class BlockModel:
     @torch.inference_mode()
     def run_block(self, index: int, hidden: torch.Tensor, arguments: BlockArguments) -> torch.Tensor:
         """One block's output for float32 [batch, length, hidden]; its part must be installed."""
-        out = self.blocks[index](hidden, *arguments.positional, **arguments.named)
+        with FusedAttention() if self.device.type == "cuda" else contextlib.nullcontext():
+            out = self.blocks[index](hidden, *arguments.positional, **arguments.named)
         states: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return states
 

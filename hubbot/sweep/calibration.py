@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from hubbot.formats.protocol import InputStatistics, Needs
+from hubbot.sweep.group import Group
+from hubbot.sweep.sums import InputSums
 
 __all__ = ["StatisticsCollector"]
 
@@ -21,13 +23,10 @@ class StatisticsCollector:
     linears: checkpoint name of the weight -> layer.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Module], needs: Needs) -> None:
+    def __init__(self, linears: Mapping[str, nn.Module], needs: Needs, device: torch.device) -> None:
         self._linears = linears
-        self._hessian = needs is Needs.HESSIAN
         self._leader: dict[str, str] = {}  # name -> the name whose sums it shares
-        self._squares: dict[str, torch.Tensor] = {}
-        self._hessians: dict[str, torch.Tensor] = {}
-        self._tokens: dict[str, int] = {}
+        self._sums = InputSums(device, needs is Needs.HESSIAN)
         self._inputs: list[tuple[torch.Tensor, str]] = []  # of the present forward: kept alive for identity
 
     @contextlib.contextmanager
@@ -47,13 +46,11 @@ class StatisticsCollector:
         """To be called after each forward of the block."""
         self._inputs.clear()
 
-    def statistics(self) -> dict[str, InputStatistics]:
-        """Checkpoint name -> statistics; layers that saw no input are absent."""
-        shared = {
-            leader: InputStatistics(squares=squares, hessian=self._hessians.get(leader), tokens=self._tokens[leader])
-            for leader, squares in self._squares.items()
-        }
-        return {name: shared[leader] for name, leader in self._leader.items()}
+    def statistics(self, group: Group) -> dict[str, InputStatistics]:
+        """Checkpoint name -> statistics over all of the group's windows; layers that saw no input are absent."""
+        shared = dict(self._sums.statistics(group))
+        leaders = {name: leader for share in group.all_gather(self._leader) for name, leader in share.items()}
+        return {name: shared[leader] for name, leader in leaders.items()}
 
     def _hook(self, name: str) -> Any:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -67,20 +64,4 @@ class StatisticsCollector:
             self._inputs.append((x, name))
         if self._leader.setdefault(name, leader) != name:
             return
-        rows = x.reshape(-1, x.shape[-1]).float()
-        # summed on their own also where the Hessian has them: the same bytes, whatever else a sweep makes
-        self._squares[name] = rows.square().sum(0) + self._squares.get(name, 0)
-        if self._hessian:
-            if name not in self._hessians:
-                self._hessians[name] = torch.zeros((rows.shape[1],) * 2, dtype=torch.float32, device=rows.device)
-            _add_products(self._hessians[name], rows)
-        self._tokens[name] = self._tokens.get(name, 0) + rows.shape[0]
-
-
-def _add_products(hessian: torch.Tensor, rows: torch.Tensor) -> None:
-    """hessian += rows' rows. On a card of bfloat16 inputs, summed in float32: docs/numbers.md has what that costs."""
-    if not rows.is_cuda:
-        hessian.addmm_(rows.T, rows)
-        return
-    rounded = rows.to(torch.bfloat16)
-    hessian.add_(torch.mm(rounded.T, rounded, out_dtype=torch.float32))
+        self._sums.add(name, x.reshape(-1, x.shape[-1]).float())

@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from hubbot.domain import ExpertUse
 from hubbot.formats.protocol import FEWEST_TOKENS, InputStatistics, Needs, expert_name
 from hubbot.model.mapping import Place
+from hubbot.sweep.group import Group
+from hubbot.sweep.sums import InputSums
 
 __all__ = ["ExpertStatistics"]
 
@@ -42,43 +44,47 @@ class ExpertStatistics:
     """
 
     def __init__(
-        self, weights: Sequence[tuple[str, Place]], parameter: Callable[[str], torch.Tensor], needs: Needs
+        self,
+        weights: Sequence[tuple[str, Place]],
+        parameter: Callable[[str], torch.Tensor],
+        needs: Needs,
+        device: torch.device,
     ) -> None:
         self._weights = weights
         self._parameters = {place.parameter: parameter(place.parameter) for _, place in weights}
-        self._hessian = needs is Needs.HESSIAN
-        self._sums: dict[tuple[str, int], InputStatistics] = {}
+        self._sums = InputSums(device, needs is Needs.HESSIAN)
+        self._tokens: dict[str, int] = {}  # of `expert_name`, once `statistics` has added up
 
     def listening(self) -> AbstractContextManager[Any]:
         """Inside, every product of an expert is counted."""
         return _Products(self._parameters, self._see) if self._parameters else nullcontext()
 
-    def statistics(self) -> dict[str, InputStatistics]:
-        """Checkpoint name -> statistics; of a tensor that holds all experts, one entry for each under `expert_name`.
+    def statistics(self, group: Group) -> dict[str, InputStatistics]:
+        """Checkpoint name -> statistics over all of the group's windows; of a tensor that holds all experts, one entry for
+        each under `expert_name`.
 
         Experts that saw no token are absent.
         """
+        sums = dict(self._sums.statistics(group))
+        self._tokens = {name: seen.tokens for name, seen in sums.items()}
         found: dict[str, InputStatistics] = {}
         for name, place in self._weights:
             if place.expert is not None:
-                if (seen := self._sums.get((place.parameter, place.expert))) is not None:
+                if (seen := sums.get(expert_name(place.parameter, place.expert))) is not None:
                     found[name] = seen
                 continue
             for expert in range(self._parameters[place.parameter].shape[0]):
-                if (seen := self._sums.get((place.parameter, expert))) is not None:
+                if (seen := sums.get(expert_name(place.parameter, expert))) is not None:
                     found[expert_name(name, expert)] = seen
         return found
 
     def use(self, block: int, most: int) -> ExpertUse | None:
-        """How many tokens came to each expert; None of a block without any. most: tokens that the busiest layer saw."""
-        seen = {
-            (parameter.rpartition(".")[0], expert): 0
-            for parameter, value in self._parameters.items()
-            for expert in range(value.shape[0])
-        }
-        for (parameter, expert), found in self._sums.items():
-            key = parameter.rpartition(".")[0], expert
-            seen[key] = max(seen[key], found.tokens)
+        """How many tokens came to each expert, by `statistics`; None of a block without any. most: tokens of the busiest layer."""
+        seen: dict[tuple[str, int], int] = {}
+        for parameter, value in self._parameters.items():
+            for expert in range(value.shape[0]):
+                key = parameter.rpartition(".")[0], expert
+                seen[key] = max(seen.get(key, 0), self._tokens.get(expert_name(parameter, expert), 0))
         if not seen or not most:
             return None
         tokens = list(seen.values())
@@ -92,15 +98,8 @@ class ExpertStatistics:
 
     def _see(self, parameter: str, expert: int, rows: torch.Tensor) -> None:
         rows = rows[rows.abs().amax(-1) > 0].float()  # batched products hand every expert zeros for the others' tokens
-        if not len(rows):
-            return
-        squares, hessian = rows.square().sum(0), rows.T @ rows if self._hessian else None
-        before = self._sums.get((parameter, expert))
-        if before is not None:
-            squares += before.squares
-            hessian = hessian + before.hessian if hessian is not None and before.hessian is not None else None
-        tokens = len(rows) + (before.tokens if before else 0)
-        self._sums[parameter, expert] = InputStatistics(squares=squares, hessian=hessian, tokens=tokens)
+        if len(rows):
+            self._sums.add(expert_name(parameter, expert), rows)
 
 
 class _Products(TorchFunctionMode):

@@ -55,8 +55,8 @@ class Home:
         if not self._over_the_bus:
             for part in slices:
                 stream[part] = by(stream[part])
-            return
-        self._replace_over_the_bus([stream[part] for part in slices], by)
+        elif slices:
+            self._replace_over_the_bus([stream[part] for part in slices], by)
 
     @property
     def _over_the_bus(self) -> bool:

@@ -72,7 +72,7 @@ class _Court:
 
     def compare(self, variants: Sequence[str], found: Sequence[Verdicts]) -> list[dict[str, Score]]:
         """Scores, text by text, of variants that share one decoded head. found: what is known of the base."""
-        passage, model = self._passage, self._passage.model
+        passage, model, seconds = self._passage, self._passage.model, self._passage.progress.seconds
         names = [name for name in self._decoders.get(variants[0], {}) if model.installed(name) is not None]
         originals = {name: model.installed(name) for name in names}
         scores = [{variant: VariantScores() for variant in variants} for _ in self._texts]
@@ -80,19 +80,21 @@ class _Court:
             self._share_errors(variants, names)
             changed = {name: model.installed(name) for name in names}
             for batch in self._batches():
-                self._install(originals)
-                reference = self._logits("base", batch).log_softmax(-1)
-                self._install(changed)
+                with timed(seconds, "base"):
+                    self._install(originals)
+                    reference = self._logits("base", batch).log_softmax(-1)
+                    self._install(changed)
                 for variant in variants:
-                    with timed(passage.progress.seconds, variant):
+                    with timed(seconds, variant):
                         logits = self._logits(variant, batch)
                         self._keep(variant, batch, logits)
                         kept = scores[batch.text][variant]
                         kept.add(reference, logits.log_softmax(-1), batch.targets, window=batch.window)
-        return [
-            {variant: kept.result(verdicts.base) for variant, kept in each.items()}
-            for each, verdicts in zip(scores, found, strict=True)
-        ]
+        with timed(seconds, "intervals"):
+            return [
+                {variant: kept.result(verdicts.base) for variant, kept in each.items()}
+                for each, verdicts in zip(scores, found, strict=True)
+            ]
 
     def _batches(self) -> Iterator[_Batch]:
         size = max(16, logit_bytes(str(self._passage.model.device)) // (4 * self._passage.model.vocab_size))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs
 from hubbot.model.parts import Part
 from hubbot.sweep.arguments import Arguments
+from hubbot.sweep.attention import HalfProducts
 from hubbot.sweep.batches import batch_tokens
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
 from hubbot.sweep.experts import ExpertStatistics
+from hubbot.sweep.group import Group
 from hubbot.sweep.home import Home
 from hubbot.sweep.streams import Progress, Streams, timed
 from hubbot.sweep.windows import Windows
@@ -28,7 +30,8 @@ Decoders = Mapping[str, Mapping[str, Encoded]]  # variant -> checkpoint name -> 
 class Passage:
     """The streams of one sweep and the model that they pass through.
 
-    calibration and evaluation: windows, or None. progress takes the layer errors and the time spent.
+    calibration and evaluation: windows, or None. progress takes the layer errors and the time spent. group: who shares the
+    sweep; each process carries its share of the calibration's and the original's windows, and its own variants' whole.
     """
 
     def __init__(
@@ -40,17 +43,20 @@ class Passage:
         evaluation: Windows | None,
         streams: Streams,
         progress: Progress,
+        group: Group,
     ) -> None:
         self.model = model
         self.variants = tuple(variants)
         self.streams = streams
         self.progress = progress
-        self._calibration = calibration
+        self._group = group
+        self._batch = batch_tokens(str(model.device))
+        self._calibration = self._share_of(calibration) if calibration else None
+        self._base = self._share_of(evaluation) if evaluation else None
         self._evaluation = evaluation
         self._embedding: Decoders = {}
         self._arguments = Arguments(model)
-        self._batch = batch_tokens(str(model.device))
-        self._home = Home.of(model, calibration, evaluation, len(self.variants))
+        self._home = Home.of(model, self._calibration, evaluation, len(self.variants))
         streams.hidden = {name: self._home.taken_in(tensor) for name, tensor in streams.hidden.items()}
 
     def leave(self, variants: Iterable[str]) -> None:
@@ -68,8 +74,8 @@ class Passage:
         """Begin all streams; every variant with its own decoded embedding."""
         if self._calibration:
             self.streams.hidden["calibration"] = self._embedded(self._calibration)
-        if self._evaluation:
-            self.streams.hidden["base"] = self._embedded(self._evaluation)
+        if self._evaluation and self._base:
+            self.streams.hidden["base"] = self._embedded(self._base)
             for variant in self.variants:
                 with self.decoded(variant, decoders), timed(self.progress.seconds, variant):
                     self.streams.hidden[variant] = self._embedded(self._evaluation)
@@ -89,11 +95,14 @@ class Passage:
         """Carry the calibration windows through the original block and sum what its linear layers see."""
         if not self._calibration:
             return {}
-        collector = StatisticsCollector(self.model.linear_weights(part), needs)
-        experts = ExpertStatistics(self.model.expert_weights(part), self.model.parameter, needs)
-        with timed(self.progress.seconds, "calibration"), collector.listening(), experts.listening():
-            self._carry("calibration", part, after_batch=collector.next_batch)
-        found = {**collector.statistics(), **experts.statistics()}
+        device = self.model.device
+        collector = StatisticsCollector(self.model.linear_weights(part), needs, device)
+        experts = ExpertStatistics(self.model.expert_weights(part), self.model.parameter, needs, device)
+        quick = HalfProducts() if device.type == "cuda" else nullcontext()
+        with timed(self.progress.seconds, "calibration"):
+            with quick, collector.listening(), experts.listening():
+                self._carry("calibration", part, after_batch=collector.next_batch)
+            found = {**collector.statistics(self._group), **experts.statistics(self._group)}
         use = experts.use(part.index, max((seen.tokens for seen in found.values()), default=0))
         self.progress.experts += [use] if use else []
         return found
@@ -103,14 +112,14 @@ class Passage:
         linears = self.model.linear_weights(part)
         if not self._calibration or not linears:
             return {}
-        collector = StatisticsCollector(linears, needs)
-        rows = self.streams.hidden["calibration"].flatten(0, 1)
-        with timed(self.progress.seconds, "calibration"), collector.listening():
-            for first in range(0, len(rows), self._batch):
-                batch = rows[first : first + self._batch].to(self.model.device)
-                self.model.reach_head(batch, linears.values())
-                collector.next_batch()
-        return collector.statistics()
+        collector = StatisticsCollector(linears, needs, self.model.device)
+        with timed(self.progress.seconds, "calibration"):
+            with collector.listening():
+                size = self._at_once(self._calibration)
+                for batch in self.streams.hidden["calibration"].split(size):  # type: ignore[no-untyped-call]
+                    self.model.reach_head(batch.flatten(0, 1).to(self.model.device), linears.values())
+                    collector.next_batch()
+            return collector.statistics(self._group)
 
     def advance(self, part: Part, decoders: Decoders) -> None:
         """Carry the evaluation windows through the original block and through every decoded variant."""
@@ -121,6 +130,19 @@ class Passage:
                 with timed(self.progress.seconds, variant), self.decoded(variant, decoders):
                     self._carry(variant, part)
         self.model.remove(part)
+
+    def gather_base(self) -> None:
+        """Let every process have the original's stream whole: its variants are compared with it at the head."""
+        if self._evaluation is None or self._base is None or self._group.size == 1:
+            return
+        windows = self._evaluation
+        with timed(self.progress.seconds, "base"):
+            whole = self._home.empty((windows.count, windows.length, self.model.hidden_size)).zero_()
+            whole[windows.share(self._group.rank, self._group.size, self._at_once(windows))] = self.streams.hidden[
+                "base"
+            ]
+            self._group.all_reduce(whole)
+            self.streams.hidden["base"] = whole
 
     @contextmanager
     def decoded(self, variant: str, decoders: Decoders) -> Iterator[None]:
@@ -158,10 +180,19 @@ class Passage:
 
     def _embedded(self, windows: Windows) -> torch.Tensor:
         hidden = self._home.empty((windows.count, windows.length, self.model.hidden_size))
-        batch = max(1, self._batch // windows.length)
+        batch = self._at_once(windows)
         for first in range(0, windows.count, batch):
             hidden[first : first + batch] = self.model.embed(windows.tokens[first : first + batch])
         return hidden
+
+    def _at_once(self, windows: Windows) -> int:
+        """How many windows pass together."""
+        return max(1, self._batch // windows.length)
+
+    def _share_of(self, windows: Windows) -> Windows:
+        """What this process carries: whole batches, so that each is computed as one process alone would."""
+        share = windows.share(self._group.rank, self._group.size, self._at_once(windows))
+        return Windows(tokens=windows.tokens[share], first_target=windows.first_target[share])
 
 
 def _relative_error(original: torch.Tensor, decoded: torch.Tensor) -> float:

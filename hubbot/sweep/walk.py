@@ -24,6 +24,7 @@ from hubbot.machine.heap import give_back, return_large_blocks
 from hubbot.model import TensorInfo
 from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.judge import Verdicts, judge
 from hubbot.sweep.passage import Passage
 from hubbot.sweep.references import References
@@ -46,6 +47,7 @@ class SweepInput:
     the same length.
     work: where the checkpoint of the sweep lies; the same input with the same folder goes on from it.
     references: where the first tokens' logits of every variant are kept for the load check.
+    group: the processes that share the walk, each with a card, with variants and with a `work` of its own.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class SweepInput:
     device: torch.device
     references: References | None = None
     conversations: Windows | None = None
+    group: Group = ALONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,7 @@ class _Walk:
         self._task = task
         self._texts = [text for text in (task.evaluation, task.conversations) if text]
         self._formats = formats
+        self._group = task.group
         self._checkpoint = task.work / "streams.safetensors"
         self._clock = CheckpointClock()
         self._on_card: tuple[str, Mapping[str, torch.Tensor]] | None = None
@@ -107,12 +111,18 @@ class _Walk:
         self._passage = self._open(streams)
 
     def _taken_up(self) -> tuple[Streams, Progress] | None:
-        """The last checkpoint, unless a family has lost what it had stored up to there: then all begins anew."""
+        """The last checkpoint, unless a family has lost what it had stored up to there: then all begins anew.
+
+        So it does where the processes that share the walk were killed at different parts.
+        """
         found = load_checkpoint(self._checkpoint)
         done = self._task.parts[: found[1].parts_done] if found else ()
         failed = found[1].failed if found else {}
         families = _without(self._formats, failed)
-        return found if all(family.holds(part) for family in families for part in done) else None
+        if not all(family.holds(part) for family in families for part in done):
+            found = None
+        everywhere = self._group.all_gather(found[1].parts_done if found else 0)
+        return found if len(set(everywhere)) == 1 else None
 
     def through(self, report: Report) -> list[Verdicts]:
         """What was measured on each text."""
@@ -122,7 +132,7 @@ class _Walk:
             self._passage.keep_embedding(self._encode(parts[0], {}))
         verdicts: list[Verdicts] = []
         for number, part in enumerate(parts):
-            if number < self.progress.parts_done or not self._going:
+            if number < self.progress.parts_done or not any(self._group.all_gather(bool(self._going))):
                 continue
             report(part.name, number, len(parts))
             verdicts = self._step(part)
@@ -145,9 +155,10 @@ class _Walk:
     def _going(self) -> list[Format]:
         return _without(self._formats, self.progress.failed)
 
-    @property
     def _needs(self) -> Needs:
-        return max((family.needs for family in self._going), key=lambda need: need.value, default=Needs.NOTHING)
+        """Of all processes: one whose variants ask for nothing still carries its share of the windows."""
+        own = [family.needs.value for family in self._going]
+        return Needs(max(max(own, default=0) for own in self._group.all_gather(own)))
 
     def _attempt(self, family: Format, step: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:
         """What a family's step gives; nothing, and no more of this family, where it cannot be done."""
@@ -171,10 +182,12 @@ class _Walk:
             case PartKind.EMBEDDING:
                 passage.embed(part, self._encode(part, {}))
             case PartKind.BLOCK:
-                decoders = self._encode(part, passage.calibrate(part, self._needs))  # no Hessian outlives the encoding
+                decoders = self._encode(
+                    part, passage.calibrate(part, self._needs())
+                )  # no Hessian outlives the encoding
                 passage.advance(part, decoders)
             case PartKind.HEAD:
-                statistics = passage.calibrate_head(part, self._needs)
+                statistics = passage.calibrate_head(part, self._needs())
                 return self._judge(passage, self._encode(part, statistics))
         return []
 
@@ -183,6 +196,7 @@ class _Walk:
             return []
         if passage.model.tied:
             passage.enter(self._weights(self._task.parts[0]))
+        passage.gather_base()
         return judge(passage, passage.head_decoders(decoders), self._texts, self._task.references)
 
     def _encode(self, part: Part, statistics: Mapping[str, InputStatistics]) -> dict[str, Mapping[str, Encoded]]:
@@ -205,7 +219,7 @@ class _Walk:
     def _open(self, streams: Streams) -> Passage | None:
         """None where nothing passes through the model: static variants that nobody evaluates need none of it."""
         task = self._task
-        calibration = task.calibration if self._needs is not Needs.NOTHING else None
+        calibration = task.calibration if self._needs() is not Needs.NOTHING else None
         if calibration is None and not self._texts:
             return None
         return Passage(
@@ -215,11 +229,12 @@ class _Walk:
             evaluation=joined(self._texts),
             streams=streams,
             progress=self.progress,
+            group=self._group,
         )
 
     def _save(self) -> None:
         streams = self._passage.streams if self._passage else Streams()
-        if not self._clock.due(streams.bytes):
+        if not self._group.all_gather(self._clock.due(streams.bytes))[0]:
             return
         start = time.monotonic()
         with timed(self.progress.seconds, "checkpoint"):

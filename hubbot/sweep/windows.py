@@ -45,6 +45,12 @@ class Windows:
     def length(self) -> int:
         return int(self.tokens.shape[1])
 
+    def share(self, rank: int, size: int, batch: int) -> slice:
+        """The windows that one of `size` processes carries; cut between batches of so many windows."""
+        batches = -(-self.count // batch)
+        first, last = (min(batches * number // size * batch, self.count) for number in (rank, rank + 1))
+        return slice(first, last)
+
     @property
     def sha256(self) -> str:
         """Of the token ids as little-endian int32, window after window."""

@@ -1,5 +1,6 @@
 """What `hubbot doctor` finds amiss, and that it says how to mend it."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,24 @@ def test_a_driver_too_old_for_torchs_cuda_is_told():
 def test_torch_with_its_gpu_and_torch_without_any_are_both_well():
     assert doctor._torch(WITH_GPU, lambda _code: "2.13.0 13.0 True").status is Status.OK
     assert doctor._torch(PLAIN, lambda _code: "2.13.0+cpu None False").status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ((54e9, 55e9, 4.2e14, 5.4e14), []),
+        ((54e9, 2e9, 4.2e14, 5.4e14), ["Copies are slow"]),
+        ((54e9, 55e9, 0.6e14, 5.4e14), ["Products are slow"]),
+        ((54e9, 55e9, 0.6e14, None), []),  # of a card whose speed is not known here
+    ],
+)
+def test_a_card_that_copies_or_multiplies_far_below_its_kind_is_told(rates: tuple[float | None, ...], told: list[str]):
+    names = ("to_card", "from_card", "product", "peak")
+    answer = json.dumps(dict(zip(names, rates, strict=True)))
+    finding = next(doctor._rates(WITH_GPU, "auto", lambda _: answer))
+    assert finding.status is (Status.WARN if told else Status.OK)
+    assert all(sentence in finding.remedy for sentence in told)
+    assert "54 GB/s" in finding.found
 
 
 def test_a_package_that_is_installed_but_does_not_load_fails_with_its_own_last_line():

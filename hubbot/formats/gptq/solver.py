@@ -96,12 +96,12 @@ def prepare(hessian: torch.Tensor, layout: Gptq, damping: float) -> Curvature:
             "Check the model in float32, or calibrate on other text."
         )
         raise Unsupported(msg)
-    scaled = hessian / mean if mean > 0 else torch.eye(columns, device=hessian.device)
-    order, group_of = _rounding_order(scaled.diagonal(), group_size, act_order=layout.act_order)
-    ordered = scaled[order][:, order]
+    seen = bool(mean > 0)
+    scale = hessian.diagonal() / mean if seen else torch.ones(columns, device=hessian.device)
+    order, group_of = _rounding_order(scale, group_size, act_order=layout.act_order)
+    damped = hessian[order][:, order].div_(mean) if seen else torch.eye(columns, device=hessian.device)
     while True:
-        damped = ordered.clone()
-        damped.diagonal().add_(damping)
+        damped.diagonal().copy_(scale[order] + damping)
         factor = _inverse_factor(damped)
         if factor is not None:
             return Curvature(
@@ -132,12 +132,22 @@ def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
     """Upper triangular U with U'U = inverse of `matrix`, or None where it is not positive definite.
 
     A Cholesky factor of the matrix read backwards is, read backwards, the upper R with R R' = matrix;
-    then U = inverse of R, and the inverse itself is never formed.
+    then U = inverse of R, and the inverse itself is never formed. What a card has no room for is done in the host's memory.
     """
-    lower, failed = torch.linalg.cholesky_ex(matrix.double().flip(0, 1))
+    try:
+        return _factored(matrix)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+    factor = _factored(matrix.cpu())
+    return None if factor is None else factor.to(matrix.device)
+
+
+def _factored(matrix: torch.Tensor) -> torch.Tensor | None:
+    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1).double())
     if failed.item():
         return None
     upper = lower.flip(0, 1)
+    del lower
     identity = torch.eye(matrix.shape[0], dtype=upper.dtype, device=upper.device)
     factor: torch.Tensor = torch.linalg.solve_triangular(upper, identity, upper=True).float()
     return factor
