@@ -26,7 +26,7 @@ from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files, window_notes
-from hubbot.formats.gguf.rounded import write_rounded
+from hubbot.formats.gguf.rounded import Curvatures, write_rounded
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
@@ -295,10 +295,12 @@ class GgufFormat:
         hessians: Mapping[str, Sequence[torch.Tensor | None]],
     ) -> None:
         """What takes all of the Hessian, while the queue encodes the rest."""
-        for tensor in tensors:
-            if tensor.name in hessians and (homes := self._rounded_homes(tensor.name)):
+        curvatures = Curvatures()
+        rounded = [tensor for tensor in tensors if tensor.name in hessians]
+        for tensor in sorted(rounded, key=lambda one: [id(each) for each in hessians[one.name]]):
+            if homes := self._rounded_homes(tensor.name):
                 job = self._job(tensor, weights, homes, entries.get(tensor.name))
-                write_rounded(job, hessians[tensor.name])
+                write_rounded(job, hessians[tensor.name], curvatures)
 
     def _by_importance(self, name: str, *, rounded: bool) -> Iterator[tuple[bool, list[tuple[GgufFile, int]]]]:
         """The files of a tensor, those with and those without an importance matrix apart.

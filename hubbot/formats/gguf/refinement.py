@@ -14,8 +14,9 @@ import torch
 from hubbot.formats.gguf.blocks import Blocks, Layout
 from hubbot.formats.gptq.groups import subtract_product
 
-__all__ = ["PARTS", "State", "nearest", "refined"]
+__all__ = ["NEIGHBOURS", "PARTS", "State", "inverse", "refined"]
 
+NEIGHBOURS = 32  # columns that are told of each other's moves one by one
 SWEEPS = 2  # docs/quality.md has what more or fewer bring
 PARTS = ("d", "dmin", "scale", "minimum", "steps")
 
@@ -70,10 +71,9 @@ class State:
         return scale * self.steps - minimum
 
 
-def nearest(target: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Steps whose weight lies nearest to the target; where a scale is 0 any step will do."""
-    safe = torch.where(scale == 0, 1, scale)
-    return ((target + minimum) / safe).round_().clamp_(*layout.steps)
+def inverse(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale; 1 where the scale is 0, for any step will do there."""
+    return torch.where(scale == 0, 1, scale).reciprocal_()
 
 
 def refined(wanted: torch.Tensor, state: State, hessian: torch.Tensor, sweeps: int = SWEEPS) -> State:
@@ -167,11 +167,19 @@ def _stored(value: torch.Tensor) -> torch.Tensor:
 
 
 def _descend(own: State, hessian: torch.Tensor, left: torch.Tensor) -> None:
-    """Every step, one after another, to the best one for all others of the block."""
-    scale, minimum = own.grid()
-    for column in range(len(own.steps)):
-        current = own.steps[column]
-        target = current * scale[column] - minimum[column] + left[column] / hessian[column, column]
-        best = nearest(target, scale[column], minimum[column], own.layout)
-        left.addr_(hessian[column], (best - current) * scale[column], alpha=-1)
-        own.steps[column] = best
+    """Every step, one after another, to the best one for all others of the block.
+
+    A column's move is taken from what is left of the next few at once, from that of all later ones with its neighbours'.
+    """
+    scale, _ = own.grid()
+    per_step = inverse(scale).div_(hessian.diagonal()[:, None])
+    for start in range(0, len(own.steps), NEIGHBOURS):
+        columns = slice(start, start + NEIGHBOURS)
+        near, moves = left[columns], scale[columns].clone()
+        for at, column in enumerate(range(start, start + len(near))):
+            current = own.steps[column]
+            best = torch.addcmul(current, near[at], per_step[column]).round_().clamp_(*own.layout.steps)
+            moves[at] *= best - current
+            near[at + 1 :].addr_(hessian[column, column + 1 : start + len(near)], moves[at], alpha=-1)
+            own.steps[column] = best
+        subtract_product(left[start + len(near) :], hessian[start + len(near) :, columns], moves)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.encode import Job, RawRows, as_floats
 from hubbot.formats.gguf.rounding import curvature_of, round_rows
+from hubbot.formats.gptq.solver import Curvature
 
-__all__ = ["write_rounded"]
+__all__ = ["Curvatures", "write_rounded"]
 
 
-def write_rounded(job: Job, hessians: Sequence[torch.Tensor | None]) -> None:
+@dataclass(slots=True)
+class Curvatures:
+    """The last Hessian's, since layers with one input share one Hessian."""
+
+    _of: tuple[torch.Tensor, Curvature] | None = None
+
+    def of(self, hessian: torch.Tensor) -> Curvature:
+        if self._of is None or self._of[0] is not hessian:
+            self._of = None  # first let go of it: two are large
+            self._of = hessian, curvature_of(hessian)
+        return self._of[1]
+
+
+def write_rounded(job: Job, hessians: Sequence[torch.Tensor | None], curvatures: Curvatures) -> None:
     """Encode a tensor, expert by expert where it holds several, and write it.
 
     hessians: of each expert's inputs, or the only one; an expert that nothing is known of is encoded as ever.
@@ -24,7 +39,7 @@ def write_rounded(job: Job, hessians: Sequence[torch.Tensor | None]) -> None:
     for expert, hessian in enumerate(hessians):
         start = expert * count
         rows, weight = as_floats(job, RawRows.of(job.rows[start : start + count])), job.weight_of(start)
-        curvature = None if hessian is None else curvature_of(hessian)  # once for all types
+        curvature = None if hessian is None else curvatures.of(hessian)  # once for all types
         for kind, files in job.targets.items():
             data = round_rows(rows, kind, curvature, weight) if curvature else codec.encoded(kind, rows, weight)
             for file in files:

@@ -25,14 +25,13 @@ import torch
 from hubbot.domain import Gptq
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.blocks import LAYOUTS, Blocks
-from hubbot.formats.gguf.refinement import PARTS, State, nearest, refined
+from hubbot.formats.gguf.refinement import NEIGHBOURS, PARTS, State, inverse, refined
 from hubbot.formats.gptq.groups import subtract_product
 from hubbot.formats.gptq.solver import Curvature, prepare
 
 __all__ = ["DAMPING", "curvature_of", "round_rows"]
 
 DAMPING = 0.01  # share of the mean diagonal of the Hessian, as GPTQ's own
-_BLOCK = 128
 _WHOLE = Gptq(bits=4, group_size=-1)  # one group: all columns in the order of their weight
 
 Bytes = npt.NDArray[np.uint8]
@@ -75,15 +74,16 @@ def _round_columns(wanted: torch.Tensor, state: State, curvature: Curvature) -> 
     """GPTQ's pass on grids that stay. Steps [in, out]."""
     order = curvature.order
     scale, minimum = (part[order] for part in state.grid())
+    per_weight = inverse(scale)
     steps = torch.empty_like(wanted)
-    rest = wanted[order]
-    for start in range(0, len(order), _BLOCK):
-        stop = min(start + _BLOCK, len(order))
+    rest = wanted[order] + minimum
+    for start in range(0, len(order), NEIGHBOURS):
+        stop = min(start + NEIGHBOURS, len(order))
         factor, errors = curvature.factor[start:stop, start:], torch.empty_like(rest[start:stop])
         for column in range(stop - start):
             at = start + column
-            steps[at] = nearest(rest[at], scale[at], minimum[at], state.layout)
-            errors[column] = (rest[at] + minimum[at] - scale[at] * steps[at]) / factor[column, column]
-            rest[at:stop].addr_(factor[column, column : stop - start], errors[column], alpha=-1)
+            steps[at] = torch.mul(rest[at], per_weight[at]).round_().clamp_(*state.layout.steps)
+            errors[column] = torch.addcmul(rest[at], scale[at], steps[at], value=-1).div_(factor[column, column])
+            rest[at + 1 : stop].addr_(factor[column, column + 1 : stop - start], errors[column], alpha=-1)
         subtract_product(rest[stop:], factor[:, stop - start :].t(), errors)
     return steps[order.argsort()]
