@@ -52,7 +52,10 @@ class Shapes:
     block_bytes: int  # the same as they are read
     embedding_weights: int  # of the larger of embedding and head
     widest: int  # columns of the widest matrix of a block
-    hessians: int  # sum of squares of the columns of a block's matrices, one of each width counted twice, experts each
+    hessians: (
+        int  # sum of squares of the columns of a block's matrices but its experts', one of each width counted twice
+    )
+    expert_hessians: int  # the same of every expert, once
     expert_bytes: int  # of a block's experts as read: they are kept beside the tensor that they are stacked into
     hidden: int
     vocabulary: int
@@ -71,7 +74,8 @@ def shapes_of(facts: ModelFacts) -> Shapes:
         block_bytes=sum(facts.tensors[name].read_size for name in largest.tensors),
         embedding_weights=max(_weights(facts, part) for part in parts if part not in blocks),
         widest=max(widths, default=0),
-        hessians=2 * sum(width * width for width in shared.intersection(widths)) + _hessians_of_experts(facts, experts),
+        hessians=2 * sum(width * width for width in shared.intersection(widths)),
+        expert_hessians=_hessians_of_experts(facts, experts),
         expert_bytes=sum(facts.tensors[name].read_size for name in of_experts),
         hidden=facts.hidden_size,
         vocabulary=facts.vocab_size,
@@ -113,11 +117,7 @@ def _of_further_cards(cards: int, facts: ModelFacts, settings: Settings, host: i
     """What each process after the first holds besides its share, and the memory that all exchange tensors through."""
     if cards < 2:
         return 0
-    base = (
-        _FLOAT * facts.hidden_size * evaluation_tokens(settings, facts.context_length)
-        if settings.evaluation.wanted
-        else 0
-    )
+    base = _FLOAT * facts.hidden_size * _evaluated(facts, settings)
     return (cards - 1) * (_PROCESSES + host + base) + cards * SLOT
 
 
@@ -129,12 +129,14 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
         else min(settings.calibration.length, facts.context_length)
     )
     calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
-    evaluation = (
-        evaluation_tokens(settings, facts.context_length, chat=bool(facts.chat_template))
-        if settings.evaluation.wanted
-        else 0
-    )
-    return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * evaluation)
+    return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
+
+
+def _evaluated(facts: ModelFacts, settings: Settings) -> int:
+    """Tokens of a variant's evaluation; 0 where there is none."""
+    if not settings.evaluation.wanted:
+        return 0
+    return evaluation_tokens(settings, facts.context_length, chat=bool(facts.chat_template))
 
 
 def evaluation_tokens(settings: Settings, longest: int | None = None, *, chat: bool) -> int:
@@ -162,7 +164,8 @@ def _working_memory(
     activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.hidden)
     hessians = 0
     if _statistics(variants, settings) is Needs.HESSIAN:
-        hessians = _FLOAT * (shapes.hessians + 3 * shapes.widest * shapes.widest)  # and the factor of the widest
+        sums = 2 if device.startswith("cuda") else 1  # a card sums in float64, for which what is counted twice has room
+        hessians = _FLOAT * (shapes.hessians + sums * shapes.expert_hessians + 3 * shapes.widest * shapes.widest)
     encoding = original + activations + hessians
     # Then what a variant decodes to comes beside the original, or, of experts, beside what they are stacked from.
     advancing = original + _FLOAT * shapes.block_weights + activations

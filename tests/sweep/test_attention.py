@@ -30,7 +30,7 @@ class _Watched(torch.overrides.TorchFunctionMode):
         super().__init__()
         self._seen = seen
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is functional.scaled_dot_product_attention:
             self._seen.append(tuple(args[1].shape))
             assert "enable_gqa" not in (kwargs or {})
