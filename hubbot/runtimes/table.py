@@ -185,7 +185,10 @@ ROWS: tuple[Row, ...] = (
         "does not put experts of codes together and fills them with random weights; `GPTQModel.load` of gptqmodel reads it",
         "run: transformers 5.23.0 + gptqmodel 7.7.0",
     ),
-    _yes(Runtime.VLLM, (Layout.GPTQ_EXPERTS,), "kernels for experts", _VLLM_READ, only="GPU"),
+    _yes(
+        Runtime.VLLM, (Layout.GPTQ_EXPERTS,), "kernels for experts, where the files keep the checkpoint's own names",
+        _VLLM_READ, only="GPU",
+    ),
     *(
         _no(runtime, (Layout.GPTQ_EXPERTS,), "nobody has tried", "read: nothing that says so")
         for runtime in (Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)

@@ -40,10 +40,10 @@ class HalfProducts(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = (
-            None  # layers that share an input come one after another
-        )
-        self._weights: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by id, the tensor kept for its sake
+        # the last input and its halves: layers that share one come one after another
+        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        # by the place in memory, which the weight holds: an expert's is another slice object every time
+        self._weights: dict[tuple[int, torch.Size], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.linear and not kwargs and all(map(_is_single, args[:2])) and args[1].ndim == 2:
@@ -59,9 +59,10 @@ class HalfProducts(TorchFunctionMode):
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
         if self._last is None or self._last[0] is not x:
             self._last = x, _halved(x)
-        if id(weight) not in self._weights:
-            self._weights[id(weight)] = weight, _halved(weight)
-        rows, columns = self._last[1], self._weights[id(weight)][1]
+        place = weight.data_ptr(), weight.shape
+        if place not in self._weights:
+            self._weights[place] = weight, _halved(weight)
+        rows, columns = self._last[1], self._weights[place][1]
         if rows is None or columns is None:
             return None
         found = torch.mm(rows.reshape(-1, rows.shape[-1]), columns.t(), out_dtype=torch.float32)
