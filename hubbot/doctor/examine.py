@@ -144,8 +144,8 @@ def _rates(machine: Machine, device: str, ask: Ask) -> Iterator[Finding]:
 def _slow(told: Mapping[str, float]) -> Iterator[str]:
     if min(told["to_card"], told["from_card"]) < _COPIES:
         yield (
-            "Copies are slow for a card: look at its slot with `nvidia-smi --query-gpu=pcie.link.gen.current,"
-            "pcie.link.width.current --format=csv` (16 lanes of generation 3 give 12 GB/s)."
+            "Copies are slow for a card: look at its slot, Link Width and PCIe Generation in what `nvidia-smi -q` prints "
+            "(16 lanes of generation 3 give 12 GB/s)."
         )
     if told["peak"] and told["product"] < _SHARE * told["peak"]:
         yield (

@@ -20,9 +20,9 @@ _SIMILAR = 2  # times more or fewer weights
 
 # docs/benchmarks.md, eighteen variants on an H100: seconds of a block of 0.22 B weights.
 _BLOCK = 0.22e9
-_READ = 0.07 + 1.07  # and calibrated on 262,144 tokens
-_ENCODE = (0.30 + 2.27 + 0.41) / 18  # a variant
-_EVALUATE = 4.04 / 19 / 65_536  # a variant or the original, and token
+_READ = 0.06 + 0.56  # and calibrated on 262,144 tokens
+_ENCODE = (0.336 + 2.364 + 0.414) / 18  # a variant
+_EVALUATE = 2.64 / 19 / 65_536  # a variant or the original, and token
 
 
 def expected(plan: Plan, ledger: Ledger, settings: Settings) -> str:
