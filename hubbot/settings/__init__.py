@@ -16,7 +16,7 @@ from hubbot.errors import BadSettings
 from hubbot.settings.sections import Section, Size
 from hubbot.settings.watch import JobSettings, ServeSettings, WatchSettings
 
-_CHATS, _CHATS_SPLIT = "HuggingFaceH4/ultrachat_200k", "test_sft"  # MIT; conversations that nobody calibrates on
+_CHATS, _CHATS_SPLIT = "HuggingFaceH4/ultrachat_200k", "test_sft"  # MIT by its card; others calibrate on its train_sft
 
 Configuration = Annotated[str | None, BeforeValidator(lambda name: name or None)]  # "" says: none
 
