@@ -7,6 +7,7 @@ and `None` stands for what was not.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -276,6 +277,13 @@ class Conversations:
     text: TextRecord
     base: Perplexity
     scores: dict[str, Score]  # by the name of the variant or artefact
+
+    @staticmethod
+    def together(parts: Iterable[Conversations | None]) -> Conversations | None:
+        """What was measured on the same conversations, of other variants each time."""
+        heard = [part for part in parts if part]
+        scores = {name: score for part in heard for name, score in part.scores.items()}
+        return replace(heard[0], scores=scores) if heard else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

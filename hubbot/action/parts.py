@@ -18,10 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from hubbot import log
 from hubbot.cards.report import write_report
-from hubbot.domain import Family, File, Peak, Record
+from hubbot.domain import Conversations, Family, File, Peak, Record
 from hubbot.errors import BadRecord
 from hubbot.hub.publish.repo_release import Receipt
-from hubbot.job.compose import heard_together
 from hubbot.record.file import FILE_NAME, read_record, write_record
 from hubbot.record.fingerprint import fingerprint_of
 from hubbot.release.licence_texts import FOLDER, kept_licences
@@ -91,7 +90,7 @@ def joined(parts: Sequence[Part], variants: Sequence[str]) -> Record:
         first,
         hardware=_agreed([record.hardware for record in records]),
         calibration=next((record.calibration for record in records if record.calibration), None),
-        conversations=heard_together(record.conversations for record in records),
+        conversations=Conversations.together(record.conversations for record in records),
         variants=tuple(found),
         timings=_added([record.timings for record in records]),
         peak=Peak(**{name: _highest([getattr(peak, name) for peak in peaks]) for name in ("rss", "vram", "disk")}),

@@ -19,7 +19,6 @@ from hubbot.formats.names import parse_variants
 from hubbot.model import check_finite
 from hubbot.model.agreement import agreed
 from hubbot.model.own_tokenizer import load_tokenizer
-from hubbot.sweep.windows import Windows
 
 __all__ = ["allocate"]
 
@@ -44,8 +43,7 @@ def allocate(question: AllocateQuestion) -> AllocateAnswer:
     matrices = {matrix.tensor: matrix for mix in mixes.values() for matrix in mix}
     probes = Probes(grouped(matrices.values()))
     calibration = cut_calibration(question.text, load_tokenizer(facts.folder), facts, settings)
-    count = max(1, _TOKENS // calibration.length)
-    probing = Windows(tokens=calibration.tokens[:count], first_target=calibration.first_target[:count])
+    probing = calibration.only(slice(max(1, _TOKENS // calibration.length)))
     result = walk(
         facts,
         [probes],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -59,10 +58,12 @@ def make_together(question: MakeQuestion, devices: Sequence[str], make: MakeOn) 
     torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
     try:
         found = [make(questions[0], devices[0], group[0])]
-        return _joined(question, [*found, *(_heard(rank, answers[rank], processes[rank]) for rank in processes)])
+        found += filter(None, (_heard(rank, answers[rank], processes[rank]) for rank in processes))
+        return _joined(question, found)
     except (EOFError, ConnectionError):
+        group[0].close()  # so that nobody waits for this one
         for rank, process in processes.items():
-            _heard(rank, answers[rank], process)
+            _heard(rank, answers[rank], process)  # one of them tells why
         raise
     finally:
         os.sched_setaffinity(0, allowed)
@@ -103,20 +104,20 @@ def _of_rank(question: MakeQuestion, rank: int, hand: Sequence[Variant]) -> Make
 
 
 def _work(make: MakeOn, question: MakeQuestion, device: str, group: Exchange, end: Connection) -> None:
-    """What a further process does: its answer, or the error that kept it from one, goes back."""
+    """What a further process does: its answer goes back, or the error that kept it from one; None if that was another's."""
     try:
         with translated_shortages(question.work):
             end.send(make(question, device, group))
     except (EOFError, ConnectionError):
-        sys.exit(1)  # another one is gone, and tells why
+        end.send(None)
     except HubbotError as error:
         end.send(error)
 
 
-def _heard(rank: int, end: Connection, process: SpawnProcess) -> MakeAnswer:
+def _heard(rank: int, end: Connection, process: SpawnProcess) -> MakeAnswer | None:
     """The answer of a process. Raises its error, and HubbotError where it ended without a word."""
     with suppress(EOFError):
-        found: MakeAnswer | HubbotError = end.recv()
+        found: MakeAnswer | HubbotError | None = end.recv()
         if isinstance(found, HubbotError):
             raise found
         return found
@@ -137,13 +138,8 @@ def _joined(question: MakeQuestion, answers: Sequence[MakeAnswer]) -> MakeAnswer
         failed=_united([answer.failed for answer in answers]),
         seconds=max((answer.seconds for answer in answers), key=lambda steps: sum(steps.values())),
         references=_united([answer.references for answer in reversed(answers)]),
-        conversations=_heard_by_all([answer.conversations for answer in answers]),
+        conversations=Conversations.together(answer.conversations for answer in answers),
     )
-
-
-def _heard_by_all(found: Sequence[Conversations | None]) -> Conversations | None:
-    told = [each for each in found if each is not None]
-    return replace(told[0], scores=_united([each.scores for each in told])) if told else None
 
 
 def _united(found: Sequence[Mapping[str, V]]) -> dict[str, V]:

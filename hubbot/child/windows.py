@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -80,15 +81,7 @@ def conversations_record(text: Text | None, windows: Windows | None, found: Verd
     """What was measured on them, as the record has it."""
     if text is None or windows is None or found is None:
         return None
-    told = TextRecord(
-        dataset=text.name,
-        revision=text.revision,
-        sha256=windows.sha256,
-        windows=windows.count,
-        length=windows.length,
-        text_sha256=text.sha256,
-    )
-    return Conversations(text=told, base=found.base, scores=found.scores)
+    return Conversations(text=_record(text, windows), base=found.base, scores=found.scores)
 
 
 def calibration_record(
@@ -106,16 +99,8 @@ def calibration_record(
             "--force goes on and says so in the card."
         )
         raise BadText(msg)
-    return TextRecord(
-        dataset=text.name,
-        revision=text.revision,
-        sha256=calibration.sha256,
-        windows=calibration.count,
-        length=calibration.length,
-        seed=settings.calibration.seed,
-        overlap_forced=bool(overlaps),
-        text_sha256=text.sha256,
-    )
+    seed = settings.calibration.seed
+    return replace(_record(text, calibration), seed=seed, overlap_forced=bool(overlaps))
 
 
 def _overlaps(texts: Texts, calibration: Windows, evaluation: Windows | None) -> str:
@@ -129,12 +114,15 @@ def _overlaps(texts: Texts, calibration: Windows, evaluation: Windows | None) ->
 
 
 def evaluation_record(text: Text, evaluation: Windows, settings: Settings) -> TextRecord:
+    return replace(_record(text, evaluation), stride=settings.evaluation.stride or evaluation.length)
+
+
+def _record(text: Text, windows: Windows) -> TextRecord:
     return TextRecord(
         dataset=text.name,
         revision=text.revision,
-        sha256=evaluation.sha256,
-        windows=evaluation.count,
-        length=evaluation.length,
-        stride=settings.evaluation.stride or evaluation.length,
+        sha256=windows.sha256,
+        windows=windows.count,
+        length=windows.length,
         text_sha256=text.sha256,
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hubbot.child.messages import MakeAnswer
@@ -18,7 +17,7 @@ from hubbot.record.files import hashed
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 
-__all__ = ["heard_together", "recorded", "spent"]
+__all__ = ["recorded", "spent"]
 
 
 def recorded(
@@ -56,16 +55,9 @@ def recorded(
         peak=Peak(),
         chat_template=first.chat_template,
         special_tokens=first.special_tokens,
-        conversations=heard_together(sweep.conversations for sweep in sweeps),
+        conversations=Conversations.together(sweep.conversations for sweep in sweeps),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def heard_together(parts: Iterable[Conversations | None]) -> Conversations | None:
-    """What was measured on the same conversations, of other variants each time."""
-    heard = [part for part in parts if part]
-    scores = {name: score for part in heard for name, score in part.scores.items()}
-    return replace(heard[0], scores=scores) if heard else None
 
 
 def spent(stages: Mapping[str, float], sweeps: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -115,9 +115,10 @@ class Passage:
         collector = StatisticsCollector(linears, needs, self.model.device)
         with timed(self.progress.seconds, "calibration"):
             with collector.listening():
-                size = self._at_once(self._calibration)
-                for batch in self.streams.hidden["calibration"].split(size):  # type: ignore[no-untyped-call]
-                    self.model.reach_head(batch.flatten(0, 1).to(self.model.device), linears.values())
+                hidden, size = self.streams.hidden["calibration"], self._at_once(self._calibration)
+                for first in range(0, len(hidden), size):  # not once for a share without windows
+                    rows = hidden[first : first + size].flatten(0, 1)
+                    self.model.reach_head(rows.to(self.model.device), linears.values())
                     collector.next_batch()
             return collector.statistics(self._group)
 
@@ -138,9 +139,8 @@ class Passage:
         windows = self._evaluation
         with timed(self.progress.seconds, "base"):
             whole = self._home.empty((windows.count, windows.length, self.model.hidden_size)).zero_()
-            whole[windows.share(self._group.rank, self._group.size, self._at_once(windows))] = self.streams.hidden[
-                "base"
-            ]
+            share = windows.share(self._group.rank, self._group.size, self._at_once(windows))
+            whole[share] = self.streams.hidden["base"]
             self._group.all_reduce(whole)
             self.streams.hidden["base"] = whole
 
@@ -191,8 +191,7 @@ class Passage:
 
     def _share_of(self, windows: Windows) -> Windows:
         """What this process carries: whole batches, so that each is computed as one process alone would."""
-        share = windows.share(self._group.rank, self._group.size, self._at_once(windows))
-        return Windows(tokens=windows.tokens[share], first_target=windows.first_target[share])
+        return windows.only(windows.share(self._group.rank, self._group.size, self._at_once(windows)))
 
 
 def _relative_error(original: torch.Tensor, decoded: torch.Tensor) -> float:

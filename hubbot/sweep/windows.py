@@ -45,6 +45,10 @@ class Windows:
     def length(self) -> int:
         return int(self.tokens.shape[1])
 
+    def only(self, windows: slice) -> Windows:
+        """Some of the windows."""
+        return Windows(tokens=self.tokens[windows], first_target=self.first_target[windows])
+
     def share(self, rank: int, size: int, batch: int) -> slice:
         """The windows that one of `size` processes carries; cut between batches of so many windows."""
         batches = -(-self.count // batch)

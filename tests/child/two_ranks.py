@@ -21,6 +21,10 @@ def on_two_of_which_one_refuses(question: MakeQuestion) -> MakeAnswer:
     return make_together(question, TWO, _second_refuses)
 
 
+def on_three_of_which_the_last_refuses(question: MakeQuestion) -> MakeAnswer:
+    return make_together(question, [*TWO, "cpu"], _last_refuses)
+
+
 def on_two_of_which_one_dies(question: MakeQuestion) -> MakeAnswer:
     return make_together(question, TWO, _second_dies)
 
@@ -28,6 +32,12 @@ def on_two_of_which_one_dies(question: MakeQuestion) -> MakeAnswer:
 def _second_refuses(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAnswer:
     if group.rank:
         raise Unsupported("the second card's own reason")
+    return make_on(question, device, group)
+
+
+def _last_refuses(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAnswer:
+    if group.rank == 2:
+        raise Unsupported("the third card's own reason")
     return make_on(question, device, group)
 
 

@@ -11,6 +11,7 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.allocation import TYPES, Matrix, ggml_name
 from hubbot.formats.gguf.converter import Captured, TensorFact
+from hubbot.formats.gguf.imatrix import ImportanceEntry
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 
@@ -109,7 +110,9 @@ class Probes:
 
 
 def _importance(seen: InputStatistics | None) -> np.ndarray | None:
-    return None if seen is None else (seen.squares.float().cpu().numpy() / max(seen.tokens, 1)).astype(np.float32)
+    if seen is None:
+        return None
+    return ImportanceEntry(sums=seen.squares.float().cpu().numpy(), tokens=seen.tokens).vector()
 
 
 def rounded(rows: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
