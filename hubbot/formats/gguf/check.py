@@ -140,13 +140,17 @@ def _require_sound_build() -> None:
 
 
 def last_words(said: str) -> str:
-    """What a crashed program said was wrong: the lines that name a failure, without the stack that follows."""
+    """What a crashed program said was wrong: the lines that name a failure, in which function, without stack or folders."""
     lines = [line.strip() for line in said.splitlines()]
-    telling = [line for line in lines if _TELLING.search(line)]
     spoken = [line for line in lines if line and not _STACK.search(line)]
-    return "; ".join(dict.fromkeys(telling or spoken[-5:]))[:_LONGEST] or "it said nothing"
+    telling = [line for line in spoken if _TELLING.search(line)]
+    words = "; ".join(dict.fromkeys(_FOLDERS.sub("", line) for line in telling or spoken[-5:]))[:_LONGEST]
+    function = _ABORTED.search(said)
+    return (words or "it said nothing") + (f" (in {function[1]})" if function else "")
 
 
 _TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|what\(\)|Error:|error:|error loading|fatal|failed", re.IGNORECASE)
 _STACK = re.compile(r"^(#\d+|\[New LWP|\[Inferior|warning:|Using host|\[Thread)|\(\+0x|0x[0-9a-f]{8,}|^File \"")
+_ABORTED = re.compile(r"\bggml_abort\b.*\n#\d+ +(?:0x[0-9a-f]+ in )?([\w:~]+)")  # the frame that called it
+_FOLDERS = re.compile(r"(?<![\w./])(?!//)(?:~|\.\.?)?/(?:[^\s:;,'\"/]+/)+")  # of a path: the build's are no reader's
 _LONGEST = 600  # characters

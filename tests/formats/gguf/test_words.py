@@ -9,6 +9,9 @@ CRASH = """\
 [New LWP 4242]
 Using host libthread_db library "/lib/libthread_db.so.1".
 #0  0x00007f1d2c8f2c17 in wait4 () from /lib/libc.so.6
+#1  0x00007f1d2d0a27de in ggml_abort () from /build/bin/libggml-base.so.0
+#2  0x00007f1d2d4e58c1 in llm_graph_context::build_moe_ffn(ggml_tensor*, int) const () from /build/bin/libllama.so.0
+#3  0x00007f1d2d4e5ac9 in llama_fatal_frame () from /build/bin/libllama.so.0
 /build/bin/libggml-base.so.0(+0x1a2b3) [0x7f1d2d0a2b3c]
 """
 
@@ -22,8 +25,11 @@ def test_a_file_that_llama_cpp_refuses_is_told_with_its_own_words(tmp_path):
     assert "magic" in said
 
 
-def test_of_a_crash_the_assertion_is_kept_and_not_the_stack():
-    assert last_words(CRASH) == "/build/src/llama-model.cpp:1234: GGML_ASSERT(hparams.n_head() > 0) failed"
+def test_of_a_crash_the_assertion_and_its_function_are_kept_and_neither_the_stack_nor_the_folder_of_the_build():
+    said = "llama-model.cpp:1234: GGML_ASSERT(hparams.n_head() > 0) failed"
+    assert last_words(CRASH) == f"{said} (in llm_graph_context::build_moe_ffn)"
+    assert last_words(CRASH.splitlines()[0].replace("/build", "/home/someone/.cache/b-0.3")) == said
+    assert last_words("a/b: 1/2 failed, see https://example.org/help/me") == "a/b: 1/2 failed, see https://example.org/help/me"
 
 
 def test_a_crash_without_a_named_failure_keeps_what_was_said():
