@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 
 from hubbot.cards.escape import fence, inline, line, repo_id, shell
 from hubbot.cards.memory import context
-from hubbot.cards.python import QUESTION, START, python_lines
-from hubbot.cards.sight import PICTURE_QUESTION, seeing_files
+from hubbot.cards.python import PICTURE, PICTURE_QUESTION, QUESTION, START, python_lines
+from hubbot.cards.sight import seeing_files
 from hubbot.domain import Record, VariantRecord
 from hubbot.formats.gguf.naming import is_text
 from hubbot.model.architectures import sees_images
@@ -121,7 +121,10 @@ def _server(
     names = [shell(repo.revision(variant)) for variant, other in others if other == row]
     if names:
         yield f"# other variants: --revision {' or '.join(names[:_SHOWN])}"
-    yield _request(where, 30000 if row.runtime is Runtime.SGLANG else 8000, chat=chat)
+    sees = chat and sees_images(record.source.architecture)
+    if sees:
+        yield "# your picture in the place of the address:"
+    yield _request(where, 30000 if row.runtime is Runtime.SGLANG else 8000, chat=chat, sees=sees)
 
 
 def _request(model: str, port: int, *, chat: bool, sees: bool = False) -> str:
@@ -130,7 +133,7 @@ def _request(model: str, port: int, *, chat: bool, sees: bool = False) -> str:
     if chat:
         asked = {"messages": [{"role": "user", "content": QUESTION}]}
     if sees:
-        picture = {"type": "image_url", "image_url": {"url": "https://example.org/picture.jpg"}}
+        picture = {"type": "image_url", "image_url": {"url": PICTURE}}
         asked = {"messages": [{"role": "user", "content": [picture, {"type": "text", "text": PICTURE_QUESTION}]}]}
     path, body = "chat/completions" if chat or sees else "completions", {"model": model, **asked}
     return (

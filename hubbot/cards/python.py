@@ -9,10 +9,12 @@ from hubbot.cards.escape import line
 from hubbot.runtimes.layouts import Layout, layouts_of
 from hubbot.runtimes.table import Runtime, answer
 
-__all__ = ["QUESTION", "START", "python_lines"]
+__all__ = ["PICTURE", "PICTURE_QUESTION", "QUESTION", "START", "python_lines"]
 
 QUESTION = "Name the four seasons."
 START = "Once upon a time"
+PICTURE = "https://example.org/picture.jpg"
+PICTURE_QUESTION = "What is in this picture?"
 
 
 def python_lines(
@@ -22,6 +24,7 @@ def python_lines(
     also: Sequence[Layout] = (),
     chat: bool = False,
     sees: bool = False,
+    picture: str = PICTURE,
     revision: str = "main",
     revisions: Sequence[str] = (),
     new_tokens: int | None = None,
@@ -29,8 +32,11 @@ def python_lines(
     """Lines that load a variant and print what it says.
 
     name: Hub id or folder. also: as for `layouts_of`. chat: whether the model has a chat
-    template. sees: whether it reads images beside text. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
+    template. sees: whether it reads images beside text: where it has a chat template too, it is shown `picture`, an address
+    or a file. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
     """
+    shown = picture if sees and chat else None
+    reader = "AutoProcessor" if shown else "AutoTokenizer"
     alone = bool(also) and not answer(variant, Runtime.TRANSFORMERS, also).reads  # GPTQModel without transformers
     auto = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
     others = ", ".join(json.dumps(line(each, limit=96)) for each in revisions[:8])
@@ -38,13 +44,13 @@ def python_lines(
     branch = ", revision=revision" if named else ""
     choice = f"revision = {json.dumps(line(revision, limit=96))}{f'  # or {others}' if others else ''}"
     return [
-        *_imports(variant, auto, alone=alone),
+        *_imports(variant, auto, reader, alone=alone, sees=sees),
         "",
         f"name = {json.dumps(name)}",
         *([choice] if named else []),
-        f"tokenizer = AutoTokenizer.from_pretrained(name{branch})",
+        f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(name{branch})",
         f"model = {_loading(variant, auto, branch, alone=alone)}",
-        *(_chat(new_tokens or 200) if chat else _text(new_tokens or 50)),
+        *(_chat(new_tokens or 200, shown) if chat else _text(new_tokens or 50)),
     ]
 
 
@@ -62,13 +68,13 @@ def _config(variant: str) -> tuple[str, str] | None:
     return (found[0], found[1].format(bits=variant.removeprefix("gptq-")[:1])) if found else None
 
 
-def _imports(variant: str, auto: str, *, alone: bool) -> list[str]:
-    packages = answer(variant, Runtime.TRANSFORMERS).packages
+def _imports(variant: str, auto: str, reader: str, *, alone: bool, sees: bool) -> list[str]:
+    packages = answer(variant, Runtime.TRANSFORMERS).packages + (" pillow torchvision" if sees else "")
     compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
     install = f"# pip install transformers {packages}{compiler}"
     if alone:
-        return [install, "from gptqmodel import GPTQModel", "from transformers import AutoTokenizer"]
-    names = sorted([auto, "AutoTokenizer", *((config[0],) if (config := _config(variant)) else ())])
+        return [install, "from gptqmodel import GPTQModel", f"from transformers import {reader}"]
+    names = sorted([auto, reader, *((config[0],) if (config := _config(variant)) else ())])
     return [install, f"from transformers import {', '.join(names)}"]
 
 
@@ -80,14 +86,26 @@ def _loading(variant: str, auto: str, branch: str, *, alone: bool) -> str:
     return f'{auto}.from_pretrained(name{branch}, device_map="auto"{told})'
 
 
-def _chat(new_tokens: int) -> list[str]:
+def _chat(new_tokens: int, picture: str | None) -> list[str]:
+    """A question, about a picture where there is one."""
+    reader, tokenized, kept = (
+        ("processor", "tokenize=True, ", ", dtype=model.dtype") if picture else ("tokenizer", "", "")
+    )
+    if picture:
+        asked = [
+            f"picture = {json.dumps(picture)}  # an address or a file",
+            f'question = [{{"type": "image", "url": picture}}, {{"type": "text", "text": {json.dumps(PICTURE_QUESTION)}}}]',
+            'messages = [{"role": "user", "content": question}]',
+        ]
+    else:
+        asked = [f'messages = [{{"role": "user", "content": {json.dumps(QUESTION)}}}]']
     return [
-        f'messages = [{{"role": "user", "content": {json.dumps(QUESTION)}}}]',
-        "inputs = tokenizer.apply_chat_template(",
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-        ").to(model.device)",
+        *asked,
+        f"inputs = {reader}.apply_chat_template(",
+        f'    messages, add_generation_prompt=True, {tokenized}return_dict=True, return_tensors="pt"',
+        f").to(model.device{kept})",
         f"output = model.generate(**inputs, max_new_tokens={new_tokens})",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+        f'print({reader}.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
     ]
 
 

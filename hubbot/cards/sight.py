@@ -10,9 +10,7 @@ from hubbot.domain import File, VariantRecord
 from hubbot.formats.gguf.naming import VISION_KINDS, is_vision
 from hubbot.release.repos import Repo
 
-__all__ = ["PICTURE_QUESTION", "picture_said", "seeing_files", "seeing_table"]
-
-PICTURE_QUESTION = "What is in this picture?"
+__all__ = ["picture_said", "seeing_files", "seeing_table"]
 
 
 def seeing_files(variant: VariantRecord) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
 from hubbot.domain import Trial, VariantRecord
 from hubbot.formats import FAMILIES
+from hubbot.formats.images import draw_image
 from hubbot.model.architectures import sees_images
+from hubbot.model.config import read_values
 from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
 
@@ -43,6 +46,7 @@ _VLLM = {
 }
 _PATIENCE = 3600.0  # seconds for one folder
 _NEW_TOKENS = 8  # that the card's lines say here; loading is what may go wrong
+_ABSENT = "requires the Torchvision library"  # transformers' words; most image processors of a model that sees films too want it
 _ENDS_HERE = ("PYTHONPATH", "VIRTUAL_ENV")  # of hubbot's environment, not of another one
 
 
@@ -113,21 +117,35 @@ def _by_card(
     sees: bool,
     device: str,
 ) -> dict[str, Trial]:
-    requests = []
-    for name, folder in folders.items():
-        lines = python_lines(str(folder), name, also=also, chat=chat, sees=sees, new_tokens=_NEW_TOKENS)
-        code = "\n".join(lines)
-        requests.append({"code": code, "tokens": _tokens(texts[name])})
     command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
     seen = {} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
-    answers = _answers(command, requests, allowed() | seen)
+    with TemporaryDirectory() as place:
+        picture = _picture(next(iter(folders.values())), Path(place)) if sees else ""
+        requests = []
+        for name, folder in folders.items():
+            lines = python_lines(
+                str(folder), name, also=also, chat=chat, sees=sees, picture=picture, new_tokens=_NEW_TOKENS
+            )
+            requests.append({"code": "\n".join(lines), "tokens": _tokens(texts[name])})
+        answers = _answers(command, requests, allowed() | seen)
     trials = {}
     for name, found in zip(folders, answers, strict=True):
+        if _ABSENT in found.get("error", ""):
+            continue  # nothing was tried
         check = checked[name].load_check
         runtime, _, release = (check.runtime if check else "transformers").partition(" ")
         # what the load check has read is sound: where the lines fail, it is the runtime's own choice that fails
         trials[name] = _judged(runtime, release, texts[name], found, at_fault="fails")
     return trials
+
+
+def _picture(folder: Path, place: Path) -> str:
+    """The test image as a file."""
+    from PIL import Image
+
+    path = place / "picture.png"
+    Image.fromarray(draw_image(read_values(folder / "config.json"))).save(path)
+    return str(path)
 
 
 # --- vLLM -----------------------------------------------------------------------------------------------

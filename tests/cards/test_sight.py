@@ -1,11 +1,13 @@
 """What a card, a record and the gate make of the files that see images."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from hubbot.cards.card import render_card
 from hubbot.cards.memory import weight_file_bytes
+from hubbot.cards.python import python_lines
 from hubbot.domain import Family, File, ImageCheck, Record
 from hubbot.record.file import from_json, to_json
 from hubbot.release.gate import gate
@@ -51,6 +53,23 @@ def test_a_card_shows_a_picture_to_the_server_and_starts_it_from_files_too(text:
     assert "--mmproj mmproj-Testling-1B-F16.gguf" in text
     assert '"type": "image_url"' in text
     assert "/v1/chat/completions" in text
+
+
+def test_the_cards_of_folders_show_a_picture_to_vllm_and_to_the_models_own_processor() -> None:
+    made = seeing()
+    made = replace(made, source=replace(made.source, architecture="Gemma3ForConditionalGeneration"))
+    repos = [repo for repo in plan_repos(made, PublishSettings(namespace="test-press")) if repo.about.folder]
+    cards = [render_card(made, repo) for repo in repos]
+    assert len(cards) > 1
+    for card in cards:
+        [server] = re.findall(r"```sh\n([^`]*vllm serve.*?)```", card, re.DOTALL)
+        assert '"type": "image_url"' in server
+        assert "/v1/chat/completions" in server
+        for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+            assert "pillow torchvision" in code
+            assert "processor = AutoProcessor.from_pretrained(name" in code
+            assert '{"type": "image", "url": picture}' in code
+    assert "picture" not in python_lines("x", "bnb-nf4", sees=True)  # of a base model, which has no chat template
 
 
 def test_a_variants_size_is_that_of_its_text() -> None:

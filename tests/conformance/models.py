@@ -16,9 +16,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hubbot.demo.tokenizer import write_tokenizer
+from tests.conformance.seeing import PLANS, transpose_experts
 from tests.gpt2 import END_OF_TEXT, write_gpt2_tokenizer
 from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
-from tests.vision import VISION, make_vision
+from tests.vision import make_vision
 
 __all__ = ["BEYOND", "SEEING", "model_type_of", "write_tiny"]
 
@@ -105,7 +106,9 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10000},
     "cohere2": {"rope_theta": 10000.0},
     "phimoe": {"original_max_position_embeddings": CONTEXT},
+    "dots1": {"scoring_func": "sigmoid"},
     "exaone_moe": {"scoring_func": "sigmoid"},
+    "gemma4_text": {"global_head_dim": 64},
     "glm4_moe_lite": {"first_k_dense_replace": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hunyuan_v1_moe": {"moe_intermediate_size": [512, 512], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
@@ -117,7 +120,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "swa_num_key_value_heads": 2,
         "hybrid_layer_pattern": [0, 1],
     },
-    "minimax_m2": {"rotary_dim": 64},
+    "minimax_m2": {"rotary_dim": 64, "scoring_func": "sigmoid"},
     "stablelm": {"partial_rotary_factor": 0.25},
     "nemotron": {"partial_rotary_factor": 0.5},
     "phi": {"partial_rotary_factor": 0.5},
@@ -137,7 +140,9 @@ _TIED = frozenset(
 )
 
 # Keys of tokenizer_config.json beside GPT-2's.
-_TOKENIZERS = {"deepseek_v32": {"add_bos_token": True}}
+_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "deepseek_v32": {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}
+}
 
 # Special tokens that llama.cpp's converter looks up by name, and the number that it pads a vocabulary to a multiple of.
 _GLM = ["[gMASK]", "<|user|>", "<|observation|>"]
@@ -160,7 +165,7 @@ BEYOND = (
 
 
 # Class -> model type, of those that see images and that there is a tiny model of.
-SEEING = {MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind]: kind for kind in VISION}
+SEEING = {MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind]: kind for kind in PLANS}
 
 
 def model_type_of(architecture: str) -> str | None:
@@ -182,7 +187,9 @@ def _fields(model_type: str) -> frozenset[str]:
 def write_tiny(architecture: str, into: Path) -> Path:
     """Write it as a Hub folder, in bfloat16 with two layers or a few more, and return the folder."""
     if architecture in SEEING:
-        return make_vision(SEEING[architecture], into)
+        kind = SEEING[architecture]
+        folder = make_vision(kind, into, plan=PLANS[kind])
+        return transpose_experts(folder) if kind == "qwen3_vl_moe" else folder
     kind = model_type_of(architecture)
     assert kind, f"{architecture} has no configuration of text alone"
     into.mkdir(parents=True, exist_ok=True)

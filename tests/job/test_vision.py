@@ -1,6 +1,8 @@
 """Models that read text and images, whole jobs: the text part in every family, the part that sees images untouched."""
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,25 @@ def test_a_folder_keeps_the_class_the_processor_and_what_sees_images(
     assert embedding.kind is PartKind.EMBEDDING
     assert len(embedding.tensors) > 30  # the tower among them
     assert all(stored[tensor].equal(original[tensor]) for tensor in embedding.tensors)
+
+
+@pytest.mark.heavy
+def test_the_lines_of_the_card_show_a_folders_model_a_picture(model: Path, tmp_path: Path) -> None:
+    names = ["gptq-4bit-32g", "bnb-nf4"]
+    made = make(model, tmp_path, variants=",".join(names), evaluation__samples=False, check__card=True)
+    assert [(trial.verdict, trial.error) for one in made.variants for trial in one.trials] == [("agrees", None)] * 2
+    for card in (tmp_path / "out" / "cards").glob("*/README.md"):
+        for code in re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL):
+            assert "AutoProcessor" in code
+
+
+@pytest.mark.heavy
+def test_lines_that_want_a_library_which_is_not_there_were_not_tried(tmp_path: Path) -> None:
+    """Its processor sees films too."""
+    if find_spec("torchvision"):
+        pytest.skip("torchvision is there")
+    model = make_vision("qwen2_vl", tmp_path / "tiny-qwen")
+    made = make(model, tmp_path, variants="bnb-nf4", evaluation__samples=False, check__card=True)
+    [variant] = made.variants
+    assert variant.passed
+    assert variant.trials == ()

@@ -59,7 +59,10 @@ def _by_transformers(
 def _by_gptqmodel(folder: Path, device: str, dtype: torch.dtype | str) -> PreTrainedModel:  # noqa: ARG001
     """transformers takes the codes of a quantized head for an unquantized layer that is absent."""
     from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.models.auto import check_and_get_model_definition
 
+    # text alone is asked: what prepares images and videos may want torchvision, which is not hubbot's
+    check_and_get_model_definition(str(folder)).require_load_processor = False
     loaded = GPTQModel.load(str(folder), device=device, backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
     model: PreTrainedModel = loaded.model
     return model.eval()

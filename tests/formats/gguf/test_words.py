@@ -29,7 +29,10 @@ def test_of_a_crash_the_assertion_and_its_function_are_kept_and_neither_the_stac
     said = "llama-model.cpp:1234: GGML_ASSERT(hparams.n_head() > 0) failed"
     assert last_words(CRASH) == f"{said} (in llm_graph_context::build_moe_ffn)"
     assert last_words(CRASH.splitlines()[0].replace("/build", "/home/someone/.cache/b-0.3")) == said
-    assert last_words("a/b: 1/2 failed, see https://example.org/help/me") == "a/b: 1/2 failed, see https://example.org/help/me"
+    assert (
+        last_words("a/b: 1/2 failed, see https://example.org/help/me")
+        == "a/b: 1/2 failed, see https://example.org/help/me"
+    )
 
 
 def test_a_crash_without_a_named_failure_keeps_what_was_said():

@@ -1,0 +1,230 @@
+"""Models that see images which the table alone makes; those that the suite makes too are in `tests.vision`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from tests.vision import _HALF, _PATCHES, _QWEN, _SIGLIP, _TEXT, VISION, Vision
+
+__all__ = ["PLANS", "transpose_experts"]
+
+_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+_ROUTED: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+_DELTA: dict[str, Any] = {
+    "head_dim": 64,
+    "layer_types": ["linear_attention", "full_attention"],
+    **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 64),
+    **dict.fromkeys(["linear_num_key_heads", "linear_num_value_heads"], 4),
+}
+
+
+def _rotary(section: list[int], **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section, **more}}
+
+
+def _tower(**more: Any) -> dict[str, Any]:
+    """A vision tower as Qwen's configurations name its sizes."""
+    return {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 256, **more}
+
+
+_QWEN3: dict[str, Any] = {
+    "marks": _QWEN,
+    "preprocessor": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": 64 * 64, "longest_edge": 512 * 512},
+        **_PATCHES,
+        "patch_size": 16,
+    },
+    "processor": {"processor_class": "Qwen3VLProcessor"},
+    "chat": "<|vision_start|><|image_pad|><|vision_end|>",
+}
+_QWEN3_TOWER = _tower(patch_size=16, num_position_embeddings=64)
+_GLM: dict[str, Any] = {
+    "marks": {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+        "mask": "[gMASK]",
+        "user": "<|user|>",
+        "observation": "<|observation|>",
+    },
+    "preprocessor": {
+        "image_processor_type": "Glm4vImageProcessor",
+        "size": {"shortest_edge": 112 * 112, "longest_edge": 512 * 512},
+        **_PATCHES,
+    },
+    "processor": {"processor_class": "Glm4vProcessor"},
+    "chat": "<|begin_of_image|><|image|><|end_of_image|>",
+}
+_GLM_TOWER = _tower(patch_size=14, image_size=112)
+
+PLANS: dict[str, Vision] = VISION | {
+    "qwen3_vl_moe": Vision(
+        config="Qwen3VLMoeConfig",
+        text=_TEXT | _EXPERTS | {"head_dim": 64, "moe_intermediate_size": 512} | _rotary([12, 10, 10]),
+        vision=_QWEN3_TOWER | {"depth": 3, "deepstack_visual_indexes": [0]},
+        **_QWEN3,
+    ),
+    "qwen3_5": Vision(
+        config="Qwen3_5Config",
+        text=_TEXT | _DELTA | _rotary([3, 3, 2], partial_rotary_factor=0.25),
+        vision=_QWEN3_TOWER,
+        **_QWEN3,
+    ),
+    "qwen3_5_moe": Vision(
+        config="Qwen3_5MoeConfig",
+        text=_TEXT
+        | _EXPERTS
+        | _DELTA
+        | {"shared_expert_intermediate_size": 256}
+        | _rotary([3, 3, 2], partial_rotary_factor=0.25),
+        vision=_QWEN3_TOWER,
+        **_QWEN3,
+    ),
+    "glm4v": Vision(
+        config="Glm4vConfig",
+        text=_TEXT | {"head_dim": 64} | _rotary([4, 6, 6], partial_rotary_factor=0.5),
+        vision=_GLM_TOWER,
+        **_GLM,
+    ),
+    "glm4v_moe": Vision(
+        config="Glm4vMoeConfig",
+        text=_TEXT | _ROUTED | {"head_dim": 64} | _rotary([4, 6, 6], partial_rotary_factor=0.5),
+        vision=_GLM_TOWER,
+        **_GLM,
+    ),
+    "glm_ocr": Vision(
+        config="GlmOcrConfig",
+        text=_TEXT | {"head_dim": 64} | _rotary([8, 12, 12], partial_rotary_factor=1.0),
+        vision=_GLM_TOWER,
+        **_GLM,
+    ),
+    "exaone4_5": Vision(
+        config="Exaone4_5_Config",
+        text=_TEXT | {"model_type": "exaone4", "num_hidden_layers": 4, "head_dim": 64, "sliding_window": 64},
+        vision=_tower(
+            depth=4, patch_size=14, num_key_value_heads=1, window_size=112, fullatt_block_indexes=[1, 3]
+        ),
+        marks={"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "begin": "<vision>", "end": "</vision>"},
+        preprocessor={
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": 56 * 56,
+            "max_pixels": 448 * 448,
+            **_PATCHES,
+        },
+        processor={"processor_class": "Exaone4_5_Processor"},
+        chat="<vision><|image_pad|></vision>",
+    ),
+    "gemma4": Vision(
+        config="Gemma4Config",
+        text=_TEXT
+        | {"num_hidden_layers": 6, "head_dim": 64, "global_head_dim": 64, "hidden_size_per_layer_input": 0, "sliding_window": 64},
+        vision=_SIGLIP
+        | {"num_key_value_heads": 2, "head_dim": 32, "patch_size": 16, "pooling_kernel_size": 3, "position_embedding_size": 128},
+        values={"audio_config": None},
+        marks={
+            "image_token_id": "<|image|>",
+            "boi_token_id": "<|image>",
+            "eoi_token_id": "<image|>",
+            "video_token_id": "<|video|>",
+        },
+        preprocessor={"image_processor_type": "Gemma4ImageProcessor", "patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 70},
+        processor={"processor_class": "Gemma4Processor"},
+        bytes_vocabulary=False,
+        chat="<|image|>",
+    ),
+    "llama4": Vision(
+        config="Llama4Config",
+        text=_TEXT
+        | {"num_hidden_layers": 4, "head_dim": 64, "intermediate_size_mlp": 512, "num_local_experts": 4, "num_experts_per_tok": 1},
+        vision=_SIGLIP
+        | {"image_size": 112, "patch_size": 14, "intermediate_size": 256, "pixel_shuffle_ratio": 0.5}
+        | dict.fromkeys(["vision_output_dim", "projector_input_dim", "projector_output_dim"], 128),
+        marks={"image_token_index": "<|patch|>", "boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>", "image": "<|image|>"},
+        preprocessor={"image_processor_type": "Llama4ImageProcessor", "size": {"height": 112, "width": 112}, "max_patches": 1, **_HALF},
+        processor={"processor_class": "Llama4Processor", "patch_size": 14},
+        chat="<|image|>",
+    ),
+    "paddleocr_vl": Vision(
+        config="PaddleOCRVLConfig",
+        text=_TEXT | {"head_dim": 64} | _rotary([8, 12, 12]),
+        vision=_SIGLIP | {"image_size": 112, "patch_size": 14},
+        marks={
+            "image_token_id": "<|IMAGE_PLACEHOLDER|>",
+            "video_token_id": "<|video_pad|>",
+            "vision_start_token_id": "<|IMAGE_START|>",
+            "vision_end_token_id": "<|IMAGE_END|>",
+        },
+        preprocessor={
+            "image_processor_type": "PaddleOCRVLImageProcessor",
+            "min_pixels": 56 * 56,
+            "max_pixels": 448 * 448,
+            **_HALF,
+            "patch_size": 14,
+            "temporal_patch_size": 1,
+            "merge_size": 2,
+        },
+        processor={"processor_class": "PaddleOCRVLProcessor"},
+        bytes_vocabulary=False,
+        space_prefix=True,
+        chat="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+    ),
+    "hunyuan_vl": Vision(
+        config="HunYuanVLConfig",
+        text=_TEXT | {"head_dim": 64} | _rotary([8, 8, 8, 8], rope_type="dynamic", alpha=1000.0, factor=1.0),
+        vision=_SIGLIP
+        | {"patch_size": 16, "out_hidden_size": 256, "text_hidden_size": 256, "img_max_token_num": 64, "max_image_size": 512},
+        marks={
+            "image_token_id": "<img>",
+            "image_start": "<im_start>",
+            "image_end": "<im_end>",
+            "image_newline": "<im_newline>",
+        },
+        preprocessor={
+            "image_processor_type": "HunYuanVLImageProcessor",
+            "min_pixels": 64 * 64,
+            "max_pixels": 512 * 512,
+            **_HALF,
+            "patch_size": 16,
+            "temporal_patch_size": 1,
+            "merge_size": 2,
+        },
+        processor={"processor_class": "HunYuanVLProcessor"},
+        chat="<im_start><img><im_end>",
+    ),
+    "minicpmv4_6": Vision(
+        config="MiniCPMV4_6Config",
+        text=_TEXT | _DELTA | {"model_type": "qwen3_5_text"} | _rotary([3, 3, 2], partial_rotary_factor=0.25),
+        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "insert_layer_id": 0},
+        values={"insert_layer_id": 0, "image_size": 112},
+        marks={"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "begin": "<image>", "end": "</image>"},
+        preprocessor={"image_processor_type": "MiniCPMV4_6ImageProcessor", "max_slice_nums": 1, "scale_resolution": 112, "patch_size": 14, **_HALF},
+        processor={"processor_class": "MiniCPMV4_6Processor"},
+        chat="<image><|image_pad|></image>",
+    ),
+    "janus": Vision(
+        config="JanusConfig",
+        text=_TEXT | {"model_type": "llama", "head_dim": 64},
+        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "mlp_ratio": 2.0, "projection_dim": 256, "num_image_tokens": 64},
+        values={"vq_config": {"base_channels": 32, "num_embeddings": 64, "latent_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 8, "projection_dim": 256, "image_token_embed_dim": 256}},
+        marks={"image_token_id": "<image_placeholder>", "begin": "<begin_of_image>", "end": "<end_of_image>"},
+        preprocessor={"image_processor_type": "JanusImageProcessor", "size": {"height": 112, "width": 112}, "min_size": 14, **_HALF},
+        processor={"processor_class": "JanusProcessor"},
+        chat="<begin_of_image><image_placeholder><end_of_image>",
+    ),
+}  # fmt: skip
+
+
+def transpose_experts(folder: Path) -> Path:
+    """Inputs before outputs, as Qwen3-VL's checkpoints on the Hub; transformers reads both and saves the other."""
+    [path] = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    turned = {name: value.mT.contiguous() for name, value in tensors.items() if ".experts." in name}
+    save_file(tensors | turned, path, metadata={"format": "pt"})
+    return folder
