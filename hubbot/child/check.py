@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -21,10 +21,12 @@ from hubbot.cards.prompt import prompt_format
 from hubbot.child.device import settle_device
 from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
+from hubbot.child.side_by_side import side_by_side
 from hubbot.child.trials import try_as_users
 from hubbot.domain import LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
+from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import is_vision
 from hubbot.formats.protocol import Reading
 from hubbot.model import read_facts
@@ -39,6 +41,7 @@ __all__ = ["check"]
 
 _NOTE = 1_000  # characters
 _SPACED = "its runtime reads a blank behind every special token, where the source's tokenizer reads none"
+_CORES = 4  # of a file that is read beside others
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
@@ -47,56 +50,92 @@ def check(question: CheckQuestion) -> CheckAnswer:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     original = _Original(question.source, question.settings, question.work)
-    checked = {}
+    device = settle_device(question.settings.device)
     with log.progress("load check", len(question.variants), "variants") as advance:
-        for variant in question.variants:
-            checked[variant.name] = _checked(variant, question, original)
-            advance(1)
-    _let_go()
-    tried = try_as_users(
-        question, checked, chat=bool(original.chat.prompt), device=settle_device(question.settings.device)
-    )
-    return CheckAnswer(checked={name: _with(one, tried[name]) for name, one in checked.items()})
+        read = _read_all(question, original, device, advance)
+    checked = {one.name: _with_speed(one, read[one.name], question, device) for one in question.variants}
+    return CheckAnswer(checked=checked)
 
 
-def _with(checked: Checked, trials: Sequence[Trial]) -> Checked:
+def _read_all(
+    question: CheckQuestion, original: _Original, device: str, advance: Callable[[int], None]
+) -> dict[str, Checked]:
+    """Files whose runtime has a process of its own are read side by side on the CPU, folders here, one after another.
+
+    Both at the same time where the folders lie on a card: they hardly meet.
+    """
+    apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
+    here = [one for one in question.variants if one not in apart]
+    checked = {}
+
+    def read(variant: VariantRecord) -> Reading:
+        return _read(variant, question, original, device)
+
+    def keep(variant: VariantRecord, reading: Reading) -> None:
+        checked[variant.name] = _judged(variant, reading, question, original)
+        advance(1)
+
+    def read_here() -> None:
+        for variant in here:
+            _let_go()
+            with _aside(question.work / "load-check.log"):
+                reading = read(variant)
+            keep(variant, reading)
+        _let_go()
+        tried = try_as_users(question, checked, chat=bool(original.chat.prompt), device=device)
+        checked.update({name: _with_trials(checked[name], trials) for name, trials in tried.items()})
+
+    if not device.startswith("cuda"):
+        read_here()
+    with side_by_side(read, apart, _at_once(apart)) as readings:
+        if device.startswith("cuda"):
+            read_here()
+        for variant, reading in readings:
+            keep(variant, reading)
+    return checked
+
+
+def _at_once(variants: Sequence[VariantRecord]) -> int:
+    """How many files are read at the same time: four cores for each, and all of them in memory."""
+    largest = max((sum(file.size for file in one.files) for one in variants), default=0)
+    room = int(psutil.virtual_memory().available / max(1.3 * largest, 1))
+    return max(1, min(cores() // _CORES, room, len(variants)))
+
+
+def _with_trials(checked: Checked, trials: Sequence[Trial]) -> Checked:
     """What came of loading it as users do, with a note where a runtime fails that is not the files' fault."""
     notes = (f"{one.runtime} {one.release} fails here: {one.error}"[:_NOTE] for one in trials if one.verdict == "fails")
     return replace(checked, trials=tuple(trials), notes=(*checked.notes, *notes))
 
 
-def _checked(variant: VariantRecord, question: CheckQuestion, original: _Original) -> Checked:
-    settings = question.settings
-    paths = [question.out / file.path for file in variant.files]
-    _let_go()
-    device = _device_for(paths, settle_device(settings.device))
-    with _aside(question.work / "load-check.log"):
-        reading = FAMILIES[variant.family].read(
-            paths,
-            question.references.get(variant.name),
-            prompts=original.prompts,
-            new_tokens=samples.NEW_TOKENS,
-            chat=original.chat,
-            device=device,
-        )
-    check, notes = original.compared(reading)
-    variant = replace(variant, load_check=check, notes=(*variant.notes, *notes))
-    if reading.check.loaded and any(is_vision(path.name) for path in paths):
-        with _aside(question.work / "load-check.log"):
-            variant = replace(variant, images=original.gallery.show(paths))
-    if original.said and reading.check.loaded:
-        found = samples.compare(original.tokenizer, original.said, reading.continuations)
-        variant = replace(variant, samples=found)
-    if settings.benchmark and reading.check.loaded:
-        _let_go()
-        variant = _timed(variant, paths, device, question.source.context_length)
-    return Checked(
-        load_check=variant.load_check,
-        samples=variant.samples,
-        speed=variant.speed,
-        notes=variant.notes,
-        images=variant.images,
+def _read(variant: VariantRecord, question: CheckQuestion, original: _Original, device: str) -> Reading:
+    paths = _paths(variant, question)
+    return FAMILIES[variant.family].read(
+        paths,
+        question.references.get(variant.name),
+        prompts=original.prompts,
+        new_tokens=samples.NEW_TOKENS,
+        chat=original.chat,
+        device=_device_for(paths, device),
     )
+
+
+def _judged(variant: VariantRecord, reading: Reading, question: CheckQuestion, original: _Original) -> Checked:
+    """What is said of a variant for what its runtime read; an image is shown to one that sees."""
+    check, notes = original.compared(reading)
+    checked = Checked(load_check=check, samples=variant.samples, speed=variant.speed, notes=(*variant.notes, *notes))
+    paths = _paths(variant, question)
+    if check.loaded and any(is_vision(path.name) for path in paths):
+        with _aside(question.work / "load-check.log"):
+            checked = replace(checked, images=original.gallery.show(paths))
+    if check.loaded and original.said:
+        found = samples.compare(original.tokenizer, original.said, reading.continuations)
+        checked = replace(checked, samples=found)
+    return checked
+
+
+def _paths(variant: VariantRecord, question: CheckQuestion) -> list[Path]:
+    return [question.out / file.path for file in variant.files]
 
 
 def _let_go() -> None:
@@ -107,8 +146,9 @@ def _let_go() -> None:
 
 def _device_for(paths: Sequence[Path], device: str) -> str:
     """The asked device; the CPU where a GPU's memory does not hold a variant whole."""
-    weights = sum(path.stat().st_size for path in paths)
-    return device if _fits(weights, device) or not device.startswith("cuda") else "cpu"
+    if not device.startswith("cuda"):
+        return device
+    return device if _fits(sum(path.stat().st_size for path in paths), device) else "cpu"
 
 
 @contextmanager
@@ -183,14 +223,19 @@ def _fits(weight_bytes: int, device: str) -> bool:
     return bool(weight_bytes * 2.6 < psutil.virtual_memory().available)  # float32
 
 
-def _timed(variant: VariantRecord, paths: Sequence[Path], device: str, context: int | None) -> VariantRecord:
-    """The variant with its speed; where its runtime fails at that, with a note that says so."""
+def _with_speed(variant: VariantRecord, checked: Checked, question: CheckQuestion, device: str) -> Checked:
+    """With its speed where that is asked for; where its runtime fails at it, with a note that says so."""
+    if not (question.settings.benchmark and checked.load_check and checked.load_check.loaded):
+        return checked
+    _let_go()
+    context = question.source.context_length
     generated = min(_GENERATED_TOKENS, (context or sys.maxsize) // 4)
     prompt = min(_PROMPT_TOKENS, (context or sys.maxsize) - generated - 1)
+    paths = _paths(variant, question)
     try:
         speed = FAMILIES[variant.family].measure_speed(
-            paths, prompt_tokens=prompt, generated_tokens=generated, device=device
+            paths, prompt_tokens=prompt, generated_tokens=generated, device=_device_for(paths, device)
         )
     except ToolMissing as error:
-        return replace(variant, notes=(*variant.notes, f"speed was not measured: {error}"))
-    return replace(variant, speed=speed)
+        return replace(checked, notes=(*checked.notes, f"speed was not measured: {error}"))
+    return replace(checked, speed=speed)

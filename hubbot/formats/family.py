@@ -47,6 +47,7 @@ class About:
     section: str | None  # of the settings: all of it shapes the bytes
     weights: str  # suffix of the files that hold weights
     folder: bool  # a variant is a whole folder: merged from parts, loaded whole, a branch of its own on the Hub
+    apart: bool  # its runtime reads in a process of its own, on the CPU
     library: Literal["gguf", "transformers"]  # the Hub's name for what loads it
     packages: tuple[str, ...] = ()  # of its own, which encode or read it: the record names their versions
 

@@ -1,13 +1,17 @@
 """Where a variant is read back, and what a benchmark that fails costs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hubbot.child import check as checks
+from hubbot.child.messages import Checked, CheckQuestion
+from hubbot.domain import LoadCheck
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES
+from hubbot.settings import load_settings
 from tests.records import record
 
 
@@ -21,18 +25,27 @@ def test_a_variant_that_the_gpu_cannot_hold_is_read_on_the_cpu(tmp_path: Path, m
     assert checks._device_for([file], "cpu") == "cpu"
 
 
-def test_a_benchmark_that_fails_is_a_note_and_asks_for_no_more_than_the_context(monkeypatch: pytest.MonkeyPatch):
+def test_a_benchmark_that_fails_is_a_note_and_asks_for_no_more_than_the_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     asked = []
 
     def broken(paths, *, prompt_tokens, generated_tokens, device):
         asked.append(prompt_tokens + generated_tokens)
         raise ToolMissing("the runtime fell over. Load it by hand.")
 
-    variant = record().variants[0]
+    made = record()
+    variant = replace(made.variants[0], load_check=LoadCheck(runtime="any 1.0", loaded=True))
     monkeypatch.setattr(FAMILIES[variant.family], "measure_speed", broken)
+    read = Checked(load_check=variant.load_check, samples=(), speed=None, notes=("said before",))
     for context in (None, 128):
-        timed = checks._timed(variant, [], "cpu", context)
-        assert timed.speed == variant.speed
-        assert timed.notes == (*variant.notes, "speed was not measured: the runtime fell over. Load it by hand.")
+        source = replace(made.source, context_length=context)
+        settings = load_settings(None, {"benchmark": True})
+        question = CheckQuestion(
+            source=source, settings=settings, work=tmp_path, out=tmp_path, variants=(), references={}
+        )
+        timed = checks._with_speed(variant, read, question, "cpu")
+        assert timed.speed is None
+        assert timed.notes == ("said before", "speed was not measured: the runtime fell over. Load it by hand.")
     assert asked[0] == 512 + 64
     assert asked[1] < 128

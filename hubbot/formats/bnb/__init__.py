@@ -30,6 +30,7 @@ ABOUT = About(
     section="bnb",
     weights=".safetensors",
     folder=True,
+    apart=False,
     library="transformers",
     packages=("bitsandbytes",),
 )

@@ -42,6 +42,7 @@ ABOUT = About(
     section="gguf",
     weights=".gguf",
     folder=False,
+    apart=True,
     library="gguf",
 )
 

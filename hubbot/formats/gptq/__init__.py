@@ -28,6 +28,7 @@ ABOUT = About(
     section="gptq",
     weights=".safetensors",
     folder=True,
+    apart=False,
     library="transformers",
     packages=("gptqmodel",),
 )

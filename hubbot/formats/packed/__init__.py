@@ -41,6 +41,7 @@ ABOUT = About(
     section="gptq",
     weights=".safetensors",
     folder=True,
+    apart=False,
     library="transformers",
     packages=("compressed-tensors",),
 )

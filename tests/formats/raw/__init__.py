@@ -24,6 +24,7 @@ ABOUT = About(
     section=None,
     weights=".safetensors",
     folder=True,
+    apart=False,
     library="transformers",
     packages=("numpy",),
 )

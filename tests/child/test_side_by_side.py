@@ -1,0 +1,38 @@
+"""Tasks that run beside each other: their cores, their answers, and one that fails."""
+
+import os
+from threading import Barrier, Event
+
+import pytest
+
+from hubbot.child.side_by_side import side_by_side
+
+
+def test_tasks_run_at_the_same_time_each_on_cores_of_its_own():
+    met, before = Barrier(2), os.sched_getaffinity(0)
+
+    def meet(task: str) -> set[int]:
+        met.wait(20)  # seconds; passes only where both are under way
+        return os.sched_getaffinity(0)
+
+    with side_by_side(meet, ["a", "b"], 2) as answers:
+        cores = dict(answers)
+    assert cores.keys() == {"a", "b"}
+    assert cores["a"] | cores["b"] == before
+    assert len(before) == 1 or not cores["a"] & cores["b"]
+    assert os.sched_getaffinity(0) == before
+
+
+def test_what_a_task_raises_is_raised_and_those_that_wait_are_given_up():
+    begun, failed = [], Event()
+
+    def work(task: int) -> None:
+        begun.append(task)
+        if task == 0:
+            failed.set()
+            raise ValueError("the first one fails")
+        failed.wait(20)
+
+    with pytest.raises(ValueError, match="the first one fails"), side_by_side(work, range(50), 1) as answers:
+        next(answers)
+    assert len(begun) < 50
