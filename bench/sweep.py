@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -58,7 +61,10 @@ def build(folder: Path, *, hidden: int, intermediate: int, layers: int, vocabula
         max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    ):  # draws faster; the process and its memory end here
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -100,7 +106,10 @@ def main() -> None:
             texts=texts if asked.windows else replace(texts, evaluation=None),
         )
         start = time.monotonic()
-        with PeakMeter(work, device=asked.device) as meter, told_by_part() if asked.parts else nullcontext():
+        with (
+            PeakMeter(work, device=asked.device) as meter,
+            told_by_part(asked.device) if asked.parts else nullcontext(),
+        ):
             answer = make(question)
         seconds = time.monotonic() - start
         report(asked, answer, weights, seconds, meter.peak)
@@ -110,16 +119,27 @@ def main() -> None:
 
 
 @contextmanager
-def told_by_part() -> Iterator[None]:
-    """Print what every part of the model took, step by step."""
+def told_by_part(device: str) -> Iterator[None]:
+    """Print what every part of the model took, step by step; at the end medians over all blocks but the first.
+
+    On a card also the share of these blocks' time in which it ran a kernel, by the driver's own counter (NVML's utilization).
+    """
     plain = _Walk._step
+    blocks: list[dict[str, float]] = []
+    busy: list[int] = []
 
     def step(walk: _Walk, part: Part) -> list[Verdicts]:
         before, start = dict(walk.progress.seconds), time.monotonic()
-        verdicts = plain(walk, part)
+        warm = part.kind is PartKind.BLOCK and bool(blocks)
+        with watched(device, busy) if warm else nullcontext():
+            verdicts = plain(walk, part)
         spent = {name: seconds - before.get(name, 0.0) for name, seconds in walk.progress.seconds.items()}
-        steps = ", ".join(f"{name} {seconds:.3f}" for name, seconds in spent.items() if seconds > 0)
-        print(f"{part.name}: {time.monotonic() - start:.2f} s ({steps})", flush=True)
+        spent = {name: seconds for name, seconds in spent.items() if seconds > 0}
+        whole = time.monotonic() - start
+        steps = ", ".join(f"{name} {seconds:.3f}" for name, seconds in spent.items())
+        print(f"{part.name}: {whole:.2f} s ({steps})", flush=True)
+        if part.kind is PartKind.BLOCK:
+            blocks.append({"the whole block": whole} | spent)
         return verdicts
 
     _Walk._step = step  # type: ignore[method-assign, assignment]
@@ -127,6 +147,33 @@ def told_by_part() -> Iterator[None]:
         yield
     finally:
         _Walk._step = plain  # type: ignore[method-assign, assignment]
+    for name in dict.fromkeys(itertools.chain(*blocks[1:])):
+        print(
+            f"  median of {len(blocks) - 1}: {statistics.median(one.get(name, 0.0) for one in blocks[1:]):.3f} s {name}"
+        )
+    if busy:
+        print(f"  the card was busy {statistics.mean(busy):.0f} % of the time, by {len(busy)} readings")
+
+
+@contextmanager
+def watched(device: str, busy: list[int]) -> Iterator[None]:
+    """Read ten times a second how much of the last moment the card was running kernels, in percent."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.1):
+            busy.append(torch.cuda.utilization(device if ":" in device else 0))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reader.join()
 
 
 def write_texts(into: Path) -> Texts:
