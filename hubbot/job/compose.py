@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hubbot.child.messages import MakeAnswer
@@ -80,12 +81,14 @@ def spent(stages: Mapping[str, float], sweeps: Sequence[Mapping[str, float]]) ->
 
 
 def _made(sweep: MakeAnswer, out: Path) -> Iterator[VariantRecord]:
+    with ThreadPoolExecutor() as pool:  # each variant's hashes at once
+        files = {name: pool.submit(hashed, made.paths, out) for name, made in sweep.made.items()}
     for name, made in sweep.made.items():
         yield VariantRecord(
             name=name,
             family=parse_variant(name).family,
             status=Status.PASSED,
-            files=tuple(hashed(made.paths, out)),
+            files=tuple(files[name].result()),
             bits_per_weight=made.bits_per_weight,
             score=made.score,
             seconds=made.seconds,

@@ -125,9 +125,10 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
         for work, variants in _sweeps(job, source, texts, survey.plan).items():
             with clock.stage("sweep"):
                 made.append(_sweep(job, call, source, texts, variants, work))
-        record = recorded(
-            made, survey.plan.failed, source=source, settings=job.settings, command=job.command, out=job.out
-        )
+        with clock.stage("hash"):
+            record = recorded(
+                made, survey.plan.failed, source=source, settings=job.settings, command=job.command, out=job.out
+            )
         with clock.stage("load check"):
             record = _checked(job, call, record, made)
     record = replace(record, peak=meter.peak, timings=spent(clock.seconds, [sweep.seconds for sweep in made]))
