@@ -8,8 +8,8 @@ one group a block have no whole scale (it is 1), and those without minimums none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,16 @@ class Blocks:
     scale: Whole
     minimum: Whole
     steps: Whole
+
+    @classmethod
+    def together(cls, pieces: Sequence[Blocks]) -> Blocks:
+        """Rows one below another."""
+        return cls(**{one.name: np.concatenate([getattr(piece, one.name) for piece in pieces]) for one in fields(cls)})
+
+    def split(self, count: int) -> list[Blocks]:
+        """Rows in so many pieces."""
+        parts = {one.name: np.array_split(getattr(self, one.name), count) for one in fields(self)}
+        return [Blocks(**{name: pieces[number] for name, pieces in parts.items()}) for number in range(count)]
 
 
 class _Numbers(NamedTuple):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from hubbot.formats.gguf.blocks import Blocks, Layout
 from hubbot.formats.gptq.groups import subtract_product
+from hubbot.kernels import kernels_on
 
 __all__ = ["NEIGHBOURS", "PARTS", "State", "inverse", "refined"]
 
@@ -34,14 +34,14 @@ class State:
 
     @classmethod
     def of(cls, blocks: Blocks, layout: Layout, device: torch.device) -> State:
-        parts = (getattr(blocks, name) for name in PARTS)
-        floats = (np.ascontiguousarray(part.T, dtype=np.float32) for part in parts)
-        return cls(layout, *(torch.from_numpy(part).to(device) for part in floats))
+        parts = (torch.from_numpy(getattr(blocks, name)).to(device) for name in PARTS)
+        return cls(layout, *(part.t().to(torch.float32).contiguous() for part in parts))
 
     def blocks(self) -> Blocks:
-        d, dmin, *whole = (getattr(self, name).t().contiguous().cpu().numpy() for name in PARTS)
-        scale, minimum, steps = (part.astype(np.int16) for part in whole)
-        return Blocks(d=d, dmin=dmin, scale=scale, minimum=minimum, steps=steps)
+        d, dmin, *whole = (getattr(self, name).t() for name in PARTS)
+        scale, minimum, steps = (part.to(torch.int16) for part in whole)
+        parts = (part.contiguous().cpu().numpy() for part in (d, dmin, scale, minimum, steps))
+        return Blocks(**dict(zip(PARTS, parts, strict=True)))
 
     @property
     def groups(self) -> int:
@@ -90,6 +90,14 @@ def refined(wanted: torch.Tensor, state: State, hessian: torch.Tensor, sweeps: i
 
 
 def _refine_block(own: State, hessian: torch.Tensor, left: torch.Tensor) -> None:
+    """The parts of a block change in place. `left` is used up."""
+    if kernels := kernels_on(left, "blocks"):
+        parts = (getattr(own, name) for name in PARTS)
+        layout = own.layout
+        kernels.refine_block(
+            *parts, hessian, left, group=layout.group, ranges=(layout.steps, layout.scales, layout.minimums)
+        )
+        return
     if own.layout.scales != (1, 1):
         _refit_groups(own, hessian, left)
     _refit_block(own, hessian, left)
