@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -30,6 +29,7 @@ from hubbot.model.finite import Large
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.references import References
+from hubbot.sweep.streams import timed
 from hubbot.sweep.walk import SweepResult
 
 __all__ = ["make", "make_on"]
@@ -46,26 +46,31 @@ def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAn
     if device.startswith("cuda"):
         torch.cuda.set_device(torch.device(device))
     settings, texts = question.settings, question.texts
-    facts = agreed(facts_of(question.source, settings, question.work))
-    checking, large = _check_weights(facts)
-    variants = parse_variants(",".join(question.variants))
-    overflows = overflows_of(variants, question.source, facts, question.work / "large", settings, large)
-    tokenizer = load_tokenizer(facts.folder)
-    calibration = cut_calibration(texts.calibration, tokenizer, facts, settings) if texts.calibration else None
-    evaluation = cut_evaluation(texts.evaluation, tokenizer, facts, settings) if texts.evaluation else None
-    spoken = cut_conversations(texts.conversations, tokenizer, facts, settings) if texts.conversations else None
-    text = calibration_record(texts, calibration, evaluation, settings)
-    formats = open_formats(
-        variants=[variant for variant in variants if variant.name not in overflows],
-        source=question.source,
-        facts=facts,
-        work=question.work / "files",
-        out=question.out,
-        settings=settings,
-        calibration=text,
-        decoded=evaluation is not None,
-        device=device,
-    )
+    seconds: dict[str, float] = {}
+    with timed(seconds, "read the model"):
+        facts = agreed(facts_of(question.source, settings, question.work))
+        tokenizer = load_tokenizer(facts.folder)
+    with timed(seconds, "check weights"):
+        large = check_finite(facts.folder, facts)
+        variants = parse_variants(",".join(question.variants))
+        overflows = overflows_of(variants, question.source, facts, question.work / "large", settings, large)
+    with timed(seconds, "cut texts"):
+        calibration = cut_calibration(texts.calibration, tokenizer, facts, settings) if texts.calibration else None
+        evaluation = cut_evaluation(texts.evaluation, tokenizer, facts, settings) if texts.evaluation else None
+        spoken = cut_conversations(texts.conversations, tokenizer, facts, settings) if texts.conversations else None
+        text = calibration_record(texts, calibration, evaluation, settings)
+    with timed(seconds, "open files"):
+        formats = open_formats(
+            variants=[variant for variant in variants if variant.name not in overflows],
+            source=question.source,
+            facts=facts,
+            work=question.work / "files",
+            out=question.out,
+            settings=settings,
+            calibration=text,
+            decoded=evaluation is not None,
+            device=device,
+        )
     references = References(evaluation) if evaluation else None
     result = walk(
         facts,
@@ -87,20 +92,13 @@ def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAn
         conversations=conversations_record(texts.conversations, spoken, result.conversations),
         made={name: _made(name, files, result, facts, large) for name, files in result.files.items()},
         failed={**overflows, **result.failed},
-        seconds={"check weights": checking} | result.seconds,
+        seconds=seconds | result.seconds,
         references=references.save(question.work / "references") if references else {},
         chat_template=facts.chat_template,
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         experts=result.experts,
         tokenizer=tokenizer_digest(read_chat(facts.folder, tokenizer).tokens.text),
     )
-
-
-def _check_weights(facts: ModelFacts) -> tuple[float, dict[str, Large]]:
-    """Seconds that it took to see that every weight is a number, and the tensors beyond float16. Raises SourceRefused."""
-    start = time.monotonic()
-    large = check_finite(facts.folder, facts)
-    return time.monotonic() - start, large
 
 
 def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts, large: Mapping[str, Large]) -> Made:

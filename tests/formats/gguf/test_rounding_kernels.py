@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="make test installs triton")
 
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.blocks import LAYOUTS
-from hubbot.formats.gguf.refinement import PARTS, State, _refine_block
-from hubbot.formats.gguf.rounding import curvature_of, inverse, round_columns
+from hubbot.formats.gguf.refinement import PARTS, State, _refine_block, inverse
+from hubbot.formats.gguf.rounding import curvature_of, round_columns
 from hubbot.kernels import blocks as kernels
 from tests.formats.gguf.test_rounding import COLUMNS, correlated, importance_of, weights
 from tests.tiers import suite
