@@ -336,6 +336,11 @@ def _spread(model: Any, generator: torch.Generator) -> None:
             else:
                 columns = torch.exp(0.5 * torch.randn(weight.shape[-1], generator=generator))
                 weight.copy_(torch.randn(weight.shape, generator=generator) * columns * 0.5 * weight.shape[-1] ** -0.5)
+        for module in model.modules():
+            if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+                module.q_norm.weight.mul_(
+                    module.head_dim**-0.5
+                )  # trained norms hold the factor that Gemma 4 leaves out
 
 
 def texts(count: int = 40) -> list[str]:

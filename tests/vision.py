@@ -226,7 +226,7 @@ VISION: dict[str, Vision] = {
     ),
 }
 
-_KNOWN_MARKS = ("image_", "boi_", "eoi_", "video_", "vision_")
+_KNOWN_MARKS = ("image_", "boi_", "eoi_", "video_", "vision_", "audio_")
 
 
 def make_vision(kind: str, into: Path, *, plan: Vision | None = None, dtype: str = "bfloat16") -> Path:

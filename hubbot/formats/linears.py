@@ -261,10 +261,15 @@ def _lots(parameter: str) -> tuple[str, ...]:
 def _pieces(
     model: PreTrainedModel, stack: nn.ModuleList, checkpoint: CheckpointMap, facts: ModelFacts
 ) -> tuple[tuple[Linear, ...], dict[str, Cut]]:
-    """The experts' matrices and biases in tensors that hold those of all experts and fill a parameter as they stand."""
+    """The experts' matrices and biases in tensors that hold those of all experts and fill a parameter, transposed at most."""
     fused = _fused_parameters(model, stack)
     pieces: list[Linear] = []
     biases: dict[str, Cut] = {}
+    for group in checkpoint.groups:
+        if group.converter is not None and len(group.members) == len(group.targets) == 1 and group.target in fused:
+            pieces += _pieces_of(
+                group.members[0], group.target, model, facts.tensors[group.members[0]].shape, turned=True
+            )
     for name, target in checkpoint.alone.items():
         if target in fused:
             pieces += _pieces_of(name, target, model, facts.tensors[name].shape)
@@ -276,10 +281,12 @@ def _pieces(
     return tuple(pieces), biases
 
 
-def _pieces_of(name: str, target: str, model: PreTrainedModel, shape: tuple[int, ...]) -> list[Linear]:
-    """None where it cannot be told which dimension is of the outputs."""
+def _pieces_of(
+    name: str, target: str, model: PreTrainedModel, shape: tuple[int, ...], *, turned: bool = False
+) -> list[Linear]:
+    """None where it cannot be told which dimension is of the outputs. turned: whether the two may change places on loading."""
     path, _, parameter = target.rpartition(".")
-    transposed = _is_transposed(model, path, parameter, shape)
+    transposed = _is_turned(model, target, shape) if turned else _is_transposed(model, path, parameter, shape)
     if transposed is None:
         return []
     inputs, outputs = shape[1:] if transposed else shape[:0:-1]
@@ -311,6 +318,14 @@ def _is_transposed(model: PreTrainedModel, path: str, parameter: str, shape: tup
     if all(wide) or not any(wide):
         return None
     return wide[1] if parameter == "down_proj" else wide[0]
+
+
+def _is_turned(model: PreTrainedModel, target: str, shape: tuple[int, ...]) -> bool | None:
+    """Whether experts are stored [in, out] for a parameter of [out, in]."""
+    experts, outputs, inputs = model.get_parameter(target).shape
+    if shape not in ((experts, outputs, inputs), (experts, inputs, outputs)) or outputs == inputs:
+        return None
+    return shape == (experts, inputs, outputs)
 
 
 def first_large(facts: ModelFacts, large: Mapping[str, Large]) -> tuple[str, Large] | None:

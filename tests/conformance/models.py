@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -72,7 +74,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "falcon": {"new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 512},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
-    "gemma4_text": {"num_hidden_layers": 6, "hidden_size_per_layer_input": 0, "global_head_dim": 64},  # as the larger ones
+    "gemma4_text": {"num_hidden_layers": 6, "hidden_size_per_layer_input": 0, "global_head_dim": 128, **dict.fromkeys(["num_experts", "moe_intermediate_size"])},  # as the larger ones
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "glm_moe_dsa": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "shared_intermediate_size": 256},
@@ -106,14 +108,15 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10000},
     "cohere2": {"rope_theta": 10000.0},
     "phimoe": {"original_max_position_embeddings": CONTEXT},
+    "deepseek_v32": {"scoring_func": "sigmoid"},
     "dots1": {"scoring_func": "sigmoid"},
     "exaone_moe": {"scoring_func": "sigmoid"},
-    "gemma4_text": {"global_head_dim": 64},
     "glm4_moe_lite": {"first_k_dense_replace": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hunyuan_v1_moe": {"moe_intermediate_size": [512, 512], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
     "mimo_v2_flash": {
         "topk_method": "noaux_tc",
+        "partial_rotary_factor": 0.5,
         "swa_head_dim": 64,
         "swa_num_attention_heads": 4,
         "swa_v_head_dim": 64,
@@ -125,6 +128,9 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "nemotron": {"partial_rotary_factor": 0.5},
     "phi": {"partial_rotary_factor": 0.5},
 }
+
+# Tensors that have another name on the Hub than transformers saves them under: pattern, replacement.
+_STORED = {"kimi_linear": (r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj.")}  # of a dense block
 
 # Class names on the Hub that transformers calls otherwise.
 _HUB_NAMES = {"MptForCausalLM": "MPTForCausalLM", "PhimoeForCausalLM": "PhiMoEForCausalLM"}
@@ -203,6 +209,8 @@ def write_tiny(architecture: str, into: Path) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(config)
     _spread(model, torch.Generator().manual_seed(0))
     model.to(torch.bfloat16).save_pretrained(into)
+    if kind in _STORED:
+        _rename(into, *_STORED[kind])
     renamed = {"architectures": [_HUB_NAMES[architecture]]} if architecture in _HUB_NAMES else {}
     _publish(into / "config.json", _PUBLISHED.get(kind, {}) | renamed)
     _publish(into / "tokenizer_config.json", _TOKENIZERS.get(kind, {}))
@@ -220,6 +228,12 @@ def _write_vocabulary(kind: str, into: Path) -> int:
     prefix = kind not in _NO_PREFIX
     write_tokenizer(_pieces(prefix), into, length=CONTEXT, space_prefix=prefix)
     return VOCABULARY
+
+
+def _rename(folder: Path, pattern: str, replacement: str) -> None:
+    [path] = folder.glob("*.safetensors")
+    named = {re.sub(pattern, replacement, name): tensor for name, tensor in load_file(path).items()}
+    save_file(named, path, metadata={"format": "pt"})
 
 
 def _publish(path: Path, more: Mapping[str, Any]) -> None:

@@ -10,7 +10,13 @@ __all__ = ["as_page", "plain"]
 
 _COLUMNS = ("GGUF", "imatrix", "GPTQ", "bitsandbytes", "mmproj")
 _GOALS = {"GGUF": ("llama_cpp", 90, 98), "GPTQ": ("gptqmodel", 80, 94)}
-_MARKS = {"passes": "passes", "refused": "refused", "failed": "**fails**", "crashed": "**crashes**"}
+_MARKS = {
+    "passes": "passes",
+    "refused": "refused",
+    "failed": "**fails**",
+    "crashed": "**crashes**",
+    "unseen": "not compared",
+}
 
 
 def as_page(found: Mapping[str, Any]) -> str:

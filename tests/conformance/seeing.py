@@ -108,10 +108,13 @@ PLANS: dict[str, Vision] = VISION | {
     "exaone4_5": Vision(
         config="Exaone4_5_Config",
         text=_TEXT | {"model_type": "exaone4", "num_hidden_layers": 4, "head_dim": 64, "sliding_window": 64},
-        vision=_tower(
-            depth=4, patch_size=14, num_key_value_heads=1, window_size=112, fullatt_block_indexes=[1, 3]
-        ),
-        marks={"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "begin": "<vision>", "end": "</vision>"},
+        vision=_tower(depth=4, patch_size=14, num_key_value_heads=1, window_size=112, fullatt_block_indexes=[1, 3]),
+        marks={
+            "image_token_id": "<|image_pad|>",
+            "video_token_id": "<|video_pad|>",
+            "begin": "<vision>",
+            "end": "</vision>",
+        },
         preprocessor={
             "image_processor_type": "Qwen2VLImageProcessor",
             "min_pixels": 56 * 56,
@@ -124,17 +127,35 @@ PLANS: dict[str, Vision] = VISION | {
     "gemma4": Vision(
         config="Gemma4Config",
         text=_TEXT
-        | {"num_hidden_layers": 6, "head_dim": 64, "global_head_dim": 64, "hidden_size_per_layer_input": 0, "sliding_window": 64},
+        | {
+            "num_hidden_layers": 6,
+            "head_dim": 64,
+            "global_head_dim": 128,
+            "hidden_size_per_layer_input": 0,
+            "sliding_window": 64,
+        },
         vision=_SIGLIP
-        | {"num_key_value_heads": 2, "head_dim": 32, "patch_size": 16, "pooling_kernel_size": 3, "position_embedding_size": 128},
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "position_embedding_size": 128,
+        },
         values={"audio_config": None},
         marks={
             "image_token_id": "<|image|>",
             "boi_token_id": "<|image>",
             "eoi_token_id": "<image|>",
+            "audio_token_id": "<|audio|>",
             "video_token_id": "<|video|>",
         },
-        preprocessor={"image_processor_type": "Gemma4ImageProcessor", "patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 70},
+        preprocessor={
+            "image_processor_type": "Gemma4ImageProcessor",
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "max_soft_tokens": 70,
+        },
         processor={"processor_class": "Gemma4Processor"},
         bytes_vocabulary=False,
         chat="<|image|>",
@@ -142,19 +163,42 @@ PLANS: dict[str, Vision] = VISION | {
     "llama4": Vision(
         config="Llama4Config",
         text=_TEXT
-        | {"num_hidden_layers": 4, "head_dim": 64, "intermediate_size_mlp": 512, "num_local_experts": 4, "num_experts_per_tok": 1},
+        | {
+            "num_hidden_layers": 4,
+            "head_dim": 64,
+            "intermediate_size_mlp": 512,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+        },
         vision=_SIGLIP
-        | {"image_size": 112, "patch_size": 14, "intermediate_size": 256, "pixel_shuffle_ratio": 0.5}
+        | {
+            "num_hidden_layers": 3,
+            "image_size": 112,
+            "patch_size": 14,
+            "intermediate_size": 256,
+            "pixel_shuffle_ratio": 0.5,
+        }
         | dict.fromkeys(["vision_output_dim", "projector_input_dim", "projector_output_dim"], 128),
-        marks={"image_token_index": "<|patch|>", "boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>", "image": "<|image|>"},
-        preprocessor={"image_processor_type": "Llama4ImageProcessor", "size": {"height": 112, "width": 112}, "max_patches": 1, **_HALF},
+        marks={
+            "image_token_index": "<|patch|>",
+            "boi_token_index": "<|image_start|>",
+            "eoi_token_index": "<|image_end|>",
+            "image": "<|image|>",
+        },
+        preprocessor={
+            "image_processor_type": "Llama4ImageProcessor",
+            "size": {"height": 112, "width": 112},
+            "max_patches": 1,
+            **_HALF,
+        },
         processor={"processor_class": "Llama4Processor", "patch_size": 14},
         chat="<|image|>",
     ),
     "paddleocr_vl": Vision(
         config="PaddleOCRVLConfig",
         text=_TEXT | {"head_dim": 64} | _rotary([8, 12, 12]),
-        vision=_SIGLIP | {"image_size": 112, "patch_size": 14},
+        vision=_SIGLIP
+        | {"num_hidden_layers": 3, "image_size": 112, "patch_size": 14, "architectures": ["PaddleOCRVisionModel"]},
         marks={
             "image_token_id": "<|IMAGE_PLACEHOLDER|>",
             "video_token_id": "<|video_pad|>",
@@ -179,7 +223,14 @@ PLANS: dict[str, Vision] = VISION | {
         config="HunYuanVLConfig",
         text=_TEXT | {"head_dim": 64} | _rotary([8, 8, 8, 8], rope_type="dynamic", alpha=1000.0, factor=1.0),
         vision=_SIGLIP
-        | {"patch_size": 16, "out_hidden_size": 256, "text_hidden_size": 256, "img_max_token_num": 64, "max_image_size": 512},
+        | {
+            "num_hidden_layers": 3,
+            "patch_size": 16,
+            "out_hidden_size": 256,
+            "text_hidden_size": 256,
+            "img_max_token_num": 64,
+            "max_image_size": 512,
+        },
         marks={
             "image_token_id": "<img>",
             "image_start": "<im_start>",
@@ -201,24 +252,85 @@ PLANS: dict[str, Vision] = VISION | {
     "minicpmv4_6": Vision(
         config="MiniCPMV4_6Config",
         text=_TEXT | _DELTA | {"model_type": "qwen3_5_text"} | _rotary([3, 3, 2], partial_rotary_factor=0.25),
-        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "insert_layer_id": 0},
-        values={"insert_layer_id": 0, "image_size": 112},
-        marks={"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "begin": "<image>", "end": "</image>"},
-        preprocessor={"image_processor_type": "MiniCPMV4_6ImageProcessor", "max_slice_nums": 1, "scale_resolution": 112, "patch_size": 14, **_HALF},
+        vision=_SIGLIP | {"image_size": 980, "patch_size": 14, "insert_layer_id": 0},
+        values={"insert_layer_id": 0, "image_size": 448},
+        marks={
+            "image_token_id": "<|image_pad|>",
+            "video_token_id": "<|video_pad|>",
+            "begin": "<image>",
+            "end": "</image>",
+        },
+        preprocessor={
+            "image_processor_type": "MiniCPMV4_6ImageProcessor",
+            "max_slice_nums": 1,
+            "scale_resolution": 448,
+            "patch_size": 14,
+            **_HALF,
+        },
         processor={"processor_class": "MiniCPMV4_6Processor"},
         chat="<image><|image_pad|></image>",
     ),
     "janus": Vision(
         config="JanusConfig",
         text=_TEXT | {"model_type": "llama", "head_dim": 64},
-        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "mlp_ratio": 2.0, "projection_dim": 256, "num_image_tokens": 64},
-        values={"vq_config": {"base_channels": 32, "num_embeddings": 64, "latent_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 8, "projection_dim": 256, "image_token_embed_dim": 256}},
+        vision=_SIGLIP
+        | {"image_size": 112, "patch_size": 14, "mlp_ratio": 2.0, "projection_dim": 256, "num_image_tokens": 64},
+        values={
+            "vq_config": {
+                "base_channels": 32,
+                "num_embeddings": 64,
+                "latent_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "num_patches": 8,
+                "projection_dim": 256,
+                "image_token_embed_dim": 256,
+            }
+        },
         marks={"image_token_id": "<image_placeholder>", "begin": "<begin_of_image>", "end": "<end_of_image>"},
-        preprocessor={"image_processor_type": "JanusImageProcessor", "size": {"height": 112, "width": 112}, "min_size": 14, **_HALF},
+        preprocessor={
+            "image_processor_type": "JanusImageProcessor",
+            "size": {"height": 112, "width": 112},
+            "min_size": 14,
+            **_HALF,
+        },
         processor={"processor_class": "JanusProcessor"},
         chat="<begin_of_image><image_placeholder><end_of_image>",
     ),
-}  # fmt: skip
+    "muse_glimmer": Vision(
+        config="MuseGlimmerConfig",
+        text=_TEXT | {"head_dim": 64, "sliding_window": 64},
+        vision=_SIGLIP | {"patch_size": 14, "pos_emb_height": 8, "pos_emb_width": 8, "max_position_embeddings": 64},
+        values={"out_hidden_size": 256, "projector_hidden_size": 128},
+        marks={"image_token_id": "<|patch|>", "video_token_id": "<|video|>", "turn": "<|eot|>"},
+        preprocessor={"image_processor_type": "MuseGlimmerImageProcessor", **_PATCHES},
+        processor={"processor_class": "MuseGlimmerProcessor"},
+        chat="<|patch|>",
+    ),
+    "minimax_m3_vl": Vision(
+        config="MiniMaxM3VLConfig",
+        text=_TEXT
+        | {"head_dim": 64, "rotary_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 256}
+        | {"dense_intermediate_size": 512, "shared_intermediate_size": 256, "mlp_layer_types": ["dense", "sparse"]}
+        | {"index_n_heads": 2, "index_head_dim": 64, "layer_types": ["full_attention", "minimax_m3_sparse"]},
+        vision=_SIGLIP | {"image_size": 112, "patch_size": 14},
+        values={"projector_hidden_size": 256},
+        marks={"image_token_index": "<image>", "video_token_index": "<video>"},
+        preprocessor={"image_processor_type": "MiniMaxM3VLImageProcessor", **_PATCHES},
+        processor={"processor_class": "MiniMaxM3VLProcessor"},
+    ),
+    "step3p7": Vision(
+        config="Step3p7Config",
+        text=_TEXT
+        | {"head_dim": 64, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+        | {"num_local_experts": 4, "share_expert_dim": 256, "sliding_window": 64, "num_sliding_attention_heads": 4},
+        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "mlp_ratio": 2.0},
+        marks={"image_token_id": "<im_patch>", "start": "<im_start>", "end": "<im_end>"},
+        preprocessor={"image_processor_type": "Step3p7ImageProcessor", **_HALF},
+        processor={"processor_class": "Step3p7Processor"},
+        chat="<im_patch>",
+    ),
+}
 
 
 def transpose_experts(folder: Path) -> Path:

@@ -46,7 +46,8 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """kind: passes, refused (in the plan), failed (later, or its runtime computes something else), crashed (no sentence)."""
+    """kind: passes, refused (in the plan), failed (later, or its runtime computes something else), crashed (no sentence),
+    unseen (an image was read in llama.cpp alone)."""
 
     kind: str
     told: str = ""
@@ -137,6 +138,8 @@ def _see(source: Source, answer: MakeAnswer, work: Path) -> Outcome | None:
     if not shown:
         return Outcome(kind="refused", told=next(note for note in made.notes if "sees images" in note))
     worst = max(shown, key=lambda image: (not image.passed, image.distance or math.inf))
+    if worst.passed and worst.distance is None:
+        return Outcome(kind="unseen", told=worst.error or "")
     if not worst.passed or worst.distance is None:
         return Outcome(kind="failed", told=worst.error or "other embeddings", divergence=worst.distance)
     return Outcome(kind="passes", divergence=worst.distance)

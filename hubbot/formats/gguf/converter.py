@@ -22,6 +22,7 @@ from hubbot import llamacpp
 from hubbot.errors import HubbotError, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
+from hubbot.model.config import read_values
 from hubbot.model.released import unquantized
 
 __all__ = ["NEXT", "Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
@@ -174,6 +175,7 @@ def _converting(
     with (
         _listening() as heard,
         _own_code_only(),
+        _told_of_a_first_token(folder),
         torch.inference_mode(),
         _explained(folder, heard),
         _called(folder, name) as named,
@@ -207,9 +209,10 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
 
     def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:  # noqa: ARG001
         found = {}
+        as_clip = any(_CLIP in key for key in tensors)
         for key, fact in tensors.items():
             leaf = leaf_tensor(key, LazyTorchTensor._dtype_str_map[fact.dtype], tuple(fact.shape), read)
-            kept = self.filter_tensors((_before_transformers_5(key), lambda leaf=leaf: leaf))
+            kept = self.filter_tensors((_before_transformers_5(key) if as_clip else key, lambda leaf=leaf: leaf))
             if kept:
                 found[kept[0]] = kept[1]
         return found
@@ -229,6 +232,7 @@ def _before_transformers_5(name: str) -> str:
     return _TOWER.sub(r"\g<0>vision_model.", name)
 
 
+_CLIP = "vision_tower.embeddings."  # such a tower; Gemma 4's has an encoder too, under this very name
 _TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 
 
@@ -300,6 +304,33 @@ def _own_code_only() -> Iterator[None]:
     finally:
         for kind, original in originals.items():
             kind.from_pretrained = original
+
+
+@contextmanager
+def _told_of_a_first_token(folder: Path) -> Iterator[None]:
+    """What tokenizer_config.json says of one, put back: transformers 5 passes over it beside a tokenizer.json.
+
+    DeepSeek's converter insists on the property; texts are cut as without it.
+    """
+    from transformers import AutoTokenizer
+
+    path = folder / "tokenizer_config.json"
+    first = path.is_file() and bool(read_values(path).get("add_bos_token"))
+    original, load = AutoTokenizer.__dict__["from_pretrained"], AutoTokenizer.from_pretrained
+
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        if first:
+            object.__setattr__(
+                loaded, "_add_bos_token", True
+            )  # the property's setter would have it cut texts otherwise
+        return loaded
+
+    AutoTokenizer.from_pretrained = staticmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        AutoTokenizer.from_pretrained = original
 
 
 @contextmanager

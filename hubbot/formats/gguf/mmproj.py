@@ -6,6 +6,7 @@ file. They are laid out from headers alone and written tensor by tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def plan_vision(source: Source, facts: Facts, read: Read, *, quantized_by: str |
 
 def _refuse_hollow(model: Converted, stored: Iterable[str]) -> None:
     """Raise Unsupported for a file without most of the tower, or without the end of Pixtral's lines: passed over in silence."""
-    tower = {name for name in stored if in_tower(name)}
+    tower = {name for name in stored if in_tower(name) and not _PAINTS.search(name)}
     held = {leaf for tensor in model.tensors for leaf in tensor.leaves}
     left = sorted(tower - held)
     if 2 * len(left) > len(tower):
@@ -76,6 +77,11 @@ def _refuse_hollow(model: Converted, stored: Iterable[str]) -> None:
             "llama.cpp's converter leaves out the embedding of [IMG_BREAK], without which llama.cpp loads no such file"
         )
         raise Unsupported(msg)
+
+
+_PAINTS = re.compile(
+    r"(^|\.)(vqmodel|generation_\w+)\."
+)  # Janus' part that makes images, which is no part of such a file
 
 
 def _blind(why: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from hubbot import llamacpp
 from hubbot.errors import Unsupported
@@ -171,3 +172,15 @@ def test_a_number_that_the_configuration_lacks_is_told_by_its_key(tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(Unsupported, match=r"it has None for dbrx\.attention\.clamp_kqv"):
         open_format(folder, ["Q8_0"], tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_first_token_that_transformers_passes_over_is_told_to_a_converter_that_asks_for_it(tmp_path):
+    """DeepSeek V3.2's: transformers 5 drops `add_bos_token` beside a tokenizer.json."""
+    model = write_tiny("DeepseekV32ForCausalLM", tmp_path / "tiny")
+    assert json.loads((model / "tokenizer_config.json").read_text())["add_bos_token"]
+    before = AutoTokenizer.from_pretrained(model)
+    assert not before.add_bos_token
+    converted = convert(model, read_facts(model).tensors, lambda _: pytest.fail("no weight is read"))
+    assert converted.architecture == "deepseek32"
+    assert not AutoTokenizer.from_pretrained(model).add_bos_token

@@ -11,6 +11,7 @@ from hubbot import llamacpp
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.model import read_facts
+from tests.conformance.models import write_tiny
 from tests.quantized import source_of
 from tests.vision import make_vision
 
@@ -50,3 +51,12 @@ def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alon
     assert (plan.note or "").startswith("the GGUF files read text alone")
     assert why in (plan.note or "")
     assert "leave them out" not in (plan.note or "")
+
+
+def test_what_paints_images_is_no_part_of_what_sees_them(tmp_path: Path) -> None:
+    """Most of Janus' tensors beside the text make images; llama.cpp's converter takes those that see."""
+    folder = write_tiny("JanusForConditionalGeneration", tmp_path / "tiny")
+    facts = read_facts(folder)
+    plan = plan_vision(source_of(folder), facts, Snapshot(facts).read)
+    assert plan.note is None
+    assert len(plan.files) == 2
