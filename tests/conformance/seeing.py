@@ -152,6 +152,8 @@ PLANS: dict[str, Vision] = VISION | {
         },
         preprocessor={
             "image_processor_type": "Gemma4ImageProcessor",
+            "image_mean": [0.0] * 3,
+            "image_std": [1.0] * 3,
             "patch_size": 16,
             "pooling_kernel_size": 3,
             "max_soft_tokens": 70,
