@@ -132,13 +132,13 @@ def plan(
 @app.command()
 @takes("revision", "variants", "out", "calibration", "samples", "length", "seed", "device", "allow-pickle")
 def allocate(flags: Flags, caller: typer.Context, model: Model, config: Config = None) -> None:
-    """Measure which tensor should get which GGUF type, for variants such as Q4_K_M_D: lines for hubbot.toml.
+    """Measure which tensor should get which GGUF type, as a run does for Q4_K_M_D, and print it: lines for hubbot.toml.
 
-    --variants names the mixes (Q4_K_M,Q3_K_M): each one's types are given out anew in at most its bytes.
+    With them there a run measures nothing and gives these types. After a run into the same --out nothing is measured again.
     """
     from hubbot.job import pipeline
 
-    flags = {**flags, "evaluation.dataset": "none", "variants": flags["variants"] or "Q4_K_M"}
+    flags = {**flags, "evaluation.dataset": "none", "variants": flags["variants"] or "Q4_K_M_D"}
     for mix, types in pipeline.allocate(_job(model, load_settings(config, flags)), caller.obj).items():
         lines = "".join(f'"{tensor}" = "{kind}"\n' for tensor, kind in types.items())
         sys.stdout.write(f"[gguf.allocation.{mix}]\n{lines}\n")

@@ -413,6 +413,7 @@ class VariantRecord:
     seconds: float | None = None  # spent on this variant in the sweep
     notes: tuple[str, ...] = ()  # "damping rose to 0.1 in model.layers.3.mlp.down_proj", …
     layer_errors: dict[str, float] = field(default_factory=dict)  # checkpoint tensor -> relative squared error
+    types: dict[str, str] = field(default_factory=dict)  # tensor -> type that measured divergence gave it: of Q4_K_M_D
 
     @property
     def passed(self) -> bool:

@@ -35,7 +35,7 @@ from hubbot.domain import (
     VariantRecord,
 )
 from hubbot.planning.plan import Plan
-from hubbot.settings import Settings
+from hubbot.settings import GgufType, Settings
 
 __all__ = [
     "ALLOCATE",
@@ -233,13 +233,15 @@ class EvaluateAnswer:
 class AllocateQuestion:
     source: Source
     settings: Settings
-    work: Path
+    work: Path  # keeps what was measured of this model on this text: nothing there is measured again
+    mixes: tuple[str, ...]
     text: Text | None  # of the calibration
+    at_once: int  # probes that one walk carries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateAnswer:
-    types: dict[Line, dict[Line, Line]]  # mix -> tensor -> type
+    types: dict[Line, dict[Line, GgufType]]  # mix -> tensor -> type
 
 
 SURVEY = Stage(target="hubbot.child.survey:survey", question=SurveyQuestion, answer=SurveyAnswer)

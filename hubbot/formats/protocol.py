@@ -78,6 +78,7 @@ class Cost:
     weight_bytes: int  # of the weight tensors alone
     bits_per_weight: float  # 8 * weight_bytes / number of weights
     note: str | None = None  # what the plan should say of it
+    probes: int = 0  # that have to be measured first; the sizes are then the most that it will come to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from hubbot.child.messages import MakeAnswer
-from hubbot.domain import SCHEMA_VERSION, Conversations, Peak, Record, Source, Status, VariantRecord
+from hubbot.domain import SCHEMA_VERSION, Conversations, Gguf, Peak, Record, Source, Status, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.names import names_made, parse_variant
 from hubbot.machine import measure_machine
@@ -29,13 +30,15 @@ def recorded(
     settings: Settings,
     command: str,
     out: Path,
+    types: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> Record:
     """The record before load check and gate; every file of every variant is hashed for it.
 
+    types: mix -> tensor -> type, of variants that have their types by measured divergence.
     failed: what the plan found that cannot be made.
     """
     first = sweeps[0]
-    variants = [variant for sweep in sweeps for variant in (*_made(sweep, out), *_failed(sweep))]
+    variants = [variant for sweep in sweeps for variant in (*_made(sweep, out, types), *_failed(sweep))]
     variants += [
         VariantRecord(name=one.name, family=one.family, status=Status.FAILED, reason=str(one.error)) for one in failed
     ]
@@ -80,13 +83,15 @@ def spent(stages: Mapping[str, float], sweeps: Sequence[Mapping[str, float]]) ->
     return apart
 
 
-def _made(sweep: MakeAnswer, out: Path) -> Iterator[VariantRecord]:
+def _made(sweep: MakeAnswer, out: Path, types: Mapping[str, Mapping[str, str]]) -> Iterator[VariantRecord]:
     with ThreadPoolExecutor() as pool:  # each variant's hashes at once
         files = {name: pool.submit(hashed, made.paths, out) for name, made in sweep.made.items()}
     for name, made in sweep.made.items():
+        variant = parse_variant(name)
+        mix = variant.type if isinstance(variant, Gguf) and variant.allocated else ""
         yield VariantRecord(
             name=name,
-            family=parse_variant(name).family,
+            family=variant.family,
             status=Status.PASSED,
             files=tuple(files[name].result()),
             bits_per_weight=made.bits_per_weight,
@@ -94,6 +99,7 @@ def _made(sweep: MakeAnswer, out: Path) -> Iterator[VariantRecord]:
             seconds=made.seconds,
             notes=made.notes,
             layer_errors=made.layer_errors,
+            types=dict(types.get(mix, {})),
         )
 
 

@@ -1,6 +1,6 @@
 """The story of one job, a line a stage.
 
-    fetch -> plan -> sweep -> load check -> gate -> card -> publish -> record
+    fetch -> plan -> types -> sweep -> load check -> gate -> card -> publish -> record
 
 This process holds the token, fetches and publishes. What reads and runs the model's files happens in
 confined children (`hubbot.child`), which have neither token nor network; `hubbot.child.messages` is all that passes.
@@ -37,7 +37,7 @@ from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
 from hubbot.confine.places import environment_places
 from hubbot.confine.stage import Stage
-from hubbot.domain import Record, Source, Status, Texts
+from hubbot.domain import Gguf, Record, Source, Status, Texts
 from hubbot.errors import BadSettings, HubbotError
 from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.names import fits_memory, names_made, parse_variants
@@ -46,17 +46,17 @@ from hubbot.hub.publish.repo_release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent
-from hubbot.job.resume import finished, forget_sweeps, sweep_folder
+from hubbot.job.resume import finished, forget_sweeps, probes_folder, sweep_folder
 from hubbot.job.texts import conversations_of, evaluation_text, fetch_texts
 from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
-from hubbot.planning.plan import Plan, require
+from hubbot.planning.plan import Plan, PlannedProbing, require
 from hubbot.record.file import FILE_NAME, write_record
 from hubbot.release.gate import gate
 from hubbot.release.licence import judge_licence, require_licence
 from hubbot.release.licence_texts import keep_licences
 from hubbot.release.repos import plan_repos
-from hubbot.settings import Settings
+from hubbot.settings import GgufType, Settings
 
 __all__ = ["Finished", "Run", "allocate", "evaluate", "plan", "release_record", "run"]
 
@@ -121,13 +121,23 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
             assert survey is not None  # noqa: S101 -- surveyed wherever nothing is done yet
             source = survey.description.of(_fetch(job, headers))
             texts = _texts(job, source)
+        typed = job
+        if survey.plan.probing:
+            with clock.stage("types"):
+                typed = _typed(job, _types(job, call, source, texts, survey.plan.probing))
         made = []
-        for work, variants in _sweeps(job, source, texts, survey.plan).items():
+        for work, variants in _sweeps(typed, source, texts, survey.plan).items():
             with clock.stage("sweep"):
-                made.append(_sweep(job, call, source, texts, variants, work))
+                made.append(_sweep(typed, call, source, texts, variants, work))
         with clock.stage("hash"):
             record = recorded(
-                made, survey.plan.failed, source=source, settings=job.settings, command=job.command, out=job.out
+                made,
+                survey.plan.failed,
+                source=source,
+                settings=job.settings,
+                command=job.command,
+                out=job.out,
+                types=typed.settings.gguf.allocation,
             )
         with clock.stage("load check"):
             record = _checked(job, call, record, made)
@@ -174,16 +184,22 @@ def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> Eval
         return _ask(job, call, EVALUATE, question, readable=readable, seconds=_EVALUATE)
 
 
-def allocate(job: Run, call: Call = isolate.call) -> dict[str, dict[str, str]]:
-    """Mix -> tensor -> GGUF type, by the divergence that rounding each group of matrices alone causes."""
+def allocate(job: Run, call: Call = isolate.call) -> dict[str, dict[str, GgufType]]:
+    """Mix -> tensor -> GGUF type, of variants such as Q4_K_M_D as a run would give them."""
     job.work.mkdir(parents=True, exist_ok=True)
     clock = Clock(job.out)
+    with clock.stage("plan"):
+        headers = _headers(job)
+        found = _survey(job, call, headers).plan
+        require(found)
+    if found.probing is None:
+        msg = f"Types are measured for variants such as Q4_K_M_D whose types hubbot.toml does not give, and {job.settings.variants} has none."
+        raise BadSettings(msg)
     with clock.stage("fetch"):
-        source = _fetch(job)
-        calibration = fetch_texts(source, job.settings, job.hub, into=job.work / "texts").calibration
-    with clock.stage("allocate"), TemporaryDirectory(dir=job.work) as work:
-        question = AllocateQuestion(source=source, settings=job.settings, work=Path(work), text=calibration)
-        return _ask(job, call, ALLOCATE, question, readable=[Path(source.folder)], seconds=_EVALUATE).types
+        source = _fetch(job, headers)
+        texts = _texts(job, source)
+    with clock.stage("types"):
+        return _types(job, call, source, texts, found.probing)
 
 
 # --- stages -----------------------------------------------------------------------------------------
@@ -223,6 +239,35 @@ def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) ->
     answered = [*made, *(failed.name for failed in found.plan.failed)]
     _refuse_others(answered, asked=names_made(job.settings.variants, answered))
     return found
+
+
+def _types(
+    job: Run, call: Call, source: Source, texts: Texts, probing: PlannedProbing
+) -> dict[str, dict[str, GgufType]]:
+    """Mix -> tensor -> type, by the divergence that rounding each group of matrices alone causes."""
+    variants = parse_variants(",".join(probing.variants))
+    mixes = dict.fromkeys(variant.type for variant in variants if isinstance(variant, Gguf))
+    work = probes_folder(job.work, source=source, settings=job.settings, texts=texts.digests)
+    work.mkdir(parents=True, exist_ok=True)
+    question = AllocateQuestion(
+        source=source,
+        settings=job.settings,
+        work=work,
+        mixes=tuple(mixes),
+        text=texts.calibration,
+        at_once=probing.at_once,
+    )
+    seconds = _patience(source, probing.probes)
+    types = _ask(job, call, ALLOCATE, question, readable=[Path(source.folder)], seconds=seconds).types
+    _refuse_others(list(types), asked=list(mixes))
+    return types
+
+
+def _typed(job: Run, types: Mapping[str, dict[str, GgufType]]) -> Run:
+    """The same job with these types; those of its own settings go first."""
+    gguf = job.settings.gguf
+    gguf = gguf.model_copy(update={"allocation": {**types, **gguf.allocation}})
+    return replace(job, settings=job.settings.model_copy(update={"gguf": gguf}))
 
 
 def _sweeps(job: Run, source: Source, texts: Texts, plan: Plan) -> dict[Path, tuple[str, ...]]:

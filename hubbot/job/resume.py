@@ -17,7 +17,7 @@ from hubbot.record.file import FILE_NAME, read_record
 from hubbot.record.fingerprint import fingerprint, fingerprint_of, shaping, texts_of
 from hubbot.settings import Settings
 
-__all__ = ["finished", "forget_sweeps", "sweep_folder"]
+__all__ = ["finished", "forget_sweeps", "probes_folder", "sweep_folder"]
 
 
 def finished(out: Path, source: Source, settings: Settings, texts: Callable[[], Mapping[str, str]]) -> Record | None:
@@ -58,6 +58,14 @@ def sweep_folder(
     whole = [release, seen, settings.publish.maker, settings.force]
     key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return work / f"sweep-{number}-{key[:16]}"
+
+
+def probes_folder(work: Path, *, source: Source, settings: Settings, texts: Mapping[str, str]) -> Path:
+    """Where what probes have shown of a model on a calibration text is kept, for any variants, also after the job."""
+    text = {purpose: digest for purpose, digest in texts.items() if purpose == "calibration"}
+    config = settings.calibration.model_dump(include={"samples", "length", "seed"})  # what cuts windows from the text
+    key = fingerprint(source=source, config=config, variants=(), version=version(), texts=text)
+    return work / f"probes-{key[:16]}"
 
 
 def forget_sweeps(work: Path, *, but: Collection[Path] = ()) -> None:

@@ -13,6 +13,7 @@ from itertools import chain
 
 from hubbot.domain import Variant
 from hubbot.formats import FAMILIES, calibration_needs
+from hubbot.formats.gguf.allocation import TOKENS
 from hubbot.formats.protocol import Cost, Needs
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
@@ -20,13 +21,14 @@ from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 from hubbot.sweep.batches import SLOT, batch_tokens, logit_bytes
 
-__all__ = ["Need", "Shapes", "evaluation_tokens", "shapes_of", "sweep_need"]
+__all__ = ["Need", "Shapes", "evaluation_tokens", "probing_need", "shapes_of", "sweep_need"]
 
 _PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
 _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
 _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
 _FLOAT = 4
+_ROUNDED = 5 * 2**26 + 2**30  # rows that a probe is rounded by, in floats and doubles, and what ggml's encoders hold
 _PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
@@ -109,6 +111,22 @@ def sweep_need(
         ram=_PROCESSES
         + _of_further_cards(min(cards, len(variants)), facts, settings, host)
         + max(streams + host + (0 if gpu else computing), folder),  # or the load check
+        vram=_CUDA + computing if gpu else 0,
+    )
+
+
+def probing_need(
+    probes: int, facts: ModelFacts, shapes: Shapes, settings: Settings, *, device: str, source_bytes: int
+) -> Need:
+    """Peak of a walk that measures so many probes, a stream each: nothing is written but a checkpoint."""
+    window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
+    probed = max(1, TOKENS // window) * window
+    streams = _FLOAT * facts.hidden_size * (settings.calibration.samples * window + (1 + probes) * probed)
+    host, computing = _working_memory((), shapes, {}, settings, device)
+    gpu = device.startswith("cuda")
+    return Need(
+        disk=source_bytes + 2 * streams,
+        ram=_PROCESSES + streams + host + _ROUNDED + (0 if gpu else computing),
         vram=_CUDA + computing if gpu else 0,
     )
 

@@ -21,7 +21,7 @@ from hubbot.formats import FAMILIES
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts
-from hubbot.planning.needs import Need, Shapes, shapes_of, sweep_need
+from hubbot.planning.needs import Need, Shapes, probing_need, shapes_of, sweep_need
 from hubbot.planning.presets import Costs
 from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
 from hubbot.runtimes.layouts import layouts_of_run
@@ -33,6 +33,7 @@ __all__ = [
     "NO_LIMIT",
     "FailedVariant",
     "Plan",
+    "PlannedProbing",
     "PlannedSweep",
     "PlannedVariant",
     "device_elsewhere",
@@ -82,6 +83,20 @@ class PlannedSweep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedProbing:
+    """What is measured before the first sweep, where variants are to have types that nobody knows yet."""
+
+    variants: tuple[str, ...]
+    probes: int  # each carries tokens of the calibration text through the model with one group of matrices rounded
+    at_once: int  # of them that one walk over the model carries
+    need: Need
+
+    @property
+    def walks(self) -> int:
+        return -(-self.probes // self.at_once)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     model: str  # Hub id, or the folder
     revision: str | None
@@ -98,6 +113,7 @@ class Plan:
     failed: tuple[FailedVariant, ...] = ()
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # why it cannot be done; empty: it can
+    probing: PlannedProbing | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,7 +148,8 @@ def plan(
     failed = dict(_failures(variants, costs, estimate, budget))
     makeable = [variant for variant in variants if variant.name not in failed]
     sweeps = tuple(_cut(makeable, estimate, budget))
-    need = Need(disk=0, ram=0, vram=0)
+    probing = _probing(makeable, estimate, budget)
+    need = probing.need if probing else Need(disk=0, ram=0, vram=0)
     for sweep in sweeps:
         need = need | sweep.need
     said = source if source.license else facts  # the Hub's own reading of the card first
@@ -159,9 +176,23 @@ def plan(
         refusals=(
             *_licence_refusal(licence, settings),
             *_budget_refusals(sweeps, budget),
+            *(_probing_refusals(probing, budget) if probing else ()),
             *(failed.values() if settings.strict or not makeable else ()),
         ),
+        probing=probing,
     )
+
+
+def _probing(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> PlannedProbing | None:
+    """As many probes at once as the budget has room for, one at least; None where nothing is to be measured."""
+    asking = [variant.name for variant in variants if estimate.costs[variant.name].probes]
+    if not asking:
+        return None
+    probes = max(estimate.costs[name].probes for name in asking)
+    at_once = probes
+    while at_once > 1 and not _fits(estimate.of_probes(at_once), budget):
+        at_once -= 1
+    return PlannedProbing(variants=tuple(asking), probes=probes, at_once=at_once, need=estimate.of_probes(at_once))
 
 
 def _of_costs(variants: Sequence[Variant], sizes: Mapping[str, Cost]) -> Iterator[str]:
@@ -227,6 +258,11 @@ class _Estimate:
     device: str
     fetched: int
     cards: int
+
+    def of_probes(self, probes: int) -> Need:
+        return probing_need(
+            probes, self.facts, self.shapes, self.settings, device=self.device, source_bytes=self.fetched
+        )
 
     def of(self, variants: Sequence[Variant]) -> Need:
         return sweep_need(
@@ -322,6 +358,19 @@ def _budget_refusals(sweeps: Sequence[PlannedSweep], budget: Need) -> Iterator[H
         needed, there = int(getattr(worst.need, resource)), int(getattr(budget, resource))
         if needed > there:
             msg = f"The work needs {format_size(needed)} of {_WORDS[resource]} for {', '.join(worst.variants)}; {format_size(there)} may be used. {next_step}"
+            yield BudgetExceeded(msg)
+
+
+def _probing_refusals(probing: PlannedProbing, budget: Need) -> Iterator[HubbotError]:
+    """Where not even one probe has room."""
+    for resource, word in _WORDS.items():
+        needed, there = int(getattr(probing.need, resource)), int(getattr(budget, resource))
+        if needed > there:
+            msg = (
+                f"Measuring the types of {', '.join(probing.variants)} needs {format_size(needed)} of {word} even with one probe at a "
+                f"time; {format_size(there)} may be used. Ask for fewer or shorter windows of calibration (--samples, --length), or for "
+                "the plain types."
+            )
             yield BudgetExceeded(msg)
 
 

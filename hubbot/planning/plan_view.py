@@ -12,7 +12,8 @@ from rich.text import Text
 
 from hubbot.cards.escape import code, inline
 from hubbot.errors import HubbotError
-from hubbot.planning.plan import NO_LIMIT, Plan
+from hubbot.formats.gguf.allocation import TOKENS
+from hubbot.planning.plan import NO_LIMIT, Plan, PlannedProbing
 from hubbot.settings.sections import format_size
 
 __all__ = ["as_json", "as_markdown", "as_table", "weights"]
@@ -52,6 +53,7 @@ def as_table(found: Plan) -> RenderableType:
     for name, needed, there in _resources(found):
         needs.add_row(name, Text(format_size(needed), style="" if needed <= there else "bold red"), _limit(there))
     verdicts = list(_runtimes(found))
+    verdicts += [Text(_probing(found.probing))] if found.probing else []
     verdicts += [Text(f"licence: {found.licence.reason}")]
     verdicts += [
         Text("gated: the author asks for consent before a download; accept it with your account")
@@ -70,7 +72,7 @@ def as_markdown(found: Plan) -> str:
     needs = [
         f"| {name} | {format_size(needed)} | {_limit(there)} |" for name, needed, there in _resources(found) if needed
     ]
-    told = [f"Licence: {found.licence.reason}", *found.notes]
+    told = [f"Licence: {found.licence.reason}", *([_probing(found.probing)] if found.probing else []), *found.notes]
     told += [f"{failed.name} cannot be made: {failed.error}" for failed in found.failed]
     told += [f"Refused: {error}" for error in found.refusals]
     return "\n".join(
@@ -89,6 +91,16 @@ def as_markdown(found: Plan) -> str:
             "",
             *(f"- {inline(one, limit=600)}" for one in told),
         ]
+    )
+
+
+def _probing(found: PlannedProbing) -> str:
+    """What is measured before the first sweep, and what it costs."""
+    walks = "one walk" if found.walks == 1 else f"{found.walks} walks"
+    return (
+        f"first: the types of {', '.join(found.variants)} are measured, by {found.probes} probes of {TOKENS:,} tokens each in {walks} over "
+        f"the model, which read and calibrate it once more each (peak {format_size(found.need.ram)} of RAM); the sizes above are the most "
+        "that these variants come to"
     )
 
 

@@ -196,6 +196,7 @@ class VariantJson(ScoreJson):
     seconds: _Amount | None = None
     notes: tuple[_Text, ...] = ()
     layer_errors: Annotated[dict[_Line, float | None], Field(description="tensor -> relative squared error")] = {}
+    types: Annotated[dict[_Line, _Line], Field(description="tensor -> type given by measured divergence")] = {}
 
 
 class ExpertUseJson(Strict):

@@ -85,6 +85,9 @@ class ConversationSettings(Section):
     windows: int = Field(32, ge=1, description="windows of conversations, of the evaluation's context, at most")
 
 
+GgufType = Literal["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]  # that a tensor may be given
+
+
 class GgufSettings(Section):
     imatrix: bool = Field(
         True, description="weigh GGUF's quantization error by the importance matrix, or make static files"
@@ -94,9 +97,9 @@ class GgufSettings(Section):
         "weights",
         description="metadata: split every file, with no weight in the first shard, so that a new template uploads no weights",
     )
-    allocation: dict[str, dict[str, Literal["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]]] = Field(
+    allocation: dict[str, dict[str, GgufType]] = Field(
         default={},
-        description="types of the tensors of variants such as Q4_K_M_D, by mix; `hubbot allocate` prints them",
+        description="types of the tensors of variants such as Q4_K_M_D, by mix, where they are not to be measured; `hubbot allocate` prints them",
     )
 
 

@@ -11,14 +11,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["TYPES", "Matrix", "allocated", "ggml_name", "grouped"]
+from hubbot.settings import GgufType
 
-TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # of what llama.cpp puts into a mix, those that any mix may hold
+__all__ = ["TOKENS", "TYPES", "Matrix", "allocated", "ggml_name", "grouped"]
+
+TYPES: tuple[GgufType, ...] = (
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+)  # of what llama.cpp puts into a mix, those that any mix may hold
+TOKENS = 8_192  # of the calibration text that probes are measured on
 _STRETCHES = 16  # that the blocks are cut into at most
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
-Choice = dict[str, str]  # group -> type
+Choice = dict[str, GgufType]  # group -> type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +36,7 @@ class Matrix:
 
     leaf: str  # name in the checkpoint
     tensor: str  # name in the GGUF
-    bytes: Mapping[str, int]  # type -> its size
+    bytes: Mapping[GgufType, int]  # type -> its size
 
 
 def grouped(matrices: Iterable[Matrix]) -> dict[str, tuple[Matrix, ...]]:
@@ -43,7 +52,9 @@ def grouped(matrices: Iterable[Matrix]) -> dict[str, tuple[Matrix, ...]]:
     return {group[0].tensor: tuple(group) for group in groups.values()}
 
 
-def allocated(costs: Mapping[str, Mapping[str, float]], sizes: Mapping[str, Mapping[str, int]], budget: int) -> Choice:
+def allocated(
+    costs: Mapping[str, Mapping[str, float]], sizes: Mapping[str, Mapping[GgufType, int]], budget: int
+) -> Choice:
     """The types with the least sum of costs in at most `budget` bytes.
 
     costs, sizes: group -> type -> nats, bytes. By Lagrange's multiplier, and what is left of the budget goes where it brings most.
@@ -73,11 +84,11 @@ def ggml_name(kind: str) -> str:
 
 
 def _filled(
-    chosen: Choice, costs: Mapping[str, Mapping[str, float]], sizes: Mapping[str, Mapping[str, int]], budget: int
+    chosen: Choice, costs: Mapping[str, Mapping[str, float]], sizes: Mapping[str, Mapping[GgufType, int]], budget: int
 ) -> Choice:
     while True:
         left = budget - _bytes(chosen, sizes)
-        steps: Sequence[tuple[float, str, str]] = [
+        steps: Sequence[tuple[float, str, GgufType]] = [
             ((costs[group][now] - costs[group][kind]) / (sizes[group][kind] - sizes[group][now]), group, kind)
             for group, now in chosen.items()
             for kind in sizes[group]
@@ -89,5 +100,5 @@ def _filled(
         chosen = {**chosen, group: kind}
 
 
-def _bytes(chosen: Choice, sizes: Mapping[str, Mapping[str, int]]) -> int:
+def _bytes(chosen: Choice, sizes: Mapping[str, Mapping[GgufType, int]]) -> int:
     return sum(sizes[group][kind] for group, kind in chosen.items())

@@ -131,6 +131,9 @@ class GgufFormat:
         self._vision = plan_vision(source, facts, self._snapshot.read, quantized_by=quantized_by)
         for refusal in self._plan.refused.values():
             raise refusal
+        if unknown := [name for name, variant in self._plan.variants.items() if variant.probes]:
+            msg = f"Which tensor of {unknown[0]} gets which type was not measured. Make it by `hubbot run`, which does that first."
+            raise Unsupported(msg)
         squares = Needs.SQUARES if self._plan.imatrix_file else Needs.NOTHING
         self.needs = Needs.HESSIAN if any(variant.hessian for variant in self._plan.variants.values()) else squares
         self._journal = Journal(self._work)

@@ -11,12 +11,13 @@ import torch
 
 from hubbot.domain import Gguf, Source, TextRecord
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.allocation import ggml_name
+from hubbot.formats.gguf.allocation import ggml_name, grouped
 from hubbot.formats.gguf.blocks import LAYOUTS
 from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
+from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
 from hubbot.formats.protocol import Cost
@@ -58,6 +59,7 @@ class VariantPlan:
     type: str = ""  # llama-quantize's name of the mix
     hessian: bool = False  # whether codes and scales are chosen by the whole Hessian
     allocated: bool = False  # whether measured divergence gave the tensors their types
+    probes: int = 0  # that have to be measured before it can be made; until then it has the plain type's recipe
 
     def rounds(self, kind: int) -> bool:
         """Whether a tensor of this type is rounded by its Hessian, where one is known."""
@@ -146,7 +148,11 @@ def plan_files(
         try:
             if variant.type in refused:
                 raise refused[variant.type]
-            ordered[variant.name] = _of_variant(variant, planned[variant.type], settings, laid_out, static=not imatrix)
+            plain = planned[variant.type]
+            found = _of_variant(variant, plain, settings, laid_out, static=not imatrix)
+            if found.allocated and found.recipe is plain.recipe:
+                found = replace(found, probes=_probes(variant, plain, model, facts))
+            ordered[variant.name] = found
         except Unsupported as refusal:
             left[variant.name] = refusal
     return GgufPlan(model=model, variants=ordered, refused=left, imatrix_file=file)
@@ -160,22 +166,28 @@ def _of_variant(
     *,
     static: bool,
 ) -> VariantPlan:
-    """What is made of the plan of the plain type. Raises Unsupported where calibration or allocation are not there."""
+    """What is made of the plan of the plain type. Raises Unsupported where there is no calibration, or the types are another model's."""
     if static and (variant.hessian or variant.allocated):
         raise _static(variant)
     found = replace(plain, name=variant.name, hessian=variant.hessian, allocated=variant.allocated)
-    if not variant.allocated:
-        return found
     given = settings.allocation.get(variant.type)
-    if not given:
-        msg = f"{variant.name} needs to know which tensor gets which type. Measure it with `hubbot allocate MODEL --variants {variant.type} >> hubbot.toml`, and name that file with --config."
-        raise Unsupported(msg)
+    if not variant.allocated or not given:
+        return found
     if strange := sorted(given.keys() - plain.recipe.kinds.keys()):
-        msg = f"gguf.allocation.{variant.type} names {strange[0]}, which this model's file has not. It is another model's: measure this one's with `hubbot allocate`."
+        msg = f"gguf.allocation.{variant.type} names {strange[0]}, which this model's file has not. They are another model's types: leave them out, and the run measures this one's."
         raise Unsupported(msg)
     kinds = {**plain.recipe.kinds, **{tensor: type_named(ggml_name(kind)) for tensor, kind in given.items()}}
     recipe = replace(plain.recipe, kinds=kinds)
     return replace(found, recipe=recipe, shards=laid_out(variant.type, recipe, True))
+
+
+def _probes(variant: Gguf, plain: VariantPlan, model: Converted, facts: Facts) -> int:
+    """How many groups of matrices are to be measured. Raises Unsupported where there is nothing to give out."""
+    matrices = matrices_of(model.tensors, plain.recipe.kinds, facts.tensors)
+    if not matrices:
+        msg = f"No matrix of this model is of a K-quant in {variant.type}, so that {variant.name} would be the same file. Take {variant.type}."
+        raise Unsupported(msg)
+    return len(grouped(matrices))
 
 
 def _without_experts(name: str) -> Unsupported:
@@ -227,6 +239,7 @@ def costs_of(plan: GgufPlan) -> dict[str, Cost]:
             file_bytes=variant.file_bytes,
             weight_bytes=variant.weight_bytes,
             bits_per_weight=8 * variant.weight_bytes / weights,
+            probes=variant.probes,
         )
         for name, variant in plan.variants.items()
     }

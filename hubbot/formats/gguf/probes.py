@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ from hubbot.formats.gguf.imatrix import ImportanceEntry
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 
-__all__ = ["PROBE", "Probes", "matrices_of", "rounded"]
+__all__ = ["PROBE", "Probes", "matrices_of", "rounded", "write_json"]
 
 PROBE = "Q3_K"  # coarse enough to stand out of what float32 loses, fine enough for divergences to add up
+_AT_ONCE = 2**24  # weights that are rounded together, so that no second copy of an embedding is held
 
 
 def matrices_of(tensors: Sequence[Captured], kinds: Mapping[str, int], facts: Mapping[str, TensorFact]) -> list[Matrix]:
@@ -55,38 +58,53 @@ class _Rounded:
     importance: np.ndarray | None
 
     def decode(self) -> torch.Tensor:
-        rows = np.ascontiguousarray(self.weight.float().cpu().numpy())
-        return torch.from_numpy(rounded(rows, self.kind, self.importance))
+        found = torch.empty(self.weight.shape)
+        at_once = _rows(self.weight)
+        for some, into in zip(self.weight.split(at_once), found.split(at_once), strict=True):  # type: ignore[no-untyped-call]
+            into.copy_(torch.from_numpy(rounded(_floats(some), self.kind, self.importance)))
+        return found
 
 
 @dataclass(slots=True)
 class Probes:
     """In the place of an encoder: a sweep measures every group rounded by itself, and nothing is written.
 
-    errors: group -> type -> the squared error of its weights, filled on the way.
+    folder: keeps part -> group -> type -> the squared error of its weights, so that a killed sweep goes on.
     """
 
     groups: Mapping[str, tuple[Matrix, ...]]
+    folder: Path
     family: str = "probes"
     needs: Needs = Needs.SQUARES
-    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: dict[str, dict[str, dict[str, float]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.errors = json.loads(self._kept.read_text()) if self._kept.exists() else {}
+
+    @property
+    def _kept(self) -> Path:
+        return self.folder / "errors.json"
 
     @property
     def variants(self) -> tuple[_Probe, ...]:
         return tuple(map(_Probe, self.groups))
 
-    def holds(self, part: Part) -> bool:  # noqa: ARG002 - the protocol's; errors are not kept
-        return False
+    def holds(self, part: Part) -> bool:
+        return part.name in self.errors
 
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
     ) -> Mapping[str, Mapping[str, Encoded]]:
         found: dict[str, dict[str, Encoded]] = {name: {} for name in self.groups}
+        known = part.name in self.errors
+        errors = {} if known else self.errors.setdefault(part.name, {})
         for name, group in self.groups.items():
             for leaf in (matrix.leaf for matrix in group if matrix.leaf in part.tensors):
                 importance = _importance(statistics.get(leaf))
                 found[name][leaf] = _Rounded(weights[leaf], PROBE, importance)
-                self._compare(name, weights[leaf], importance)
+                if not known:
+                    _compare(errors.setdefault(name, dict.fromkeys(TYPES, 0.0)), weights[leaf], importance)
+        write_json(self._kept, self.errors)
         return found
 
     def finish(self) -> Mapping[str, VariantFiles]:
@@ -94,19 +112,40 @@ class Probes:
 
     def costs(self, divergence: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """Group -> type -> nats. divergence: that was measured of each probe."""
+        sums: dict[str, dict[str, float]] = {
+            name: {kind: sum(part[name][kind] for part in self.errors.values() if name in part) for kind in TYPES}
+            for name in self.groups
+        }
         return {
             name: {
                 kind: divergence[name] * error / errors[PROBE] if errors[PROBE] else 0.0
                 for kind, error in errors.items()
             }
-            for name, errors in self.errors.items()
+            for name, errors in sums.items()
         }
 
-    def _compare(self, name: str, weight: torch.Tensor, importance: np.ndarray | None) -> None:
-        rows = np.ascontiguousarray(weight.float().cpu().numpy())
-        errors = self.errors.setdefault(name, dict.fromkeys(TYPES, 0.0))
+
+def _compare(errors: dict[str, float], weight: torch.Tensor, importance: np.ndarray | None) -> None:
+    """Add the squared error of a matrix in every type."""
+    for some in weight.split(_rows(weight)):  # type: ignore[no-untyped-call]
+        rows = _floats(some)
         for kind in TYPES:
             errors[kind] += float(np.square(rounded(rows, kind, importance) - rows, dtype=np.float64).sum())
+
+
+def _rows(weight: torch.Tensor) -> int:
+    return max(1, _AT_ONCE // weight.shape[-1])
+
+
+def _floats(rows: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(rows.float().cpu().numpy())
+
+
+def write_json(path: Path, values: object) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values))
+    partial.replace(path)
 
 
 def _importance(seen: InputStatistics | None) -> np.ndarray | None:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hubbot import llamacpp
-from hubbot.errors import BadSettings
+from hubbot.child import allocate as child
+from hubbot.child.messages import AllocateQuestion
+from hubbot.confine.isolate import Answer
+from hubbot.confine.stage import Stage
+from hubbot.errors import BadSettings, BudgetExceeded
 from hubbot.formats.gguf import ALLOCATED, codec, parse
 from hubbot.formats.gguf.allocation import TYPES, Matrix, allocated, grouped
 from hubbot.formats.gguf.converter import Captured
 from hubbot.formats.gguf.probes import matrices_of
+from hubbot.hub.client import Hub as Seen
+from hubbot.hub.read.datasets import fetch_text
+from hubbot.hub.read.source import fetch_headers
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
 from hubbot.model import TensorInfo
+from hubbot.planning.plan import Plan
+from hubbot.planning.plan_view import as_markdown
+from hubbot.record.file import read_record
 from hubbot.settings import load_settings
 from tests.jobs import command, flags, options, unconfined
 
@@ -34,7 +46,7 @@ def test_the_cheapest_mix_of_a_size_is_found() -> None:
     }
     worse = 0.0
     for _ in range(20):
-        costs = {
+        costs: dict[str, dict[str, float]] = {
             name: {kind: float(v) for kind, v in zip(TYPES, rng.random() * 4.0 ** -np.arange(5), strict=False)}
             for name in sizes
         }
@@ -93,27 +105,102 @@ def test_an_allocated_file_has_a_name_of_its_own(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_mix_is_measured_made_and_loaded(
+def test_one_run_measures_the_types_and_keeps_them(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny_model("llama")
-    words = options(tmp_path, evaluation=None, context=None, variants="Q4_K_M,Q3_K_M", out=str(tmp_path / "measured"))
-    assert command("allocate", str(model), *words, call=unconfined) == 0
-    told = tomllib.loads(capsys.readouterr().out)
-    assert told["gguf"]["allocation"].keys() == {"Q4_K_M", "Q3_K_M"}
-    changes = {"variants": "Q4_K_M,Q4_K_M_D,Q4_K_M_DH,Q3_K_M_D", "evaluation.samples": False}
-    given = {**flags(tmp_path), **changes, "gguf.allocation": told["gguf"]["allocation"]}
-    settings = load_settings(None, given)
-    record = pipeline.run(Run(model=str(model), settings=settings), unconfined).record
+    model = str(tiny_model("llama"))
+    asked: list[str] = []
+
+    def call(stage: Stage[Any, Any], question: Any, **_: Any) -> Answer[Any]:
+        asked.append(stage.target.partition(":")[2])
+        return unconfined(stage, question)
+
+    changes = {"variants": "Q4_K_M,Q4_K_M_D,Q4_K_M_DH,Q3_K_M,Q3_K_M_D", "evaluation.samples": False}
+    given = {**flags(tmp_path), **changes}
+    found = pipeline.plan(Run(model=model, settings=load_settings(None, given)), unconfined)
+    assert found.probing is not None
+    assert found.probing.variants == ("Q4_K_M_D", "Q4_K_M_DH", "Q3_K_M_D")
+    assert (found.probing.at_once, found.probing.walks) == (found.probing.probes, 1)
+    assert "are measured, by 16 probes of 8,192 tokens each in one walk" in as_markdown(found)
+    record = pipeline.run(Run(model=model, settings=load_settings(None, given)), call).record
+    assert asked == ["survey", "allocate", "make", "check"]
     assert {one.name: one.reason for one in record.variants if not one.passed} == {}
+    assert record.timings["types"] > 0
+    types = {one.name: one.types for one in record.variants}
+    assert types["Q4_K_M"] == types["Q3_K_M"] == {}
+    assert types["Q4_K_M_D"] == types["Q4_K_M_DH"] != types["Q3_K_M_D"]
+    assert read_record(tmp_path / "out").variants[1].types == types["Q4_K_M_D"]
     files = {one.name: tmp_path / "out" / one.files[0].path for one in record.variants}
     kinds = {name: kinds_of(path) for name, path in files.items()}
-    asked = told["gguf"]["allocation"]["Q4_K_M"]
-    assert {tensor: kinds["Q4_K_M_D"][tensor] for tensor in asked} == asked
+    assert {tensor: kinds["Q4_K_M_D"][tensor] for tensor in types["Q4_K_M_D"]} == types["Q4_K_M_D"]
     assert kinds["Q4_K_M_D"] == kinds["Q4_K_M_DH"] != kinds["Q4_K_M"]
-    assert files["Q4_K_M_D"].stat().st_size <= files["Q4_K_M"].stat().st_size + 64  # the note of the header apart
+    for plain in ("Q4_K_M", "Q3_K_M"):
+        assert files[plain + "_D"].stat().st_size <= files[plain].stat().st_size
     assert files["Q4_K_M_D"].read_bytes() != files["Q4_K_M_DH"].read_bytes()
     assert "types given to tensors by the divergence" in " ".join(record.variants[1].notes)
+
+    asked.clear()
+    again = pipeline.run(Run(model=model, settings=load_settings(None, given)), call).record
+    assert asked == []
+    assert again.variants == record.variants
+    words = options(tmp_path, evaluation=None, context=None, variants="Q4_K_M_D", out=str(tmp_path / "out"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "walk", lambda *_, **__: pytest.fail("measured again"))
+        assert command("allocate", model, *words, call=unconfined) == 0
+    told = tomllib.loads(capsys.readouterr().out)["gguf"]["allocation"]
+    assert told == {"Q4_K_M": types["Q4_K_M_D"]}
+
+    asked.clear()
+    pinned = {**given, "variants": "Q4_K_M_D", "gguf.allocation": told, "out": tmp_path / "pinned"}
+    other = pipeline.run(Run(model=model, settings=load_settings(None, pinned)), call).record
+    assert asked == ["survey", "make", "check"]
+    assert other.variants[0].files[0].sha256 == record.variants[1].files[0].sha256
+
+
+@pytest.mark.slow
+def test_a_plan_puts_as_many_probes_into_a_walk_as_memory_has_room_for(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = {**flags(tmp_path), "variants": "Q4_K_M_D"}
+
+    def planned(**changes: object) -> Plan:
+        settings = load_settings(None, {**given, **changes})
+        return pipeline.plan(Run(model=str(tiny_model("llama")), settings=settings), unconfined)
+
+    whole = planned().probing
+    assert whole is not None
+    less = planned(**{"budget.ram": whole.need.ram - 1}).probing
+    assert less is not None
+    assert (less.probes, less.at_once, less.walks) == (16, 15, 2)
+    [refusal] = planned(**{"budget.ram": 2_200_000_000}).refusals
+    assert isinstance(refusal, BudgetExceeded)
+    assert "Measuring the types of Q4_K_M_D needs" in str(refusal)
+
+
+@pytest.mark.slow
+def test_probes_go_in_as_many_walks_as_memory_has_room_for_and_measure_the_same(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = load_settings(None, {**flags(tmp_path), "variants": "Q4_K_M_D"})
+    source = fetch_headers(
+        str(tiny_model("llama")), Seen(), revision=None, into=tmp_path / "headers", allow_pickle=False
+    )
+    text = fetch_text(settings.calibration, Seen(), into=tmp_path / "text", characters=10_000)
+
+    def types(at_once: int) -> dict[str, dict[str, str]]:
+        work = tmp_path / str(at_once)
+        work.mkdir()
+        question = AllocateQuestion(
+            source=source, settings=settings, work=work, mixes=("Q4_K_M",), text=text, at_once=at_once
+        )
+        found = child.allocate(question).types
+        assert [path.name for path in work.iterdir() if path.name.startswith("walk-")] == []
+        costs.append(json.loads((work / "costs.json").read_text()))
+        return {mix: dict(kinds) for mix, kinds in found.items()}
+
+    costs: list[dict[str, dict[str, float]]] = []
+    assert types(100) == types(4)
+    assert costs[0] == costs[1]
 
 
 def kinds_of(path: Path) -> dict[str, str]:
@@ -122,15 +209,12 @@ def kinds_of(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_without_an_allocation_the_plan_says_how_to_come_by_one(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_types_that_are_given_have_to_be_this_models(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     def reason(**changes: object) -> str:
         given = {**flags(tmp_path), "variants": "Q4_K_M,Q4_K_M_D", **changes}
         found = pipeline.plan(Run(model=str(tiny_model("llama")), settings=load_settings(None, given)), unconfined)
         return str(next(one.error for one in found.failed if one.name == "Q4_K_M_D"))
 
-    assert "hubbot allocate MODEL --variants Q4_K_M" in reason()
     other = {"Q4_K_M": {"blk.99.attn_q.weight": "Q6_K"}}
     assert "blk.99.attn_q.weight" in reason(**{"gguf.allocation": other})
     assert "static" in reason(**{"gguf.allocation": other, "gguf.imatrix": False})
