@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf import ROUNDED, codec, parse
+from hubbot.formats.gguf import ALLOCATED, ROUNDED, codec, parse
 from hubbot.formats.gguf.blocks import LAYOUTS
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.rounding import DAMPING, curvature_of, round_rows
@@ -161,12 +161,15 @@ def test_without_a_calibration_it_is_refused_and_says_what_to_do(llama, tmp_path
 HUB = re.compile("(UD-)?(" + "|".join(["Q4_0", "Q4_1", "Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q2_K_S"]) + ")(_([A-Z]+))?")  # fmt: skip
 
 
+@pytest.mark.parametrize("split", ["", "-00001-of-00003"])
 @pytest.mark.parametrize("name", ROUNDED)
-def test_neither_the_hub_nor_llama_cpp_takes_a_rounded_file_for_the_plain_one(name: str) -> None:
+def test_neither_the_hub_nor_llama_cpp_takes_a_rounded_or_a_measured_file_for_the_plain_one(
+    name: str, split: str
+) -> None:
     """llama.cpp's common/download.cpp searches for the name with a dot or a dash behind it."""
-    rounded = f"{name}_H"
-    assert parse_variant(rounded).name == rounded
-    files = {name: f"Model-{name}.gguf", rounded: f"Model-{rounded}.gguf"}
+    tags = [name, f"{name}_H", *([f"{name}_D", f"{name}_DH"] if name in ALLOCATED else [])]
+    assert [parse_variant(tag).name for tag in tags] == tags
+    files = {tag: f"Model-{tag}{split}.gguf" for tag in tags}
     for tag, file in files.items():
         assert [found for found in files.values() if re.search(f"{tag}[.-]", found, re.IGNORECASE)] == [file]
         assert [found[0] for found in HUB.finditer(file)] == [tag]
