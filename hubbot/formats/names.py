@@ -33,7 +33,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "vllm": ("w4a16-128g", "w8a16-128g"),
     "bnb": ("bnb-nf4", "bnb-int8"),
 }
-_FIT = re.compile(r"fit-([0-9]{1,6}(?:\.[0-9]{1,3})?[MGT]i?B)", re.IGNORECASE)
+_FIT = re.compile(r"fit-([0-9]{1,6}(?:\.[0-9]{1,3})?[MGT]i?B)(_D)?", re.IGNORECASE)
 _GROUPS = (128, 64, 32, 16)  # that a preset's variant may fall back to, the largest first
 
 
@@ -41,18 +41,20 @@ _GROUPS = (128, 64, 32, 16)  # that a preset's variant may fall back to, the lar
 class Wanted:
     """A variant that is asked for. Of a preset it is an intention: another group size may stand in for it.
 
-    With a memory (`fit-8GB`) it is the largest of the types of the preset `gguf`, and those that fit stand in for it.
+    With a memory (`fit-8GB`) it is the largest of the types of the preset `gguf`, and those that fit stand in for it;
+    `fit-8GB_D` has the mixes with measured types in their place.
     """
 
     variant: Variant
     preset: str | None  # None: it was named in full
     memory: int | None = None  # bytes that it has to fit when it runs
+    measured: bool = False  # whether its mixes get their types by measured divergence
 
     @property
     def stand_ins(self) -> tuple[Variant, ...]:
         """What may be made in its place, the best first."""
         if self.memory is not None:
-            return _BY_SIZE[1:]
+            return (_MEASURED if self.measured else _BY_SIZE)[1:]
         return stand_ins(self.variant) if self.preset else ()
 
 
@@ -69,6 +71,7 @@ def stand_ins(variant: Variant) -> tuple[Variant, ...]:
 
 
 _BY_SIZE = tuple(Gguf(type=name) for name in reversed(PRESETS["gguf"]))
+_MEASURED = (Gguf(type="Q8_0"), Gguf(type="Q6_K"), *(Gguf(type=name, allocated=True) for name in gguf.ALLOCATED))
 
 
 def find_variant(name: str) -> Variant | None:
@@ -108,7 +111,7 @@ def parse_wanted(text: str) -> tuple[Wanted, ...]:
     for word in (part.strip() for part in text.split(",")):
         if fit := _FIT.fullmatch(word):
             memory = int(str(parse_size(fit[1])))
-            fits[word.lower()] = Wanted(variant=_BY_SIZE[0], preset=word, memory=memory)
+            fits[word.lower()] = Wanted(variant=_BY_SIZE[0], preset=word, memory=memory, measured=bool(fit[2]))
             continue
         preset = word.lower() if word.lower() in PRESETS else None
         for name in PRESETS[preset] if preset else (word,) if word else ():

@@ -82,8 +82,8 @@ def _best_fit(
     if best is None:
         least = min(sizes, key=lambda one: sizes[one])
         return None, (
-            f"Nothing fits {format_size(memory)}: {_sum(least, sizes[least], source)}, and that is the smallest type of the "
-            "preset gguf. Ask for more memory, or name a smaller type, such as IQ2_M."
+            f"Nothing fits {format_size(memory)}: {_sum(least, sizes[least], source)}, and that is the smallest type that "
+            f"{wanted.preset} may be. Ask for more memory, or name a smaller type, such as IQ2_M."
         )
     larger = [one for one in sizes if need[one] > memory]
     beyond = f"; {larger[-1].name} would take {format_size(need[larger[-1]])}" if larger else ""

@@ -207,7 +207,7 @@ class Settings(Section):
     revision: str | None = Field(None, description="branch, tag or commit of the model; default: main")
     variants: str = Field(
         "default",
-        description="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4), of sizes (fit-8GB: the best GGUF), or presets: default, small, gguf, gguf-all, gptq, vllm, bnb",
+        description="comma list of variants (Q4_K_M, gptq-4bit-128g, bnb-nf4), of sizes (fit-8GB: the best GGUF, fit-8GB_D: with measured types), or presets: default, small, gguf, gguf-all, gptq, vllm, bnb",
     )
     out: Path = Field(Path("out"), description="output folder, where a stopped run goes on")
     device: str = Field(

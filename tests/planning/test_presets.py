@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hubbot.domain import Source
@@ -146,6 +148,25 @@ def test_a_type_that_cannot_be_made_is_passed_over_and_where_none_can_the_reason
     assert fitted("fit-8GB", without("Q6_K")).variants[0].name == "Q5_K_M"
     with pytest.raises(Unsupported, match=r"fit-8GB: no Q8_0 of these layers"):
         fitted("fit-8GB", without(*SIZES))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("fit-80GB_D", "Q8_0"), ("fit-8GB_D", "Q6_K"), ("fit-6gb_d", "Q4_K_M_D"), ("fit-4.237GB_D", "Q2_K_D")],
+)
+def test_what_fits_has_measured_types_where_they_are_asked_for(text, name):
+    def costs(variants):
+        sizes = of_eight_billion([replace(one, allocated=False) for one in variants])
+        return {one.name: sizes[one.type] for one in variants if one.type in SIZES} | {
+            one.name: Unsupported("not of this test") for one in variants if one.type not in SIZES
+        }
+
+    found = fitted(text, costs)
+    assert [variant.name for variant in found.variants] == [name]
+    assert found.notes[0].startswith(f"{name} is the best type that fits ")
+    assert names_made(text, [name]) == [name]
+    with pytest.raises(Unsupported, match=r"Nothing fits 4\.00 GB: Q2_K_D takes"):
+        fitted("fit-4GB_D", costs)
 
 
 def test_two_memories_and_what_is_named_in_full_are_made_once_each():
