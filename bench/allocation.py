@@ -72,7 +72,7 @@ def mixes(folder: Path, names: list[str]) -> tuple[dict[str, dict[str, str]], di
     sizes: dict[str, Mapping[str, int]] = {}
     for name, variant in plan.variants.items():
         for matrix in matrices_of(plan.model.tensors, variant.recipe.kinds, facts.tensors):
-            leaf = matrix.leaf.removesuffix(".weight")
+            leaf = matrix.leaves[0].removesuffix(".weight")
             found.setdefault(name, {})[leaf] = codec.type_name(variant.recipe.kinds[matrix.tensor]).replace("q", "Q")
             sizes[leaf] = matrix.bytes
     return found, sizes

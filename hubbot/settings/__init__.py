@@ -85,7 +85,9 @@ class ConversationSettings(Section):
     windows: int = Field(32, ge=1, description="windows of conversations, of the evaluation's context, at most")
 
 
-GgufType = Literal["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]  # that a tensor may be given
+GgufType = Literal[
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"
+]  # that a tensor may be given
 
 
 class GgufSettings(Section):

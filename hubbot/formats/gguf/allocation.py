@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hubbot.settings import GgufType
 
-__all__ = ["TOKENS", "TYPES", "Matrix", "allocated", "ggml_name", "grouped"]
+__all__ = ["NARROW", "TOKENS", "TYPES", "Matrix", "allocated", "ggml_name", "grouped"]
 
 TYPES: tuple[GgufType, ...] = (
     "Q2_K",
@@ -22,6 +22,12 @@ TYPES: tuple[GgufType, ...] = (
     "Q5_K",
     "Q6_K",
 )  # of what llama.cpp puts into a mix, those that any mix may hold
+NARROW: tuple[GgufType, ...] = (
+    "IQ4_NL",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+)  # that llama.cpp puts in their place where 256 divides no width
 TOKENS = 8_192  # of the calibration text that probes are measured on
 _STRETCHES = 16  # that the blocks are cut into at most
 
@@ -32,9 +38,9 @@ Choice = dict[str, GgufType]  # group -> type
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """A checkpoint's matrix that a mix may give any of the types."""
+    """A checkpoint's matrix, or the stack of its experts', that a mix may give any of the types."""
 
-    leaf: str  # name in the checkpoint
+    leaves: tuple[str, ...]  # names in the checkpoint: one, or one an expert
     tensor: str  # name in the GGUF
     bytes: Mapping[GgufType, int]  # type -> its size
 
@@ -79,8 +85,8 @@ def allocated(
 
 
 def ggml_name(kind: str) -> str:
-    """How ggml's logs write a K-quant: Q4_K -> q4_K."""
-    return kind.replace("Q", "q")
+    """How ggml's logs write a type: Q4_K -> q4_K, IQ4_NL -> iq4_nl."""
+    return kind.lower().replace("_k", "_K")
 
 
 def _filled(

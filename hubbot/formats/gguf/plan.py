@@ -185,7 +185,7 @@ def _probes(variant: Gguf, plain: VariantPlan, model: Converted, facts: Facts) -
     """How many groups of matrices are to be measured. Raises Unsupported where there is nothing to give out."""
     matrices = matrices_of(model.tensors, plain.recipe.kinds, facts.tensors)
     if not matrices:
-        msg = f"No matrix of this model is of a K-quant in {variant.type}, so that {variant.name} would be the same file. Take {variant.type}."
+        msg = f"llama.cpp rounds no matrix of this model to a type that could be another in {variant.type}, so that {variant.name} would be the same file. Take {variant.type}."
         raise Unsupported(msg)
     return len(grouped(matrices))
 

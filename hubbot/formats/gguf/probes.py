@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from hubbot.formats.gguf import codec
-from hubbot.formats.gguf.allocation import TYPES, Matrix, ggml_name
+from hubbot.formats.gguf.allocation import NARROW, TYPES, Matrix, ggml_name
 from hubbot.formats.gguf.converter import Captured, TensorFact
 from hubbot.formats.gguf.imatrix import ImportanceEntry
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
@@ -19,29 +20,34 @@ from hubbot.model.parts import Part
 
 __all__ = ["PROBE", "Probes", "matrices_of", "rounded", "write_json"]
 
-PROBE = "Q3_K"  # coarse enough to stand out of what float32 loses, fine enough for divergences to add up
+PROBE = "Q3_K"  # where a matrix may have it, else IQ4_NL: coarse enough to stand out of what float32 loses, fine enough for divergences to add up
 _AT_ONCE = 2**24  # weights that are rounded together, so that no second copy of an embedding is held
 
 
 def matrices_of(tensors: Sequence[Captured], kinds: Mapping[str, int], facts: Mapping[str, TensorFact]) -> list[Matrix]:
     """The matrices of a model that a mix may give any type. kinds: tensor -> its type in llama.cpp's own mix.
 
-    Each is one checkpoint tensor in one of the GGUF, of the same columns, in a type of the mix that is a K-quant; stacks
-    of experts, and what is stored transposed, keep theirs. facts: of the checkpoint's tensors.
+    Each is a checkpoint tensor, or one an expert, in one tensor of the GGUF, of the same columns, in a type of the mix that is a
+    K-quant, or what llama.cpp puts in its place where 256 does not divide the width; what is stored transposed keeps
+    its own. facts: of the checkpoint's tensors.
     """
-    numbers = {codec.type_named(ggml_name(name)): name for name in TYPES}
-    leaves = [leaf for tensor in tensors for leaf in tensor.leaves]
-    return [
-        Matrix(
-            leaf=tensor.leaves[0],
-            tensor=tensor.name,
-            bytes={name: tensor.rows * codec.row_bytes(number, tensor.columns) for number, name in numbers.items()},
-        )
-        for tensor in tensors
-        if len(tensor.shape) == 2 and kinds[tensor.name] in numbers
-        if len(tensor.leaves) == 1 and leaves.count(tensor.leaves[0]) == 1
-        if facts[tensor.leaves[0]].shape[1:] == tensor.shape[1:]
-    ]
+    uses = Counter(leaf for tensor in tensors for leaf in tensor.leaves)
+    found = []
+    for tensor in tensors:
+        numbers = {codec.type_named(ggml_name(name)): name for name in (NARROW if tensor.columns % 256 else TYPES)}
+        alone = all(uses[leaf] == 1 for leaf in tensor.leaves)
+        if kinds[tensor.name] in numbers and alone and _is_stacked(tensor, facts):
+            sizes = {name: tensor.rows * codec.row_bytes(number, tensor.columns) for number, name in numbers.items()}
+            found.append(Matrix(leaves=tuple(tensor.leaves), tensor=tensor.name, bytes=sizes))
+    return found
+
+
+def _is_stacked(tensor: Captured, facts: Mapping[str, TensorFact]) -> bool:
+    """Whether it is one matrix of the checkpoint, of the same columns, or one of each expert."""
+    shapes = {facts[leaf].shape for leaf in tensor.leaves}
+    if len(tensor.shape) == 2:
+        return len(tensor.leaves) == 1 and {shape[1:] for shape in shapes} == {tensor.shape[1:]}
+    return len(tensor.shape) == 3 and len(tensor.leaves) == tensor.shape[0] and shapes == {tensor.shape[1:]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +105,11 @@ class Probes:
         known = part.name in self.errors
         errors = {} if known else self.errors.setdefault(part.name, {})
         for name, group in self.groups.items():
-            for leaf in (matrix.leaf for matrix in group if matrix.leaf in part.tensors):
+            for leaf in (leaf for matrix in group for leaf in matrix.leaves if leaf in part.tensors):
                 importance = _importance(statistics.get(leaf))
-                found[name][leaf] = _Rounded(weights[leaf], PROBE, importance)
+                found[name][leaf] = _Rounded(weights[leaf], _probe(group), importance)
                 if not known:
-                    _compare(errors.setdefault(name, dict.fromkeys(TYPES, 0.0)), weights[leaf], importance)
+                    _compare(errors.setdefault(name, dict.fromkeys(group[0].bytes, 0.0)), weights[leaf], importance)
         write_json(self._kept, self.errors)
         return found
 
@@ -113,23 +119,30 @@ class Probes:
     def costs(self, divergence: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """Group -> type -> nats. divergence: that was measured of each probe."""
         sums: dict[str, dict[str, float]] = {
-            name: {kind: sum(part[name][kind] for part in self.errors.values() if name in part) for kind in TYPES}
-            for name in self.groups
+            name: {
+                kind: sum(part[name][kind] for part in self.errors.values() if name in part) for kind in group[0].bytes
+            }
+            for name, group in self.groups.items()
         }
+        probed = {name: sums[name][_probe(group)] for name, group in self.groups.items()}
         return {
             name: {
-                kind: divergence[name] * error / errors[PROBE] if errors[PROBE] else 0.0
-                for kind, error in errors.items()
+                kind: divergence[name] * error / probed[name] if probed[name] else 0.0 for kind, error in errors.items()
             }
             for name, errors in sums.items()
         }
+
+
+def _probe(group: Sequence[Matrix]) -> str:
+    """The type in which a group is probed."""
+    return PROBE if PROBE in group[0].bytes else NARROW[0]
 
 
 def _compare(errors: dict[str, float], weight: torch.Tensor, importance: np.ndarray | None) -> None:
     """Add the squared error of a matrix in every type."""
     for some in weight.split(_rows(weight)):  # type: ignore[no-untyped-call]
         rows = _floats(some)
-        for kind in TYPES:
+        for kind in errors:
             errors[kind] += float(np.square(rounded(rows, kind, importance) - rows, dtype=np.float64).sum())
 
 

@@ -20,7 +20,7 @@ from hubbot.confine.isolate import Answer
 from hubbot.confine.stage import Stage
 from hubbot.errors import BadSettings, BudgetExceeded
 from hubbot.formats.gguf import ALLOCATED, codec, parse
-from hubbot.formats.gguf.allocation import TYPES, Matrix, allocated, grouped
+from hubbot.formats.gguf.allocation import NARROW, TYPES, Matrix, allocated, grouped
 from hubbot.formats.gguf.converter import Captured
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.hub.client import Hub as Seen
@@ -34,6 +34,7 @@ from hubbot.planning.plan_view import as_markdown
 from hubbot.record.file import read_record
 from hubbot.settings import load_settings
 from tests.jobs import command, flags, options, unconfined
+from tests.models import make_other
 
 SIZES = dict(zip(TYPES, (84, 110, 144, 176, 210), strict=True))
 
@@ -68,7 +69,7 @@ def test_where_nothing_fits_the_smallest_types_come_out() -> None:
 def test_neighbouring_blocks_share_a_probe_where_there_are_many() -> None:
     def matrices(blocks: int) -> list[Matrix]:
         names = [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in ("attn_q", "ffn_up")]
-        return [Matrix(leaf=name, tensor=name, bytes=SIZES) for name in ["token_embd.weight", *names]]
+        return [Matrix(leaves=(name,), tensor=name, bytes=SIZES) for name in ["token_embd.weight", *names]]
 
     assert len(grouped(matrices(16))) == 1 + 2 * 16
     groups = grouped(matrices(33))
@@ -83,16 +84,29 @@ def test_only_a_matrix_that_stands_by_itself_in_a_type_of_the_mix_is_given_anoth
     tensors = [
         tensor("plain", (8, 256), "a"),
         tensor("transposed", (8, 256), "b"),
-        tensor("experts", (4, 8, 256), "c"),
+        tensor("fused", (4, 8, 256), "c"),
         tensor("stacked", (16, 256), "d", "e"),
+        tensor("experts", (2, 8, 256), "g", "h"),
+        tensor("narrow", (8, 96), "i"),
+        tensor("tied", (8, 256), "j"),
+        tensor("to it", (8, 256), "j"),
         tensor("kept", (8, 256), "f"),
     ]
-    facts = {leaf: TensorInfo(dtype="BF16", shape=(8, 256), file="s") for leaf in "acdef"}
+    facts = {leaf: TensorInfo(dtype="BF16", shape=(8, 256), file="s") for leaf in "acdefghj"}
+    facts["i"] = replace(facts["a"], shape=(8, 96))
     facts["b"] = replace(facts["a"], shape=(256, 8))
-    kinds = {one.name: codec.type_named("q4_K") for one in tensors} | {"kept": codec.type_named("q8_0")}
+    kinds = {one.name: codec.type_named("q4_K") for one in tensors} | {
+        "kept": codec.type_named("q8_0"),
+        "narrow": codec.type_named("q5_0"),
+    }
     found = matrices_of(tensors, kinds, facts)
-    assert [(one.tensor, one.leaf) for one in found] == [("plain", "a")]
-    assert found[0].bytes["Q4_K"] == 8 * 144
+    assert [(one.tensor, one.leaves) for one in found] == [
+        ("plain", ("a",)),
+        ("experts", ("g", "h")),
+        ("narrow", ("i",)),
+    ]
+    assert [one.bytes.get("Q4_K") for one in found] == [8 * 144, 2 * 8 * 144, None]
+    assert found[2].bytes["Q5_0"] == 8 * 3 * 22
 
 
 @pytest.mark.parametrize("name", ALLOCATED)
@@ -115,11 +129,11 @@ def test_one_run_measures_the_types_and_keeps_them(
         asked.append(stage.target.partition(":")[2])
         return unconfined(stage, question)
 
-    changes = {"variants": "Q4_K_M,Q4_K_M_D,Q4_K_M_DH,Q3_K_M,Q3_K_M_D", "evaluation.samples": False}
+    changes = {"variants": "Q4_K_M,Q4_K_M_D,Q4_K_M_DH", "evaluation.samples": False}
     given = {**flags(tmp_path), **changes}
     found = pipeline.plan(Run(model=model, settings=load_settings(None, given)), unconfined)
     assert found.probing is not None
-    assert found.probing.variants == ("Q4_K_M_D", "Q4_K_M_DH", "Q3_K_M_D")
+    assert found.probing.variants == ("Q4_K_M_D", "Q4_K_M_DH")
     assert (found.probing.at_once, found.probing.walks) == (found.probing.probes, 1)
     assert "are measured, by 16 probes of 8,192 tokens each in one walk" in as_markdown(found)
     record = pipeline.run(Run(model=model, settings=load_settings(None, given)), call).record
@@ -127,15 +141,14 @@ def test_one_run_measures_the_types_and_keeps_them(
     assert {one.name: one.reason for one in record.variants if not one.passed} == {}
     assert record.timings["types"] > 0
     types = {one.name: one.types for one in record.variants}
-    assert types["Q4_K_M"] == types["Q3_K_M"] == {}
-    assert types["Q4_K_M_D"] == types["Q4_K_M_DH"] != types["Q3_K_M_D"]
+    assert types["Q4_K_M"] == {}
+    assert types["Q4_K_M_D"] == types["Q4_K_M_DH"] != {}
     assert read_record(tmp_path / "out").variants[1].types == types["Q4_K_M_D"]
     files = {one.name: tmp_path / "out" / one.files[0].path for one in record.variants}
     kinds = {name: kinds_of(path) for name, path in files.items()}
     assert {tensor: kinds["Q4_K_M_D"][tensor] for tensor in types["Q4_K_M_D"]} == types["Q4_K_M_D"]
     assert kinds["Q4_K_M_D"] == kinds["Q4_K_M_DH"] != kinds["Q4_K_M"]
-    for plain in ("Q4_K_M", "Q3_K_M"):
-        assert files[plain + "_D"].stat().st_size <= files[plain].stat().st_size
+    assert files["Q4_K_M_D"].stat().st_size <= files["Q4_K_M"].stat().st_size
     assert files["Q4_K_M_D"].read_bytes() != files["Q4_K_M_DH"].read_bytes()
     assert "types given to tensors by the divergence" in " ".join(record.variants[1].notes)
 
@@ -220,3 +233,24 @@ def test_types_that_are_given_have_to_be_this_models(tiny_model: Callable[..., P
     assert "static" in reason(**{"gguf.allocation": other, "gguf.imatrix": False})
     with pytest.raises(BadSettings, match="Q9_K"):
         load_settings(None, {"gguf.allocation": {"Q4_K_M": {"output.weight": "Q9_K"}}})
+
+
+@pytest.mark.heavy
+def test_stacks_of_experts_and_narrow_matrices_are_given_types_too(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    narrow = make_other("LlamaConfig", {"hidden_size": 96, "intermediate_size": 256}, tmp_path / "narrow")
+    for model, part in ((tiny_model("mixtral"), "_exps"), (narrow, "ffn_up")):
+        given = {**flags(tmp_path), "out": tmp_path / part, "variants": "Q4_K_M,Q4_K_M_D", "evaluation.samples": False}
+        record = pipeline.run(Run(model=str(model), settings=load_settings(None, given)), unconfined).record
+        plain, measured = record.variants
+        assert (plain.reason, measured.reason) == (None, None)
+        types = {tensor: kind for tensor, kind in measured.types.items() if part in tensor}
+        assert types
+        assert all((kind in NARROW) == (part == "ffn_up") for kind in types.values())
+        kinds = kinds_of(tmp_path / part / measured.files[0].path)
+        assert {tensor: kinds[tensor] for tensor in types} == types
+        assert measured.files[0].size <= plain.files[0].size
+        assert kinds != kinds_of(tmp_path / part / plain.files[0].path)
+        assert measured.load_check is not None
+        assert measured.load_check.passed
