@@ -37,9 +37,10 @@ def expected(plan: Plan, ledger: Ledger, settings: Settings) -> str:
     unknown = "No job of similar size was made here yet."
     if not plan.device.startswith("cuda"):
         return f"Time: not known. {unknown} What a machine without a GPU takes for whole models was not measured."
+    besides = "the measuring of types, download" if plan.probing else "download"
     return (
         f"Time: {duration(_sweep_seconds(plan, settings))} for the sweep, if the GPU is as fast as the H100 whose rates go into this "
-        "(blocks of Llama 3 8B's shape, docs/benchmarks.md); download, load check and upload come besides. "
+        f"(blocks of Llama 3 8B's shape, docs/benchmarks.md); {besides}, load check and upload come besides. "
         f"{unknown}"
     )
 
