@@ -29,10 +29,13 @@ from hubbot.hub.read.source import fetch_headers
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
 from hubbot.model import TensorInfo
+from hubbot.model.parts import Part
 from hubbot.planning.plan import Plan
 from hubbot.planning.plan_view import as_markdown
 from hubbot.record.file import read_record
 from hubbot.settings import load_settings
+from hubbot.sweep.passage import Decoders, Passage
+from hubbot.sweep.streams import CheckpointClock
 from tests.jobs import command, flags, options, unconfined
 from tests.models import make_other
 
@@ -191,8 +194,9 @@ def test_a_plan_puts_as_many_probes_into_a_walk_as_memory_has_room_for(
 
 @pytest.mark.slow
 def test_probes_go_in_as_many_walks_as_memory_has_room_for_and_measure_the_same(
-    tiny_model: Callable[..., Path], tmp_path: Path
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A killed one goes on: the walks that are done are not walked again, the one that was killed not from the beginning."""
     settings = load_settings(None, {**flags(tmp_path), "variants": "Q4_K_M_D"})
     source = fetch_headers(
         str(tiny_model("llama")), Seen(), revision=None, into=tmp_path / "headers", allow_pickle=False
@@ -201,7 +205,7 @@ def test_probes_go_in_as_many_walks_as_memory_has_room_for_and_measure_the_same(
 
     def types(at_once: int) -> dict[str, dict[str, str]]:
         work = tmp_path / str(at_once)
-        work.mkdir()
+        work.mkdir(exist_ok=True)
         question = AllocateQuestion(
             source=source, settings=settings, work=work, mixes=("Q4_K_M",), text=text, at_once=at_once
         )
@@ -211,8 +215,24 @@ def test_probes_go_in_as_many_walks_as_memory_has_room_for_and_measure_the_same(
         return {mix: dict(kinds) for mix, kinds in found.items()}
 
     costs: list[dict[str, dict[str, float]]] = []
-    assert types(100) == types(4)
+    whole = types(100)
+    carried: list[str] = []
+    advance = Passage.advance
+
+    def killed(self: Passage, part: Part, decoders: Decoders) -> None:
+        carried.append(part.name)
+        if len(carried) == 4:
+            raise KeyboardInterrupt
+        advance(self, part, decoders)
+
+    monkeypatch.setattr(CheckpointClock, "due", lambda *_: True)
+    monkeypatch.setattr(Passage, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        types(4)
+    assert types(4) == whole
     assert costs[0] == costs[1]
+    first, second = carried[:2]
+    assert carried == [first, second, first, second, second, first, second, first, second]
 
 
 def kinds_of(path: Path) -> dict[str, str]:
