@@ -73,6 +73,13 @@ def _as_a_grandchild(argument):
         raise PermissionError
 
 
+def _name_a_thread_of_a_grandchild(_):
+    """What CUDA does as it starts."""
+    code = "import os; open(f'/proc/self/task/{os.getpid()}/comm', 'w').write('named')"
+    if subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode:
+        raise PermissionError
+
+
 def _system_call(number, *arguments):
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(number, *map(ctypes.c_long, arguments)) < 0:
@@ -117,6 +124,7 @@ _ATTEMPTS = {
     "shared-memory": lambda _: Path("/dev/shm/hubbot-left-behind").write_text("x"),
     "system-v-memory": lambda _: _system_call(29 if platform.machine() == "x86_64" else 194, 0, 4096, 0o1600),
     "user-namespace": lambda _: _system_call(272 if platform.machine() == "x86_64" else 97, 0x10000000),
+    "name-thread-of-grandchild": _name_a_thread_of_a_grandchild,
     "large-file": _large_file,
     "large-memory": _large_memory,
     "connect": _connect,

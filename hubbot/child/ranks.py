@@ -35,6 +35,7 @@ FOLDER = "rank-*"  # in the sweep's work folder: what the second process and tho
 
 # Seconds on one card for a block of Llama 3 8B, docs/benchmarks.md: rounding by the Hessian, and everything else.
 _SOLVED, _ELSE = 0.7, 0.2
+_ONE_CARD = "With --device cuda:0 one card does it all."
 
 
 def make_together(question: MakeQuestion, devices: Sequence[str], make: MakeOn) -> MakeAnswer:
@@ -112,6 +113,9 @@ def _work(make: MakeOn, question: MakeQuestion, device: str, group: Exchange, en
         end.send(None)
     except HubbotError as error:
         end.send(error)
+    except Exception as error:
+        end.send(HubbotError(f"The process of {device} failed with {type(error).__name__}: {error}. {_ONE_CARD}"))
+        raise
 
 
 def _heard(rank: int, end: Connection, process: SpawnProcess) -> MakeAnswer | None:
@@ -124,7 +128,7 @@ def _heard(rank: int, end: Connection, process: SpawnProcess) -> MakeAnswer | No
     process.join()
     msg = (
         f"The process of card {rank} ended with {process.exitcode} and without an answer. Where that is -9 the machine's memory "
-        "is the likeliest reason: ask for fewer variants at a time, or take one card (--device cuda:0)."
+        f"is the likeliest reason: ask for fewer variants at a time. {_ONE_CARD}"
     )
     raise HubbotError(msg)
 

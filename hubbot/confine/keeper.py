@@ -22,13 +22,16 @@ import psutil
 
 from hubbot.confine.kernel import LIBC, prctl
 
-__all__ = ["NAMESPACE", "SUBREAPER", "stand_between"]
+__all__ = ["KERNELS", "NAMESPACE", "SUBREAPER", "stand_between"]
 
 NAMESPACE, SUBREAPER = "pid namespace", "subreaper"
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_REC_PRIVATE, _MS_NOSUID_NODEV_NOEXEC = 1 << 14 | 1 << 18, 2 | 4 | 8
+_MS_BIND, _MS_REMOUNT_READ_ONLY = 1 << 12, 1 << 5 | 1
+
+KERNELS = "sys sysrq-trigger irq bus fs".split()  # what root sets the kernel by, in /proc
 
 
 def stand_between(parent: int, *, namespace: bool = True) -> str:
@@ -81,11 +84,19 @@ def _open_namespace(outside: int, tell: int) -> None:
     alone = LIBC.mount(None, b"/", None, _MS_REC_PRIVATE, None) == 0
     if not alone or LIBC.mount(b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None) != 0:
         os._exit(1)
+    for name in KERNELS:
+        _make_read_only(b"/proc/" + name.encode())
     try:
         os.write(tell, b"1")
         os.close(tell)
     except OSError:  # nobody reads any more: whom this should end with has ended already
         os._exit(1)
+
+
+def _make_read_only(path: bytes) -> None:
+    """As containers have it, where the kernel lets it."""
+    if LIBC.mount(path, path, None, _MS_BIND, None) == 0:
+        LIBC.mount(None, path, None, _MS_BIND | _MS_REMOUNT_READ_ONLY | _MS_NOSUID_NODEV_NOEXEC, None)
 
 
 def _unshare() -> bool:

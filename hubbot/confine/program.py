@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubbot.confine import walls
-from hubbot.confine.keeper import stand_between
+from hubbot.confine.keeper import KERNELS, stand_between
 from hubbot.confine.limits import Limits
 from hubbot.confine.places import HUBBOT
 from hubbot.confine.stage import decode, encode, perform
@@ -79,12 +79,13 @@ def _devices() -> list[Path]:
 
 
 def _own_proc() -> Path:
-    """Where CUDA names its threads, without which it does not start: the process's own folder in /proc.
+    """Where CUDA names its threads, without which it does not start: a process's own folder in /proc.
 
-    Programs that the child starts have other folders, so all of /proc where the kernel's settings are
-    out of reach anyway (not root, or a container), and only the child's own where root could change them.
+    Programs that the child starts have other folders, so all of /proc where the kernel's settings are out of reach anyway: they
+    are read-only in the keeper's namespace and in containers, and nobody's but root's elsewhere. Else the child's own alone.
     """
-    return Path("/proc/self") if os.access("/proc/sys/kernel/core_pattern", os.W_OK) else Path("/proc")
+    settable = any(os.access(Path("/proc", name), os.W_OK) for name in (*KERNELS, "sys/kernel/core_pattern"))
+    return Path("/proc/self") if settable else Path("/proc")
 
 
 def _answer(start: Start, question: bytes) -> tuple[End, bytes]:

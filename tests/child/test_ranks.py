@@ -96,6 +96,8 @@ def test_what_stops_one_process_stops_all_and_is_told(question: MakeQuestion, tm
         _ask("on_two_of_which_one_refuses", _at(question, tmp_path / "refused"))
     with pytest.raises(Unsupported, match="the third card's own reason"):  # and not that the second lost it
         _ask("on_three_of_which_the_last_refuses", _at(question, tmp_path / "third"))
+    with pytest.raises(HubbotError, match="The process of cpu failed with RuntimeError: the driver does not start"):
+        _ask("on_two_of_which_one_fails", _at(question, tmp_path / "failed"))
     with pytest.raises(HubbotError, match="The process of card 1 ended with 7 and without an answer"):
         _ask("on_two_of_which_one_dies", _at(question, tmp_path / "dead"))
 

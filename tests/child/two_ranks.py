@@ -29,6 +29,16 @@ def on_two_of_which_one_dies(question: MakeQuestion) -> MakeAnswer:
     return make_together(question, TWO, _second_dies)
 
 
+def on_two_of_which_one_fails(question: MakeQuestion) -> MakeAnswer:
+    return make_together(question, TWO, _second_fails)
+
+
+def _second_fails(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAnswer:
+    if group.rank:
+        raise RuntimeError("the driver does not start")
+    return make_on(question, device, group)
+
+
 def _second_refuses(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAnswer:
     if group.rank:
         raise Unsupported("the second card's own reason")

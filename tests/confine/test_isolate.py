@@ -18,6 +18,7 @@ from hubbot import llamacpp
 from hubbot.confine import isolate
 from hubbot.confine.environment import confined
 from hubbot.confine.isolate import call
+from hubbot.confine.keeper import NAMESPACE
 from hubbot.confine.places import HUBBOT, system_places
 from hubbot.confine.stage import Stage
 from hubbot.errors import BudgetExceeded, HubbotError, ToolMissing, UnsafeSource
@@ -321,6 +322,16 @@ def test_other_processes_namespaces_and_memory_that_outlives_it_are_out_of_reach
     ways = ["foreign-limits", "foreign-priority", "user-namespace", "shared-memory", "system-v-memory"]
     stopped = inside("attempts", [{"do": way} for way in [*ways, "own-limits"]]).value
     assert stopped == ["PermissionError"] * len(ways) + ["done"]
+
+
+@pytest.mark.usefixtures("walled")
+def test_programs_that_the_child_starts_can_use_a_gpu_and_cannot_set_the_kernel(inside):
+    found = inside("attempts", [{"do": "name-thread-of-grandchild"}])
+    settings = [f"/proc/{name}" for name in ("sys/kernel/core_pattern", "sys/vm/drop_caches", "sysrq-trigger")]
+    ways = [{"do": "append", "path": path} for path in settings if Path(path).exists()]
+    assert all(stopped in ("PermissionError", "OSError") for stopped in inside("attempts", ways).value)
+    if found.walls.processes == NAMESPACE:
+        assert found.value == ["done"]
 
 
 def test_memory_files_and_processor_time_have_limits(inside, tmp_path):
