@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hubbot.errors import HubbotError, SourceRefused
 
-__all__ = ["foreign", "said"]
+__all__ = ["foreign", "said", "without_folders"]
 
 _RUST = "pyo3_runtime"  # its PanicException is no Exception
 _LONGEST = 300  # characters of a library's own words
@@ -32,6 +33,15 @@ def foreign(library: str, does: str, *, then: str, kind: type[HubbotError] = Sou
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one line of printable characters."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:_LONGEST].rstrip(". ")
+    """What an error says, in one line of printable characters, without folders of this machine."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    words = without_folders(line)[:_LONGEST].rstrip(". ")
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def without_folders(text: str) -> str:
+    """Paths cut to their last name: a work folder, a home or a build's tree is nothing to a card's reader."""
+    return _FOLDERS.sub("", text)
+
+
+_FOLDERS = re.compile(r"(?<![\w./])(?!//)(?:~|\.\.?)?/(?:[^\s:;,'\"/]+/)+")

@@ -31,6 +31,12 @@ def test_the_page_is_what_the_rows_say() -> None:
     assert list(kept["rows"]) == architectures()
 
 
+def test_the_page_names_no_place_of_the_machine_that_made_it() -> None:
+    kept = json.loads((DOCS / "architectures.json").read_text())
+    told = [outcome["told"] for row in kept["rows"].values() for outcome in row["outcomes"].values()]
+    assert not [words for words in told if re.search(r"(^|[\s'\"(])/\w+/|0x[0-9a-f]{8}", words)]
+
+
 def test_the_counts_are_of_rows_that_were_run_and_known_to_the_runtime() -> None:
     passes, fails = ({"kind": kind, "told": "", "divergence": None} for kind in ("passes", "failed"))
     known = {"llama_cpp": True, "gptqmodel": True}

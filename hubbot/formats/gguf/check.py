@@ -20,6 +20,7 @@ from hubbot.formats.gguf.naming import text_file
 from hubbot.formats.protocol import Reading
 from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
+from hubbot.model.foreign import without_folders
 
 __all__ = ["TOLERANCE", "ask_llama_cpp", "ask_sight", "read"]
 
@@ -144,7 +145,7 @@ def last_words(said: str) -> str:
     lines = [line.strip() for line in said.splitlines()]
     spoken = [line for line in lines if line and not _STACK.search(line)]
     telling = [line for line in spoken if _TELLING.search(line)]
-    words = "; ".join(dict.fromkeys(_FOLDERS.sub("", line) for line in telling or spoken[-5:]))[:_LONGEST]
+    words = "; ".join(dict.fromkeys(without_folders(line) for line in telling or spoken[-5:]))[:_LONGEST]
     function = _ABORTED.search(said)
     return (words or "it said nothing") + (f" (in {function[1]})" if function else "")
 
@@ -152,5 +153,4 @@ def last_words(said: str) -> str:
 _TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|what\(\)|Error:|error:|error loading|fatal|failed", re.IGNORECASE)
 _STACK = re.compile(r"^(#\d+|\[New LWP|\[Inferior|warning:|Using host|\[Thread)|\(\+0x|0x[0-9a-f]{8,}|^File \"")
 _ABORTED = re.compile(r"\bggml_abort\b.*\n#\d+ +(?:0x[0-9a-f]+ in )?([\w:~]+)")  # the frame that called it
-_FOLDERS = re.compile(r"(?<![\w./])(?!//)(?:~|\.\.?)?/(?:[^\s:;,'\"/]+/)+")  # of a path: the build's are no reader's
 _LONGEST = 600  # characters

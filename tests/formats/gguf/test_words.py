@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hubbot.formats.gguf.check import ask_llama_cpp, last_words
+from hubbot.model.foreign import said
 
 CRASH = """\
 /build/src/llama-model.cpp:1234: GGML_ASSERT(hparams.n_head() > 0) failed
@@ -38,3 +39,10 @@ def test_of_a_crash_the_assertion_and_its_function_are_kept_and_neither_the_stac
 def test_a_crash_without_a_named_failure_keeps_what_was_said():
     assert last_words("loading\nout of memory\n#0  0x00007f1d2c8f2c17 in wait4 ()\n") == "loading; out of memory"
     assert last_words("") == "it said nothing"
+
+
+def test_what_another_library_says_of_a_folder_is_told_by_its_name_alone():
+    assert (
+        said(ValueError("no class for /srv/work-1/tiny. See https://example.org/a/b"))
+        == "ValueError: no class for tiny. See https://example.org/a/b"
+    )
