@@ -20,8 +20,8 @@ _SIMILAR = 2  # times more or fewer weights
 
 # docs/benchmarks.md, eighteen variants on an H100: seconds of a block of 0.22 B weights.
 _BLOCK = 0.22e9
-_READ = 0.06 + 0.56  # and calibrated on 262,144 tokens
-_ENCODE = (0.336 + 2.364 + 0.414) / 18  # a variant
+_READ = 0.09 + 0.55  # and calibrated on 262,144 tokens
+_ENCODE = (0.31 + 2.26 + 0.35) / 18  # a variant
 _EVALUATE = 2.64 / 19 / 65_536  # a variant or the original, and token
 
 
