@@ -20,7 +20,7 @@ __all__ = ["CardQueue"]
 
 _CHUNK = 2**25  # weights that are float32 on the card at once
 _PINNED = 2**30  # bytes on their way to files
-_KEPT_SHARE = 5  # of the card's memory, as 1 / n, that encoded bytes may take until they are decoded
+_KEPT_SHARE = 5  # of the card's free memory, as 1 / n, that encoded bytes may take until they are decoded
 _WRITERS = 8
 _TAIL = 16  # bytes behind the encoded ones, with the flag of their blocks in front
 _DTYPES = {codec.F32: torch.float32, codec.F16: torch.float16, codec.BF16: torch.bfloat16}
@@ -52,7 +52,7 @@ class CardQueue:
         """kinds: types that will be asked for, compiled from now on. keep: whether encoded bytes stay for `kept`."""
         self._device = device
         self._cores = cores
-        self._keep = torch.cuda.get_device_properties(device).total_memory // _KEPT_SHARE if keep else 0
+        self._keep = torch.cuda.mem_get_info(device)[0] // _KEPT_SHARE if keep else 0
         self._bytes_kept = 0
         self._kept: dict[_Key, list[torch.Tensor]] = {}
         self._streams: dict[int, torch.cuda.Stream] = {}
