@@ -1,6 +1,6 @@
 """Quality of GPTQ at equal size: round-to-nearest, GPTQModel and hubbot, on the same calibration windows.
 
-    python bench/quality.py [--model FOLDER] [--experiments]
+    python bench/quality.py [--model FOLDER] [--variants NAMES] [--experiments]
 
 The model is the demo model, or a folder with `calibration.jsonl` and `evaluation.jsonl` ({"text": …} a line)
 next to it. Every candidate's decoded weights are put into one plain transformers model in float32, which
@@ -11,6 +11,7 @@ directly with hooks, not through the sweep. docs/quality.md holds the tables tha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from hubbot.demo.train import demo_model
 from hubbot.domain import Gptq
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.columns import nearest_code
-from hubbot.formats.gptq.solver import prepare, solve
+from hubbot.formats.gptq.solver import Curvature, prepare, solve
 from hubbot.formats.names import parse_variant
 from hubbot.settings import GptqSettings
 
@@ -40,6 +41,10 @@ WINDOWS, LENGTH = 128, 128  # calibration
 EVALUATED = 96  # windows of the same length
 DAMPING = GptqSettings().damping
 Weights = dict[str, torch.Tensor]  # module name -> float32 [out, in]
+
+
+class _Reached(Exception):
+    pass
 
 
 class Bench:
@@ -92,6 +97,30 @@ class Bench:
             hook.remove()
         return found
 
+    @torch.inference_mode()
+    def behind(self, rounded: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over a layer's inputs x' behind some rounded layers: of x' x'', and of (x - x') x'' with the original's x."""
+        hessian = drift = torch.zeros(())
+        for batch in self.calibration.split(16):
+            before, after = self._inputs({}, name, batch), self._inputs(rounded, name, batch)
+            hessian, drift = hessian + after.T @ after, drift + (before - after).T @ after
+        self.install(self.original)
+        return hessian, drift
+
+    def _inputs(self, weights: Weights, name: str, batch: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        def stop(_module: object, args: tuple[torch.Tensor, ...]) -> None:
+            seen.append(args[0].reshape(-1, args[0].shape[-1]))
+            raise _Reached
+
+        self.install(weights)
+        hook = self.linears[name].register_forward_pre_hook(stop)
+        with contextlib.suppress(_Reached):
+            self.model(input_ids=batch)
+        hook.remove()
+        return seen[0]
+
     def install(self, weights: Weights) -> None:
         for name, module in self.linears.items():
             module.weight.data = weights.get(name, self.original[name])
@@ -120,6 +149,42 @@ def nearest(bench: Bench, layout: Gptq) -> Weights:
         rounded = scale * (nearest_code(groups, scale, zero, layout.bits) - zero)
         found[name] = rounded.reshape(weight.shape)
     return found
+
+
+def behind_rounded(bench: Bench, layout: Gptq) -> Weights:
+    """As hubbot, but each layer is rounded for the inputs that the rounded layers before it in its block leave."""
+    found: Weights = {}
+    for block in _blocks(bench):
+        rounded: Weights = {}
+        for number, names in enumerate(_turns(block)):
+            hessian, drift = bench.behind(rounded, names[0]) if number else (bench.hessians[names[0]], None)
+            curvature = prepare(hessian, layout, DAMPING)
+            for name in names:
+                weight = bench.original[name]
+                wanted = weight if drift is None else _moved(weight, curvature, drift, hessian.diagonal().mean())
+                rounded[name] = solve(wanted, curvature, layout).decode()
+        found |= rounded
+    return found
+
+
+def _moved(weight: torch.Tensor, curvature: Curvature, drift: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """W + W D inverse(H), as damped: with it outputs on x' come closest to the original's on x (arXiv:2504.02692)."""
+    inverse = curvature.factor.T @ curvature.factor  # of H over its mean diagonal, in rounding order
+    lost = (weight @ drift)[:, curvature.order] / mean
+    return weight + (lost @ inverse)[:, curvature.order.argsort()]
+
+
+def _blocks(bench: Bench) -> list[list[str]]:
+    blocks: dict[str, list[str]] = {}
+    for name in bench.linears:
+        blocks.setdefault(name.split("layers.")[1].split(".")[0], []).append(name)
+    return list(blocks.values())
+
+
+def _turns(block: list[str]) -> list[list[str]]:
+    """A Llama's layers in the order of their calls, those with one input together."""
+    kinds = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+    return [[name for name in block if name.endswith(kind)] for kind in kinds]
 
 
 def hubbot(bench: Bench, layout: Gptq, *, damping: float = DAMPING, sweeps: int | None = None) -> Weights:
@@ -190,12 +255,12 @@ def run_gptqmodel(folder: str, windows: str, out: str, bits: str, group: str, ac
     model.save(out)
 
 
-def table(bench: Bench, say: Callable[[str], None]) -> None:
+def table(bench: Bench, variants: Sequence[str], say: Callable[[str], None]) -> None:
     say("| variant | method | perplexity | KL divergence | against GPTQModel | solver, s |")
     say("| --- | --- | ---: | ---: | ---: | ---: |")
     base, _ = bench.score(bench.original)
     say(f"| original | | {base:.4f} | | | |")
-    for name in VARIANTS:
+    for name in variants:
         layout = parse_variant(name)
         assert isinstance(layout, Gptq)
         scores = {}
@@ -208,20 +273,27 @@ def table(bench: Bench, say: Callable[[str], None]) -> None:
             say(f"| {name} | {method} | {perplexity:.4f} | {divergence:.3e} | {share:.2f} | {seconds:.0f} |")
 
 
-def experiments(bench: Bench, say: Callable[[str], None]) -> None:
-    say("\n| variant | damping 0.01 | 0.02 | 0.05 | 0.1 | 0.2 | no refinement | quantized prefix |")
-    say("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in VARIANTS:
+def experiments(bench: Bench, variants: Sequence[str], say: Callable[[str], None]) -> None:
+    say(
+        "\n| variant | damping 0.01 | 0.02 | 0.05 | 0.1 | 0.2 | no refinement | quantized prefix | behind rounded layers |"
+    )
+    say("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name in variants:
         layout = parse_variant(name)
         assert isinstance(layout, Gptq)
         candidates = [hubbot(bench, layout, damping=damping) for damping in (0.01, 0.02, 0.05, 0.1, 0.2)]
-        candidates += [hubbot(bench, layout, sweeps=0), on_quantized_prefix(bench, layout)]
+        candidates += [
+            hubbot(bench, layout, sweeps=0),
+            on_quantized_prefix(bench, layout),
+            behind_rounded(bench, layout),
+        ]
         say(f"| {name} | " + " | ".join(f"{bench.score(weights)[1]:.3e}" for weights in candidates) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--experiments", action="store_true", help="damping, refinement and prefix too")
     parser.add_argument("--keep", type=Path, help="keep GPTQModel's folders here, and take them from here")
     parser.add_argument("--gptqmodel", nargs=6, help=argparse.SUPPRESS)
@@ -236,9 +308,9 @@ def main() -> None:
 
     packages = ("torch", "transformers", "gptqmodel")
     say(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages) + "\n")
-    table(bench, say)
+    table(bench, options.variants.split(","), say)
     if options.experiments:
-        experiments(bench, say)
+        experiments(bench, options.variants.split(","), say)
 
 
 if __name__ == "__main__":
