@@ -1,6 +1,6 @@
 """The story of one job, a line a stage.
 
-    fetch -> plan -> types -> sweep -> load check -> gate -> card -> publish -> record
+    plan -> fetch -> types -> sweep -> hash -> load check -> gate -> card -> publish
 
 This process holds the token, fetches and publishes. What reads and runs the model's files happens in
 confined children (`hubbot.child`), which have neither token nor network; `hubbot.child.messages` is all that passes.
