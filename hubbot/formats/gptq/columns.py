@@ -6,11 +6,9 @@ independent of one another. weight = scale * (code - zero), codes 0 .. 2**bits -
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
-from types import ModuleType
-
 import torch
+
+from hubbot.kernels import kernels_on
 
 __all__ = ["BLOCK", "best_candidate", "descend", "nearest_code", "round_columns"]
 
@@ -30,7 +28,7 @@ def best_candidate(
     weight: [columns, out]. importance: [columns]. scales, zeros: [candidates, out]. Returns int64 [out]; of equal
     ones the first.
     """
-    if kernels := _kernels(weight):
+    if kernels := kernels_on(weight, "gptq"):
         found: torch.Tensor = kernels.best_candidate(weight, importance, scales, zeros, bits)
         return found
     least = torch.full_like(weight[0], torch.inf)
@@ -53,7 +51,7 @@ def round_columns(
     their square of the upper triangular factor of the inverse Hessian. Returns codes and errors, [columns, out];
     an error is the rounding error over the factor's diagonal entry.
     """
-    if kernels := _kernels(weight):
+    if kernels := kernels_on(weight, "gptq"):
         found: tuple[torch.Tensor, torch.Tensor] = kernels.round_columns(weight, factor, scale, zero, bits)
         return found
     left = weight.clone()
@@ -73,7 +71,7 @@ def descend(
     steps: [columns, out], codes less zero; changes in place. hessian: [columns, columns]. pull: [columns, out], half
     the negative gradient of the error; not changed.
     """
-    if kernels := _kernels(steps):
+    if kernels := kernels_on(steps, "gptq"):
         kernels.descend(steps, hessian, pull, scale, zero, bits)
         return
     left = pull.clone()
@@ -83,16 +81,3 @@ def descend(
         best = nearest_code(target, scale, zero, bits) - zero
         left.addr_(hessian[column], (best - current) * scale, alpha=-1)
         steps[column] = best
-
-
-def _kernels(tensor: torch.Tensor) -> ModuleType | None:
-    return _load() if tensor.is_cuda else None
-
-
-@cache
-def _load() -> ModuleType | None:
-    if find_spec("triton") is None:
-        return None
-    from hubbot.kernels import gptq
-
-    return gptq

@@ -5,15 +5,12 @@ Matrices are float32 and transposed, [in, out]. A grid of several groups has sca
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
-from types import ModuleType
-
 import torch
 
 from hubbot.domain import Gptq
 from hubbot.formats.gptq.columns import BLOCK, descend, round_columns
 from hubbot.formats.gptq.grid import Grid, candidate_shares, fit_grid, storable
+from hubbot.kernels import kernels_on
 
 __all__ = ["refine_groups", "round_groups", "stacked", "subtract_product"]
 
@@ -27,7 +24,7 @@ def round_groups(
     their square of the upper triangular factor of the inverse Hessian. importance: [columns].
     Returns codes and errors, [columns, out], and the grids.
     """
-    if kernels := _kernels(weight):
+    if kernels := kernels_on(weight, "gptq_groups"):
         codes, errors, scale, zero = kernels.round_groups(
             weight, factor, importance, size, layout.bits, candidate_shares(), symmetric=layout.symmetric
         )
@@ -52,7 +49,7 @@ def refine_groups(
     steps: [columns, out], codes less zero, and grid.scale change in place, so that the error falls or stays.
     hessian: [columns, columns]. pull: [columns, out], half the negative gradient; is kept true to the steps.
     """
-    if BLOCK % size == 0 and (kernels := _kernels(steps)):
+    if BLOCK % size == 0 and (kernels := kernels_on(steps, "gptq_groups")):
         for start in range(0, steps.shape[0], BLOCK):
             block = slice(start, min(start + BLOCK, steps.shape[0]))
             groups = slice(block.start // size, block.stop // size)
@@ -108,16 +105,3 @@ def _descend(steps: torch.Tensor, grid: Grid, hessian: torch.Tensor, pull: torch
         before = steps[block].clone()
         descend(steps[block], hessian[block, block], pull[block], grid.scale, grid.zero, bits)
         subtract_product(pull, hessian[:, block], (steps[block] - before) * grid.scale)
-
-
-def _kernels(tensor: torch.Tensor) -> ModuleType | None:
-    return _load() if tensor.is_cuda else None
-
-
-@cache
-def _load() -> ModuleType | None:
-    if find_spec("triton") is None:
-        return None
-    from hubbot.kernels import gptq_groups
-
-    return gptq_groups
