@@ -16,8 +16,9 @@ from hubbot.domain import Gguf
 from hubbot.errors import BadText, Unsupported
 from hubbot.formats.gguf.allocation import TOKENS, Matrix, allocated, grouped
 from hubbot.formats.gguf.format import plan_unread
+from hubbot.formats.gguf.journal import write_json
 from hubbot.formats.gguf.plan import VariantPlan
-from hubbot.formats.gguf.probes import Probes, matrices_of, write_json
+from hubbot.formats.gguf.probes import Probes, matrices_of
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
 from hubbot.model.own_tokenizer import load_tokenizer
@@ -50,15 +51,14 @@ def _measured(question: AllocateQuestion, facts: ModelFacts, groups: Groups) -> 
     """What every group costs in every type. What an earlier question has found is kept in its folder."""
     kept = question.work / "costs.json"
     costs: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.exists() else {}
-    names = [_key(group) for group in groups.values()]
-    left = {name: group for name, group in zip(groups, groups.values(), strict=True) if _key(group) not in costs}
+    left = {name: group for name, group in groups.items() if _key(group) not in costs}
     if left:
         calibration = _calibration(question, facts)
         for some in _rounds(left, question.at_once):
             found = _probed(question, facts, some, calibration)
             costs |= {_key(some[name]): dict(cost) for name, cost in found.items()}
             write_json(kept, costs)
-    return {name: costs[key] for name, key in zip(groups, names, strict=True)}
+    return {name: costs[_key(group)] for name, group in groups.items()}
 
 
 def _key(group: Sequence[Matrix]) -> str:

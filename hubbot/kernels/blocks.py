@@ -11,19 +11,16 @@ import torch
 import triton
 import triton.language as tl
 
-from hubbot.kernels.gptq import _rows
+from hubbot.kernels.gptq import _grid, _half_even, _rows
 
 __all__ = ["refine_block", "round_columns"]
 
 _FEATURES = 4  # output features of one program: three tiles of 256 columns then fit the registers of one warp
-_ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds half to even, below 2**22
-_FAR = tl.constexpr(65536.0)  # further from any step than a quotient need be told
 
 
 @triton.jit
 def _whole(value, low, high):
-    near = tl.minimum(tl.maximum(value, -_FAR), _FAR)
-    return tl.minimum(tl.maximum((near + _ROUNDER) - _ROUNDER, low), high)
+    return tl.minimum(tl.maximum(_half_even(value), low), high)
 
 
 @triton.jit
@@ -110,7 +107,7 @@ def _refine_kernel(
             most = d * 0.0
             a = d * 0.0
             b = d * 0.0
-            centre = _whole(scale + _best_a(p, r, uu, uv, vv), -_FAR, _FAR)
+            centre = _half_even(scale + _best_a(p, r, uu, uv, vv))
             for shift in tl.static_range(3):
                 tried_a = tl.minimum(tl.maximum(centre + (shift - 1), least), largest) - scale
                 tried_b = _whole(minimum + _best_b(tried_a, r, uv, vv), 0.0, top) - minimum
@@ -169,7 +166,7 @@ def round_columns(
     """See the twin. rest, scale, inverse [columns, out], factor [columns, columns] -> steps and errors [columns, out]."""
     columns, features = rest.shape
     found, errors = (torch.empty((columns, features), device=rest.device) for _ in range(2))
-    _round_kernel[_grid(features)](
+    _round_kernel[_grid(features, _FEATURES)](
         rest.contiguous(), factor.contiguous(), scale.contiguous(), inverse.contiguous(), found, errors,
         columns, features, float(steps[0]), float(steps[1]), ROWS=_rows(columns), FEATURES=_FEATURES, num_warps=1,
     )  # fmt: skip
@@ -194,12 +191,8 @@ def refine_block(
     """
     columns, features = steps.shape
     (low, high), (least, largest), top = ranges
-    _refine_kernel[_grid(features)](
+    _refine_kernel[_grid(features, _FEATURES)](
         d, dmin, scale, minimum, steps, hessian.contiguous(), pull.contiguous(),
         columns, features, float(low), float(high), float(least), float(largest), float(top),
         GROUP=group, WHOLE=(least, largest) != (1, 1), ROWS=_rows(columns), FEATURES=_FEATURES, num_warps=1,
     )  # fmt: skip
-
-
-def _grid(features: int) -> tuple[int]:
-    return (-(-features // _FEATURES),)

@@ -22,9 +22,13 @@ _FAR = tl.constexpr(65536.0)  # further from any code than a quotient need be to
 
 
 @triton.jit
+def _half_even(value):
+    return (tl.minimum(tl.maximum(value, -_FAR), _FAR) + _ROUNDER) - _ROUNDER
+
+
+@triton.jit
 def _nearest(weight, scale, zero, top):
-    quotient = tl.minimum(tl.maximum(tl.div_rn(weight, scale), -_FAR), _FAR)
-    return tl.minimum(tl.maximum((quotient + _ROUNDER) - _ROUNDER + zero, 0.0), top)
+    return tl.minimum(tl.maximum(_half_even(tl.div_rn(weight, scale)) + zero, 0.0), top)
 
 
 @triton.jit
@@ -153,8 +157,9 @@ def descend(
     )  # fmt: skip
 
 
-def _grid(features: int) -> tuple[int]:
-    return (-(-features // _FEATURES),)
+def _grid(features: int, each: int = _FEATURES) -> tuple[int]:
+    """As many programs as output features, `each` of them in one, come to."""
+    return (-(-features // each),)
 
 
 def _rows(columns: int) -> int:

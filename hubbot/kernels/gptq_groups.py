@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hubbot.kernels.gptq import _cost, _grid, _nearest, _rows
+from hubbot.kernels.gptq import _cost, _grid, _half_even, _nearest, _rows
 
 __all__ = ["refine_groups", "round_groups"]
 
@@ -31,11 +31,6 @@ def _storable(scale):
 def _usable(scale):
     rounded = _storable(tl.minimum(scale, _LARGEST))
     return tl.where(rounded > 0, rounded, 1.0)
-
-
-@triton.jit
-def _round_to_even(value):
-    return (value + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -59,7 +54,7 @@ def _fit(tile, cost, inside, shares, share_count, top, middle, SYMMETRIC: tl.con
                 best_scale = tl.where(better, tried, best_scale)
         else:
             scale = _usable(tl.div_rn(share * (high - low), top + 0.0 * high))
-            centre = _round_to_even(tl.div_rn(-low * share, scale))
+            centre = _half_even(tl.div_rn(-low * share, scale))
             for shift in tl.static_range(5):
                 zero = tl.minimum(tl.maximum(centre + (shift - 2), 0.0), top)
                 error = _cost(tile, cost, scale, zero, top)

@@ -16,7 +16,7 @@ import numpy as np
 
 from hubbot.formats.gguf.imatrix import ImportanceEntry
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "write_json"]
 
 _NAMES = "tensors written"
 
@@ -46,9 +46,7 @@ class Journal:
 
     def complete(self, finals: Sequence[str]) -> None:
         """Note that all is written and that the files are about to take their final names."""
-        partial = self._finals.with_suffix(".partial")
-        partial.write_text(json.dumps(list(finals)), encoding="utf-8")
-        partial.replace(self._finals)
+        write_json(self._finals, list(finals))
 
     def finals(self) -> frozenset[str]:
         """The final names that files of this run have, or are about to take."""
@@ -88,3 +86,10 @@ class Journal:
 
     def _notes(self) -> list[Path]:
         return sorted(self._folder.glob("*.npz"))
+
+
+def write_json(path: Path, values: object) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    partial.replace(path)

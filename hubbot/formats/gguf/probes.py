@@ -15,10 +15,11 @@ from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.allocation import NARROW, TYPES, Matrix, ggml_name
 from hubbot.formats.gguf.converter import Captured, TensorFact
 from hubbot.formats.gguf.imatrix import ImportanceEntry
+from hubbot.formats.gguf.journal import write_json
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 
-__all__ = ["PROBE", "Probes", "matrices_of", "rounded", "write_json"]
+__all__ = ["PROBE", "Probes", "matrices_of", "rounded"]
 
 PROBE = "Q3_K"  # where a matrix may have it, else IQ4_NL: coarse enough to stand out of what float32 loses, fine enough for divergences to add up
 _AT_ONCE = 2**24  # weights that are rounded together, so that no second copy of an embedding is held
@@ -152,13 +153,6 @@ def _rows(weight: torch.Tensor) -> int:
 
 def _floats(rows: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(rows.float().cpu().numpy())
-
-
-def write_json(path: Path, values: object) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values))
-    partial.replace(path)
 
 
 def _importance(seen: InputStatistics | None) -> np.ndarray | None:
