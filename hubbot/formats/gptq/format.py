@@ -187,9 +187,9 @@ class GptqFormat:
             layers = [self._rounded[name] for name in names]
             solver = _Solver(_hessian(layers[0], known), self._damping)
             upright = {layer.name: layer.upright(weights[layer.tensor]) for layer in layers}
-            for together in _solved_together(upright):
-                for variant in self.variants:
-                    rounded = self._choices[variant.name].rounded
+            for variant in sorted(self.variants, key=lambda variant: _curvature_of(variant.layout)):
+                rounded = self._choices[variant.name].rounded
+                for together in _solved_together(upright):
                     fitting = {name: weight for name, weight in together.items() if name in rounded}
                     for name, solved in solver.solved(fitting, variant.layout).items():
                         called, stored_as = self._layers.name(name), weights[rounded[name].tensor].dtype
@@ -275,13 +275,21 @@ class _Solved:
 _KNOWN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
+def _curvature_of(layout: Gptq) -> tuple[int, bool]:
+    """What of a layout a Hessian is made ready for."""
+    return layout.group_size, layout.act_order
+
+
 class _Solver:
-    """One Hessian, made ready for every pair of group size and order that a variant asks for, once each."""
+    """One Hessian, made ready for one pair of group size and order at a time: two matrices as large as itself.
+
+    Layouts of the same pair are to follow one another.
+    """
 
     def __init__(self, hessian: torch.Tensor, damping: float) -> None:
         self._hessian = hessian
         self._damping = damping
-        self._curvatures: dict[tuple[int, bool], Curvature] = {}
+        self._ready: tuple[tuple[int, bool], Curvature] | None = None
         self._known: dict[tuple[str, Gptq, float], _Solved] = _KNOWN.setdefault(hessian, {})  # type: ignore[no-untyped-call]
 
     def solved(self, weights: Mapping[str, torch.Tensor], layout: Gptq) -> dict[str, _Solved]:
@@ -296,7 +304,8 @@ class _Solver:
         return {name: self._known[name, layout, self._damping] for name in weights}
 
     def _curvature(self, layout: Gptq) -> Curvature:
-        key = (layout.group_size, layout.act_order)
-        if key not in self._curvatures:
-            self._curvatures[key] = prepare(self._hessian, layout, self._damping)
-        return self._curvatures[key]
+        wanted = _curvature_of(layout)
+        if self._ready is None or self._ready[0] != wanted:
+            self._ready = None  # lets go of the last one first
+            self._ready = wanted, prepare(self._hessian, layout, self._damping)
+        return self._ready[1]

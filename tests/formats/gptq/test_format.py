@@ -3,14 +3,18 @@
 import hashlib
 import json
 import re
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hubbot.domain import Gptq
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.gptq.format import costs
+from hubbot.formats.gptq.solver import prepare
 from hubbot.formats.linears import find_linears
 from hubbot.formats.protocol import Cost
 from hubbot.model import part_layout, read_facts
@@ -90,6 +94,27 @@ def test_a_part_encoded_again_after_a_kill_leaves_the_same_files(llama, tmp_path
     repeated = gptq_format(llama, names, tmp_path / "b").finish()
     assert _digests(tmp_path / "b") == before
     assert set(repeated["gptq-4bit-128g"].layer_errors) == set(find_linears(read_facts(llama)).by_name)
+
+
+def test_a_hessian_is_made_ready_once_for_each_pair_of_group_size_and_order_and_one_at_a_time(
+    llama, tmp_path, monkeypatch
+):
+    ready: list[tuple[Gptq, weakref.ref]] = []
+
+    def told(hessian, layout, damping):
+        assert not any(earlier() for _, earlier in ready)  # two of the widest are as large as a block
+        made = prepare(hessian, layout, damping)
+        ready.append((layout, weakref.ref(made.factor)))
+        return made
+
+    monkeypatch.setattr("hubbot.formats.gptq.format.prepare", told)
+    names = ["gptq-4bit-128g", "gptq-4bit-32g", "gptq-8bit-128g", "gptq-4bit-32g-actorder"]
+    part = part_layout(read_facts(llama))[1]
+    weights = checkpoint(llama)
+    gptq_format(llama, names, tmp_path).encode(part, {name: weights[name] for name in part.tensors}, statistics(llama))
+    pairs = Counter((layout.group_size, layout.act_order) for layout, _ in ready)
+    assert set(pairs) == {(128, False), (32, False), (32, True)}
+    assert len(set(pairs.values())) == 1
 
 
 def test_embedding_norms_and_head_keep_their_bytes_and_companions_are_copied(llama, tmp_path):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from hubbot.domain import Gptq
 from hubbot.errors import Unsupported
-from hubbot.formats.gptq.solver import prepare, solve
+from hubbot.formats.gptq import solver
+from hubbot.formats.gptq.solver import prepare, solve, solve_together
 
 COLUMNS, ROWS = 128, 32
 
@@ -150,3 +151,23 @@ def test_weights_of_zero_stay_zero():
     layout = Gptq(bits=4, group_size=32)
     solution = solve(torch.zeros(ROWS, COLUMNS), prepare(_hessian(_inputs()), layout, 0.05), layout)
     assert not solution.decode().any()
+
+
+def test_the_factor_is_that_of_the_inverse_where_a_matrix_is_inverted_by_halves():
+    columns = 1100  # two halvings, uneven ones too
+    hessian = _hessian(torch.randn(3 * columns, columns, generator=torch.Generator().manual_seed(6)))
+    made = prepare(hessian, Gptq(bits=4, group_size=-1), 0.01)
+    assert torch.equal(made.factor, made.factor.triu())
+    inverse = made.factor.double().t() @ made.factor.double()
+    assert torch.allclose(inverse @ made.hessian.double(), torch.eye(columns, dtype=torch.float64), atol=1e-4)
+
+
+def test_layers_too_large_to_be_solved_at_once_are_solved_in_pieces_to_the_same_codes(monkeypatch):
+    layout = Gptq(bits=4, group_size=32)
+    weights, curvature = [_weight(seed) for seed in (1, 2)], prepare(_hessian(_inputs()), layout, 0.01)
+    together = solve_together(weights, curvature, layout)
+    monkeypatch.setattr(solver, "_AT_ONCE", 7 * COLUMNS)
+    for whole, pieces in zip(together, solve_together(weights, curvature, layout), strict=True):
+        assert torch.equal(whole.codes, pieces.codes)
+        assert torch.equal(whole.scales, pieces.scales)
+        assert pieces.error == pytest.approx(whole.error, rel=1e-6)

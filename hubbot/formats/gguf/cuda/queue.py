@@ -20,7 +20,7 @@ __all__ = ["CardQueue"]
 
 _CHUNK = 2**25  # weights that are float32 on the card at once
 _PINNED = 2**30  # bytes on their way to files
-_KEPT_SHARE = 5  # of the card's free memory, as 1 / n, that encoded bytes may take until they are decoded
+_KEPT_SHARE = 8  # of the card's free memory, as 1 / n, that a part's encoded bytes may take until they are decoded
 _WRITERS = 8
 _TAIL = 16  # bytes behind the encoded ones, with the flag of their blocks in front
 _DTYPES = {codec.F32: torch.float32, codec.F16: torch.float16, codec.BF16: torch.bfloat16}
@@ -52,8 +52,8 @@ class CardQueue:
         """kinds: types that will be asked for, compiled from now on. keep: whether encoded bytes stay for `kept`."""
         self._device = device
         self._cores = cores
-        self._keep = torch.cuda.mem_get_info(device)[0] // _KEPT_SHARE if keep else 0
-        self._bytes_kept = 0
+        self._keep = keep
+        self._room_kept = 0
         self._kept: dict[_Key, list[torch.Tensor]] = {}
         self._streams: dict[int, torch.cuda.Stream] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="gguf-write")
@@ -95,9 +95,9 @@ class CardQueue:
         self._cores.close()
 
     def forget(self) -> None:
-        """Free what `kept` has."""
+        """Free what `kept` has, and see how much the card has room for beside what lies there now."""
         self._kept.clear()
-        self._bytes_kept = 0
+        self._room_kept = _free(self._device) // _KEPT_SHARE if self._keep else 0
 
     def kept(self, name: str, kind: int, *, weighed: bool) -> torch.Tensor | None:
         """The bytes of a tensor that were encoded since `forget`, if they are still on the card: uint8."""
@@ -149,15 +149,15 @@ class CardQueue:
 
     def _keep_piece(self, job: Job, kind: int, start: int, data: torch.Tensor) -> None:
         key = _key(job, kind)
-        pieces = self._kept.setdefault(key, []) if len(data) <= self._keep - self._bytes_kept else None
+        pieces = self._kept.setdefault(key, []) if len(data) <= self._room_kept else None
         if pieces is None or (not pieces and start):
             self._drop(key)  # a part of a tensor is of no use
             return
         pieces.append(data)
-        self._bytes_kept += len(data)
+        self._room_kept -= len(data)
 
     def _drop(self, key: _Key) -> None:
-        self._bytes_kept -= sum(map(len, self._kept.pop(key, [])))
+        self._room_kept += sum(map(len, self._kept.pop(key, [])))
 
     def _write(self, made: _Encoded) -> None:
         try:
@@ -184,6 +184,11 @@ class CardQueue:
             self._left_to_cores.add(key)
             self._drop(key)
         self._cores.submit(lambda: replace(made.job, targets={made.kind: made.job.targets[made.kind]}))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a card that nothing lies in: its driver's, and those that torch has taken from it and not given out."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 class _Room:
