@@ -6,7 +6,7 @@ So the answer needs config.json, the checkpoint's tensor names and shapes, no da
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -96,7 +96,7 @@ class Linears:
     """blocks: the linear layers of the decoder blocks, in checkpoint order. head: None if not a tensor of its own.
 
     head_module: path of the output head's module, tied or not. outside: module paths of linear layers that are
-    neither; every family leaves them alone.
+    neither; every family leaves them alone. routers: stems of the checkpoint's further matrices in blocks, which fill no such layer.
     stacked: tensors of the checkpoint that each hold the matrices of all experts of a block. pieces: the layers in them,
     of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
     without calling them, and which no family can hold as codes; they are outside too. split_biases: module path and `.bias` -> where that lies.
@@ -107,6 +107,7 @@ class Linears:
     head: Linear | None
     head_module: str | None
     outside: tuple[str, ...]
+    routers: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
     pieces: tuple[Linear, ...] = ()
     taken: tuple[Linear, ...] = ()
@@ -158,16 +159,27 @@ def find_linears(facts: ModelFacts) -> Linears:
         )
         raise Unsupported(msg)
     pieces, biases = _pieces(model, stack, checkpoint, facts)
+    layers = (*blocks, *experts)
     return Linears(
-        (*blocks, *experts),
+        layers,
         head,
         head_path,
         tuple(outside),
+        _routers(facts, {layer.name for layer in (*layers, *taken)}),
         tuple(stacked),
         pieces,
         tuple(taken),
         biases,
         checkpoint.alone,
+    )
+
+
+def _routers(facts: ModelFacts, layers: Set[str]) -> tuple[str, ...]:
+    names = [name for part in part_layout(facts) if part.kind is PartKind.BLOCK for name in part.tensors]
+    return tuple(
+        name.removesuffix(".weight")
+        for name in names
+        if name.endswith(".weight") and name not in layers and len(facts.tensors[name].shape) == 2
     )
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from hubbot.domain import Family
 from hubbot.formats.names import find_variant
 
-__all__ = ["EXAMPLES", "Layout", "layouts_of", "layouts_of_run"]
+__all__ = ["EXAMPLES", "OF_RUN", "Layout", "layouts_of", "layouts_of_run"]
 
 
 class Layout(StrEnum):
@@ -28,6 +28,7 @@ class Layout(StrEnum):
     PACKED_4 = "compressed-tensors, 4 bits"
     PACKED_8 = "compressed-tensors, 8 bits"
     PACKED_ASYM = "compressed-tensors, `-asym`"
+    PACKED_EXPERTS = "compressed-tensors, of a mixture of experts"
     BNB_4 = "bitsandbytes, nf4 and fp4"
     BNB_8 = "bitsandbytes, int8"
 
@@ -46,6 +47,7 @@ EXAMPLES = {
     Layout.PACKED_4: "w4a16-128g",
     Layout.PACKED_8: "w8a16-128g",
     Layout.PACKED_ASYM: "w4a16-128g-asym",
+    Layout.PACKED_EXPERTS: "w4a16-128g",
     Layout.BNB_4: "bnb-nf4",
     Layout.BNB_8: "bnb-int8",
 }
@@ -67,18 +69,27 @@ _NAMES = {
 }
 
 
+# No name tells these.
+OF_RUN = (Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS, Layout.PACKED_EXPERTS)
+
+
 def layouts_of_run(*, quantized_head: bool, experts: int) -> tuple[Layout, ...]:
-    """What the settings and the model of a run make of its GPTQ variants."""
-    return (*((Layout.GPTQ_HEAD,) if quantized_head else ()), *((Layout.GPTQ_EXPERTS,) if experts > 1 else ()))
+    """What the settings and the model of a run make of its variants of GPTQ's codes."""
+    head, *of_experts = OF_RUN
+    return (*((head,) if quantized_head else ()), *(of_experts if experts > 1 else ()))
 
 
 def layouts_of(name: str, also: Sequence[Layout] = ()) -> tuple[Layout, ...]:
     """All that a variant's files are, by its name; nothing where no row is about them.
 
-    also: what the model or the run's settings make of GPTQ files: with a quantized head, of a mixture of experts.
+    also: what the model or the run's settings make of files of codes: with a quantized head, of a mixture of experts.
     """
     found = tuple(layout for layout, pattern in _NAMES.items() if re.fullmatch(pattern, name))
-    if also and name.startswith("gptq-"):
-        return (*found, *also)
+    if found:
+        return (*found, *(layout for layout in also if _container(layout) == _container(found[0])))
     known = find_variant(name)
-    return found or ((Layout.GGUF,) if known is None or known.family is Family.GGUF else ())
+    return (Layout.GGUF,) if known is None or known.family is Family.GGUF else ()
+
+
+def _container(layout: Layout) -> str:
+    return layout.name.partition("_")[0]

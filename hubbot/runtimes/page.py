@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from hubbot.runtimes.layouts import EXAMPLES, Layout
+from hubbot.runtimes.layouts import EXAMPLES, OF_RUN, Layout
 from hubbot.runtimes.table import ROWS, Row, Runtime, runs_in
 
 __all__ = ["filled", "runtimes_page"]
@@ -48,7 +48,7 @@ def _readers(family: str) -> Iterator[str]:
 
 
 def _read_by(layout: Layout) -> str:
-    return runs_in(EXAMPLES[layout], [layout] if layout in (Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS) else ())
+    return runs_in(EXAMPLES[layout], [layout] if layout in OF_RUN else ())
 
 
 def _grid() -> Iterator[str]:

@@ -51,7 +51,7 @@ class Row:
 _GPTQ = tuple(layout for layout in Layout if layout.name.startswith("GPTQ"))
 _BNB = (Layout.BNB_4, Layout.BNB_8)
 _PACKED = (Layout.PACKED_4, Layout.PACKED_8, Layout.PACKED_ASYM)
-_FOLDERS = (*_GPTQ, *_PACKED, *_BNB)
+_FOLDERS = (*_GPTQ, *_PACKED, Layout.PACKED_EXPERTS, *_BNB)
 
 
 def _without(layouts: Sequence[Layout], *others: Layout) -> tuple[Layout, ...]:
@@ -189,9 +189,16 @@ ROWS: tuple[Row, ...] = (
         Runtime.VLLM, (Layout.GPTQ_EXPERTS,), "kernels for experts, where the files keep the checkpoint's own names",
         _VLLM_READ, only="GPU",
     ),
+    _no(Runtime.EXLLAMA, (Layout.GPTQ_EXPERTS,), "nobody has tried", "read: nothing that says so"),
     *(
-        _no(runtime, (Layout.GPTQ_EXPERTS,), "nobody has tried", "read: nothing that says so")
-        for runtime in (Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)
+        _no(runtime, (Layout.GPTQ_EXPERTS, Layout.PACKED_EXPERTS), "nobody has tried", "read: nothing that says so")
+        for runtime in (Runtime.HUMMING, Runtime.SGLANG)
+    ),
+    _yes(Runtime.VLLM, (Layout.PACKED_EXPERTS,), "kernels for experts", _VLLM_READ, only="GPU"),
+    _yes(
+        Runtime.TRANSFORMERS, (Layout.PACKED_EXPERTS,),
+        "with `CompressedTensorsConfig(dequantize=True)`: it makes one tensor of a block's experts, of decoded ones",
+        "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
     ),
     _yes(
         Runtime.TRANSFORMERS, (Layout.PACKED_4, Layout.PACKED_8), "with `compressed-tensors`, which decodes the weights when they are first used",
@@ -206,7 +213,7 @@ ROWS: tuple[Row, ...] = (
         Runtime.TRANSFORMERS, _BNB, "with `bitsandbytes`", "run: transformers 5.23.0 + bitsandbytes 0.50.2",
         packages="accelerate bitsandbytes",
     ),
-    _no(Runtime.EXLLAMA, (Layout.GGUF, *_PACKED, *_BNB), "reads its own format and GPTQ", "read: ExLlamaV2 0.3.2"),
+    _no(Runtime.EXLLAMA, (Layout.GGUF, *_PACKED, Layout.PACKED_EXPERTS, *_BNB), "reads its own format and GPTQ", "read: ExLlamaV2 0.3.2"),
     _yes(
         Runtime.EXLLAMA,
         (Layout.GPTQ_4, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD),
@@ -222,7 +229,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _no(Runtime.MLX, (Layout.GGUF, *_BNB), "loads safetensors in its own layout", "read: mlx-lm 0.32.2"),
     _no(
-        Runtime.MLX, _PACKED, "takes every such file for 4 bits in groups of 32 with biases of its own",
+        Runtime.MLX, (*_PACKED, Layout.PACKED_EXPERTS), "takes every such file for 4 bits in groups of 32 with biases of its own",
         "read: mlx-lm 0.32.2",
     ),
     _no(Runtime.MLX, _GPTQ, "refuses a checkpoint with `g_idx`, which this format has", "read: mlx-lm 0.32.2"),

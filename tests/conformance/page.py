@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["as_page", "plain"]
 
-_COLUMNS = ("GGUF", "imatrix", "GPTQ", "bitsandbytes", "mmproj")
+_COLUMNS = ("GGUF", "imatrix", "GPTQ", "W4A16", "bitsandbytes", "mmproj")
 _GOALS = {"GGUF": ("llama_cpp", 90, 98), "GPTQ": ("gptqmodel", 80, 94)}
 _MARKS = {
     "passes": "passes",
@@ -29,7 +29,8 @@ def _head(made: Mapping[str, str], rows: Mapping[str, Any]) -> Iterable[str]:
     yield ""
     yield "Written by `make conformance` (`tests/conformance`): every causal language model that transformers shares with the pinned"
     yield "llama.cpp's converter, and some more that GPTQModel or the Hub knows, as a tiny random model in the Hub's layout. One sweep"
-    yield "makes Q8_0 (GGUF), Q4_K_M with an importance matrix (imatrix), gptq-4bit-32g and bnb-nf4; each is then read by its own runtime."
+    yield "makes Q8_0 (GGUF), Q4_K_M with an importance matrix (imatrix), gptq-4bit-32g, w4a16-32g (W4A16: the codes of GPTQ in"
+    yield "compressed-tensors' layout) and bnb-nf4; each is then read by its own runtime. A row without W4A16 was run before that column was."
     yield "**mmproj**: a test image gives the same embeddings in llama.cpp's multimodal library as in transformers, of models that see."
     yield "**base**: the sweep's perplexity is plain transformers' to 1e-6. **refused**: the plan says why, before a weight is read."
     yield ""
@@ -42,12 +43,14 @@ def _head(made: Mapping[str, str], rows: Mapping[str, Any]) -> Iterable[str]:
         passed = sum(_kind(row, column) == "passes" for row in known)
         runtime = {"llama_cpp": "llama.cpp's converter", "gptqmodel": "GPTQModel"}[knows]
         yield f"{column} passes for {passed} of the {len(known)} that were run and {runtime} knows; the goal is {wanted} of {of}."
+    alone = [row for row in tried if row["gptqmodel"] and _kind(row, "GPTQ") != "passes" == _kind(row, "W4A16")]
+    yield f"The same codes pass as W4A16 alone for {len(alone)} more of them."
     yield ""
 
 
 def _table(rows: Mapping[str, Any]) -> Iterable[str]:
-    yield "| architecture | llama.cpp | GPTQModel | base | GGUF | imatrix | GPTQ | bitsandbytes | mmproj |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| architecture | llama.cpp | GPTQModel | base | GGUF | imatrix | GPTQ | W4A16 | bitsandbytes | mmproj |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for name, row in rows.items():
         cells = [_cell(row, column) for column in ("base", *_COLUMNS)]
         yield f"| {' | '.join([name, _knows(row['llama_cpp']), _knows(row['gptqmodel']), *cells])} |"

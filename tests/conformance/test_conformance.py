@@ -16,7 +16,7 @@ from tests.conformance.trial import try_architecture
 def test_an_architecture_passes_in_every_family_in_its_own_runtime(tmp_path: Path) -> None:
     found = try_architecture("ApertusForCausalLM", tmp_path)
     assert {column: outcome.kind for column, outcome in found.items()} == dict.fromkeys(
-        ["base", "GGUF", "imatrix", "GPTQ", "bitsandbytes"], "passes"
+        ["base", "GGUF", "imatrix", "GPTQ", "W4A16", "bitsandbytes"], "passes"
     )
 
 
@@ -47,11 +47,14 @@ def test_the_counts_are_of_rows_that_were_run_and_known_to_the_runtime() -> None
         "D": {**known, "outcomes": {}},
         "E": {**known, "outcomes": {"base": {**fails, "kind": "no model"}}},
         "F": {**known, "outcomes": {"GGUF": {**fails, "kind": "refused"}, "GPTQ": {**fails, "kind": "refused"}}},
+        "G": {**known, "outcomes": {"GGUF": passes, "GPTQ": {**fails, "kind": "refused"}, "W4A16": passes}},
+        "H": {**known, "outcomes": {"GGUF": passes, "GPTQ": passes, "W4A16": passes}},
     }
     page = as_page({"made": {"tools": "t", "machine": "m", "date": "d"}, "rows": rows})
-    assert "4 of 6 architectures were run." in page
-    assert "GGUF passes for 1 of the 3 " in page
-    assert "GPTQ passes for 1 of the 4 " in page
+    assert "6 of 8 architectures were run." in page
+    assert "GGUF passes for 3 of the 5 " in page
+    assert "GPTQ passes for 2 of the 6 " in page
+    assert "The same codes pass as W4A16 alone for 1 more of them." in page
     assert re.findall(r"^\| (\w) \|.*not run", page, re.MULTILINE) == ["D", "E"]
     assert "| F | yes | yes |  | refused |" in page  # in the plan, so that there was no sweep to compare
 

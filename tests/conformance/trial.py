@@ -36,7 +36,13 @@ from tests.models import texts
 __all__ = ["COLUMNS", "Outcome", "try_architecture"]
 
 # Column of the table -> the variant that stands for it.
-COLUMNS = {"GGUF": "Q8_0", "imatrix": "Q4_K_M", "GPTQ": "gptq-4bit-32g", "bitsandbytes": "bnb-nf4"}
+COLUMNS = {
+    "GGUF": "Q8_0",
+    "imatrix": "Q4_K_M",
+    "GPTQ": "gptq-4bit-32g",
+    "W4A16": "w4a16-32g",
+    "bitsandbytes": "bnb-nf4",
+}
 _SETTINGS = {
     "calibration": {"samples": 4, "length": 64},
     "evaluation": {"context": 64, "windows": 4, "samples": False},

@@ -8,9 +8,10 @@ from importlib.metadata import version
 
 import pytest
 
+from hubbot.cards.python import python_lines
 from hubbot.formats.gguf import TYPES
 from hubbot.formats.names import PRESETS, parse_variant
-from hubbot.runtimes.layouts import EXAMPLES, Layout, layouts_of
+from hubbot.runtimes.layouts import EXAMPLES, OF_RUN, Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import ROWS, Runtime, answer, readers, runs_in, versions_seen
 
 GPTQ = [
@@ -32,9 +33,7 @@ def test_every_row_says_how_or_why_and_where_that_was_seen() -> None:
 
 def test_every_example_is_a_variant_of_its_layout() -> None:
     for layout, name in EXAMPLES.items():
-        assert layout in layouts_of(
-            parse_variant(name).name, [layout] if layout in (Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS) else ()
-        )
+        assert layout in layouts_of(parse_variant(name).name, [layout] if layout in OF_RUN else ())
 
 
 def test_every_name_has_layouts_of_its_family() -> None:
@@ -86,6 +85,17 @@ def test_gptq_files_of_experts_are_promised_to_vllm_on_a_gpu_alone() -> None:
         (Runtime.VLLM, "GPU")
     ]
     assert "GPTQModel.load" in answer("gptq-4bit-128g", Runtime.TRANSFORMERS, [Layout.GPTQ_EXPERTS]).how
+
+
+def test_what_a_mixture_makes_of_a_layout_counts_for_its_own_container_alone() -> None:
+    also = layouts_of_run(quantized_head=True, experts=8)
+    assert layouts_of("gptq-4bit-128g", also) == (Layout.GPTQ_4, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS)
+    assert layouts_of("w4a16-128g", also) == (Layout.PACKED_4, Layout.PACKED_EXPERTS)
+    assert layouts_of("Q4_K_M", also) == (Layout.GGUF,)
+    assert "dequantize=True" in answer("w4a16-128g", Runtime.TRANSFORMERS, also).how
+    assert "quantization_config=CompressedTensorsConfig(dequantize=True)" in "".join(
+        python_lines("x", "w4a16-128g", also=also)
+    )
 
 
 def test_files_in_shards_are_not_promised_to_ollama_and_transformers() -> None:

@@ -28,7 +28,7 @@ class Choice:
     """rounded: by the name of the weight, a head among them. kept: the layers of blocks that stay as they are, `left` of
     them because the reader takes no codes for them, `taken` because the model's own code takes their weights.
 
-    outside: module paths of the linear layers that no family touches, a head that stays among them.
+    outside: module paths of the linear layers that no family touches, a head that stays and routers among them.
     """
 
     rounded: Mapping[str, Linear]
@@ -98,7 +98,9 @@ def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: 
         ),
         left=tuple(left),
         taken=linears.taken,
-        outside=((linears.head_module,) if linears.head_module and not head else ()) + linears.outside,
+        outside=((linears.head_module,) if linears.head_module and not head else ())
+        + linears.outside
+        + linears.routers,
     )
 
 

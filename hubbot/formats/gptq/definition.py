@@ -24,6 +24,7 @@ __all__ = ["Definition", "Names", "definition_of", "names_for"]
 _PATIENCE = 600.0  # seconds; it takes ten, most of them for imports
 _LEFT = 1 / 3  # share of the layers' weights that may stay as they are because it takes no codes for them
 _ELSE = "Leave GPTQ variants out for this model."
+_PACKED = "Leave GPTQ variants out for this model, or make w4a16-128g: the same codes under the checkpoint's own names, as vLLM reads them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +69,19 @@ def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) 
 
     tensors: the checkpoint's names.
     """
+    other = _ELSE if linears.stacked else _PACKED
     if definition.fault:
-        msg = f"GPTQModel, which reads these files, cannot take this model ({definition.fault}). {_ELSE}"
+        msg = f"GPTQModel, which reads these files, cannot take this model ({definition.fault}). {other}"
         raise Unsupported(msg)
     layers = (*linears.blocks, *linears.taken, *linears.pieces)
     for layer in layers:
-        _refuse_unreadable(layer, definition)
+        _refuse_unreadable(layer, definition, other)
     left = tuple(layer for layer in layers if layer.module not in definition.layers and layer not in linears.taken)
     held = sum(layer.weights for layer in left) / sum(layer.weights for layer in layers)
     if held > _LEFT:
         msg = (
             f"GPTQModel, which reads these files, takes no codes for {left[0].module} and {len(left) - 1} more layers, "
-            f"{held:.0%} of the weights in the layers of the blocks. {_ELSE}"
+            f"{held:.0%} of the weights in the layers of the blocks. {other}"
         )
         raise Unsupported(msg)
     names = {layer.name: f"{layer.module}.weight" for layer in linears.blocks}
@@ -88,24 +90,24 @@ def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) 
         for name, target in linears.targets.items()
         if name not in names and name not in definition.tensors and target in definition.tensors
     }
-    _refuse_unfilled(linears, [names.get(name, name) for name in tensors], definition)
+    _refuse_unfilled(linears, [names.get(name, name) for name in tensors], definition, other)
     return Names(names={name: to for name, to in names.items() if name != to}, left=left)
 
 
-def _refuse_unreadable(layer: Linear, definition: Definition) -> None:
+def _refuse_unreadable(layer: Linear, definition: Definition, other: str) -> None:
     size = definition.layers.get(layer.module)
     if size is None and f"{layer.module}.weight" not in definition.tensors:
-        msg = f"GPTQModel, which reads these files, has no layer {layer.module} to hold {layer.name}. {_ELSE}"
+        msg = f"GPTQModel, which reads these files, has no layer {layer.module} to hold {layer.name}. {other}"
         raise Unsupported(msg)
     if size not in (None, (layer.out_features, layer.in_features)):
         msg = (
             f"GPTQModel, which reads these files, takes {layer.module} for a layer of {size[0]} outputs and {size[1]} inputs; it has "
-            f"{layer.out_features} and {layer.in_features}. {_ELSE}"
+            f"{layer.out_features} and {layer.in_features}. {other}"
         )
         raise Unsupported(msg)
 
 
-def _refuse_unfilled(linears: Linears, names: Sequence[str], definition: Definition) -> None:
+def _refuse_unfilled(linears: Linears, names: Sequence[str], definition: Definition, other: str) -> None:
     """Everything that GPTQModel reads must be there, or it would compute with what memory held."""
     pieces = {f"{piece.module}.weight" for piece in linears.pieces} | {*linears.split_biases}
     tied = {f"{linears.head_module}.weight"} if linears.head is None else set()
@@ -113,6 +115,6 @@ def _refuse_unfilled(linears: Linears, names: Sequence[str], definition: Definit
     if missing:
         msg = (
             f"GPTQModel, which reads these files, looks for {missing[0]} and {len(missing) - 1} more tensors, which no tensor of "
-            f"the checkpoint fills. {_ELSE}"
+            f"the checkpoint fills. {other}"
         )
         raise Unsupported(msg)

@@ -42,8 +42,8 @@ class Container:
 
     named: tensor, name of the weight, the source's type -> checkpoint name -> tensor. specs: the same of a layer
     that is not solved yet. config: layout, settings, which layers are rounded -> `quantization_config`.
-    apart: name of a file that holds the configuration too. head: whether the output head may be quantized. plain: whether
-    its readers take nn.Linear alone, neither experts nor transposed layers.
+    apart: name of a file that holds the configuration too. head: whether the output head may be quantized. gptqmodel:
+    whether that reads the files where experts or transposed layers are in them.
     """
 
     family: Family
@@ -52,7 +52,7 @@ class Container:
     config: Callable[[Gptq, GptqSettings, Choice], dict[str, Any]]
     apart: str | None = None
     head: bool = False
-    plain: bool = True
+    gptqmodel: bool = False
 
 
 GPTQ = Container(
@@ -64,7 +64,7 @@ GPTQ = Container(
     ),
     apart="quantize_config.json",
     head=True,
-    plain=False,
+    gptqmodel=True,
 )
 
 
@@ -116,7 +116,7 @@ def _specs(
 
 def _layers(facts: ModelFacts, settings: GptqSettings, container: Container) -> Layers:
     head = settings.lm_head and container.head
-    return layers_of(facts, container.family, head=head, experts=not container.plain)
+    return layers_of(facts, container.family, head=head, gptqmodel=container.gptqmodel)
 
 
 def _texts(

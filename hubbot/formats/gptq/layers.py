@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from hubbot.domain import Family, Gptq
-from hubbot.errors import Unsupported
+from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.gptq.choice import Choice, choose
 from hubbot.formats.gptq.definition import Names, definition_of, names_for
 from hubbot.formats.linears import Cut, Linear, Linears, find_linears
@@ -21,13 +21,22 @@ __all__ = ["Layers", "Stack", "layers_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """head: where it is to be quantized too. names: what the files call the checkpoint's tensors."""
+    """head: where it is to be quantized too. names: what the files call the checkpoint's tensors. gptqmodel: whether it is
+    the reader of experts."""
 
     linears: Linears
     head: Linear | None
     names: Names
+    gptqmodel: bool
 
     def choose(self, layout: Gptq) -> Choice:
+        """Raises UnsupportedShape for a layout that cannot hold the model, or hold it for its readers."""
+        if not (self.gptqmodel or layout.symmetric) and any(linear.expert for linear in self.linears.blocks):
+            msg = (
+                "transformers, which reads these files, decodes experts without their zero points. "
+                "Leave -asym out of the variant's name for this model."
+            )
+            raise UnsupportedShape(msg)
         return choose(self.linears, layout, head=self.head, left=self.names.left)
 
     def name(self, tensor: str) -> str:
@@ -93,42 +102,42 @@ class Stack:
         return whole
 
 
-def layers_of(facts: ModelFacts, family: Family, *, head: bool, experts: bool) -> Layers:
-    """head: whether it is to be quantized. experts: whether the family's readers take experts and transposed layers.
+def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool) -> Layers:
+    """head: whether it is to be quantized. gptqmodel: whether GPTQModel is the reader, which splits stacks of experts and takes
+    transposed layers; the others take an expert's matrix by the checkpoint's own name.
 
     Raises Unsupported for a model that they could not read.
     """
     linears = find_linears(facts)
-    _refuse_experts(linears, family, experts=experts)
+    _refuse_experts(linears, family, gptqmodel=gptqmodel)
     names = Names(names={}, left=())
-    if linears.taken or any(
-        linear.expert for linear in (*linears.blocks, *linears.pieces)
-    ):  # GPTQModel's alone to read
+    if gptqmodel and (linears.taken or any(linear.expert for linear in (*linears.blocks, *linears.pieces))):
         names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
     if not head:
-        return Layers(linears=linears, head=None, names=names)
+        return Layers(linears=linears, head=None, names=names, gptqmodel=gptqmodel)
     if linears.head is None:
         msg = (
             "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
             "Leave gptq.lm_head out of hubbot.toml."
         )
         raise Unsupported(msg)
-    return Layers(linears=linears, head=linears.head, names=names)
+    return Layers(linears=linears, head=linears.head, names=names, gptqmodel=gptqmodel)
 
 
-def _refuse_experts(linears: Linears, family: Family, *, experts: bool) -> None:
-    """Those that cannot be split into a matrix for each, and all where the readers take none."""
-    split = {piece.tensor for piece in linears.pieces} if experts else set()
+def _refuse_experts(linears: Linears, family: Family, *, gptqmodel: bool) -> None:
+    """Those that cannot be split into a matrix for each, and what another reader than GPTQModel does not take."""
+    split = {piece.tensor for piece in linears.pieces} if gptqmodel else set()
     if whole := [name for name in linears.stacked if name not in split]:
+        why = "in a way that cannot be split into" if gptqmodel else "which has no names for"
         msg = (
-            f"The checkpoint stores all experts of a block as one tensor ({whole[0]}), in a way that cannot be split into a matrix "
-            f"for each, as the readers of {family} want them. Leave its variants out for this model."
+            f"The checkpoint stores all experts of a block as one tensor ({whole[0]}), {why} a matrix for each, as the readers "
+            f"of {family} want them. Leave its variants out for this model."
         )
         raise Unsupported(msg)
-    odd = next((linear for linear in linears.blocks if linear.expert or linear.transposed), None)
-    if odd and not experts:
-        kind = "experts" if odd.expert else "transposed layers (Conv1D)"
+    odd = next((linear for linear in linears.blocks if linear.transposed), None)
+    if odd and not gptqmodel:
         msg = (
-            f"No reader was seen to take {kind} such as {odd.name} in {family}. Leave its variants out for this model."
+            f"No reader was seen to take transposed layers (Conv1D) such as {odd.name} in {family}. "
+            "Leave its variants out for this model."
         )
         raise Unsupported(msg)

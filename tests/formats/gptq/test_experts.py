@@ -127,7 +127,7 @@ def test_a_tensor_of_all_experts_that_cannot_be_split_is_refused_by_its_name() -
     with pytest.raises(
         Unsupported, match=r"as one tensor \(model.layers.0.mlp.experts.w\), in a way that cannot be split"
     ):
-        _refuse_experts(whole, Family.GPTQ, experts=True)
+        _refuse_experts(whole, Family.GPTQ, gptqmodel=True)
 
 
 def as_defined(folder: Path) -> tuple[Linears, list[str], Definition]:
