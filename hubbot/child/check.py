@@ -29,6 +29,7 @@ from hubbot.formats import FAMILIES, samples
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import is_vision
 from hubbot.formats.protocol import Reading
+from hubbot.machine.room import room_on
 from hubbot.model import read_facts
 from hubbot.model.chat import differences, settled
 from hubbot.model.digests import tokenizer_digest
@@ -219,7 +220,7 @@ def _conversation(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _fits(weight_bytes: int, device: str) -> bool:
     if device.startswith("cuda"):
-        return bool(weight_bytes * 1.3 < torch.cuda.mem_get_info(device)[0])
+        return bool(weight_bytes * 1.3 < room_on(torch.device(device)))
     return bool(weight_bytes * 2.6 < psutil.virtual_memory().available)  # float32
 
 

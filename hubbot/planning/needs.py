@@ -29,6 +29,13 @@ _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and o
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
 _FLOAT = 4
 _ROUNDED = 5 * 2**26 + 2**30  # rows that a probe is rounded by, in floats and doubles, and what ggml's encoders hold
+_FACTORING = (
+    5  # matrices of float32 as large as a Hessian while it is factored: itself, and its factor and input in float64
+)
+_COPIES, _AT_ONCE = (
+    8,
+    2**25,
+)  # of weights that are solved together, and how many these are where there is no room for more
 _PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
@@ -174,26 +181,48 @@ def _working_memory(
     variants: Sequence[Variant], shapes: Shapes, costs: Mapping[str, Cost], settings: Settings, device: str
 ) -> tuple[int, int]:
     """What stays in RAM with any device, and what lies where the computing is done."""
-    bits = sum(costs[variant.name].bits_per_weight for variant in variants)
-    encodings = int(shapes.block_weights * bits / 8)
-    # A block as stored, its encodings, and one matrix at a time as floats for the encoders.
-    host = shapes.block_bytes + encodings + 2 * _FLOAT * shapes.widest * shapes.hidden
+    gpu, solved = device.startswith("cuda"), _statistics(variants, settings) is Needs.HESSIAN
+    encodings = _encodings(variants, shapes, costs)
+    # A block as stored, and one matrix at a time as floats for the encoders.
+    stored = shapes.block_bytes + 2 * _FLOAT * shapes.widest * shapes.hidden
     original = _FLOAT * shapes.block_weights + shapes.expert_bytes
     activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.hidden)
-    hessians = 0
-    if _statistics(variants, settings) is Needs.HESSIAN:
-        sums = 2 if device.startswith("cuda") else 1  # a card sums in float64, for which what is counted twice has room
-        hessians = _FLOAT * (shapes.hessians + sums * shapes.expert_hessians + 3 * shapes.widest * shapes.widest)
-    encoding = original + activations + hessians
+    sums = 2 if gpu else 1  # a card sums in float64, for which what is counted twice has room
+    calibrating = original + activations
+    if solved:
+        calibrating += _FLOAT * (shapes.hessians + sums * shapes.expert_hessians)
+    solving = original + (_solving(shapes, gpu=gpu) if solved else 0)
     # Then what a variant decodes to comes beside the original, or, of experts, beside what they are stacked from.
     advancing = original + _FLOAT * shapes.block_weights + activations
     window = min(
         logit_bytes(device), _FLOAT * settings.evaluation.context * shapes.vocabulary
     )  # a batch ends with its window
     logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
-    computing = max(encoding, advancing, 2 * _FLOAT * shapes.embedding_weights + max(activations, logits))
-    # On a GPU the encoders work too, so that what they hold lies there; bytes pass the host on their way to files.
-    return (host + min(_PINNED, encodings), computing + host) if device.startswith("cuda") else (host, computing)
+    heading = 2 * _FLOAT * shapes.embedding_weights + max(activations, logits)
+    if not gpu:
+        return stored + encodings, max(calibrating, solving, advancing, heading)
+    # On a GPU the encoders work too. What they make of folders lies there until it is decoded; GGUF's bytes stay only
+    # where there is room, and pass the host on their way to files. A Hessian that the card cannot factor is factored there.
+    folders = _encodings([variant for variant in variants if FAMILIES[variant.family].ABOUT.folder], shapes, costs)
+    factoring = _FACTORING * _FLOAT * shapes.widest**2 if solved else 0
+    return stored + encodings + min(_PINNED, encodings) + factoring, stored + max(
+        calibrating, folders + solving, folders + advancing, folders + heading
+    )
+
+
+def _encodings(variants: Sequence[Variant], shapes: Shapes, costs: Mapping[str, Cost]) -> int:
+    """The largest block in all variants."""
+    return int(shapes.block_weights * sum(costs[variant.name].bits_per_weight for variant in variants) / 8)
+
+
+def _solving(shapes: Shapes, *, gpu: bool) -> int:
+    """Hessians of a block, the widest made ready, and its weights in several copies: on a card fewer where there is no room."""
+    ready, matrix = 2 * shapes.widest**2, shapes.widest * shapes.hidden
+    if gpu:
+        hessians = shapes.hessians - shapes.widest**2  # of each width but the widest there are two or more
+        return _FLOAT * (hessians + shapes.expert_hessians + ready + matrix + _COPIES * _AT_ONCE)
+    most = max(_FACTORING * shapes.widest**2, ready + _COPIES * matrix)
+    return _FLOAT * (shapes.hessians + shapes.expert_hessians + most)
 
 
 def _experts(facts: ModelFacts, part: Part) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hubbot.machine.room import room_on
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.windows import Windows
 
@@ -34,9 +35,8 @@ class Home:
         tokens = (calibration.tokens.numel() if calibration else 0) + (1 + variants) * (
             evaluation.tokens.numel() if evaluation else 0
         )
-        free, _ = torch.cuda.mem_get_info(model.device)
         needed = 4 * (tokens * model.hidden_size + _WEIGHTS * model.largest_part) + _COMPUTING
-        where = model.device if needed <= free else torch.device("cpu")
+        where = model.device if needed <= room_on(model.device) else torch.device("cpu")
         return cls(where=where, computing=model.device)
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:

@@ -31,13 +31,15 @@ from hubbot.formats.gptq.columns import BLOCK, round_columns
 from hubbot.formats.gptq.grid import Grid, fit_grid
 from hubbot.formats.gptq.groups import refine_groups, round_groups, stacked, subtract_product
 from hubbot.kernels.products import tf32
+from hubbot.machine.room import room_on
 
 __all__ = ["Curvature", "Solution", "prepare", "solve", "solve_together"]
 
 SWEEPS = 2  # of refinement; docs/quality.md has what more of them bring
 DAMPING_RISE = 2.0  # factor by which damping rises when the Hessian cannot be factored
 _DIRECT = 512  # columns of a triangular matrix that are inverted at once
-_AT_ONCE = 2**27  # weights that are solved together: a card holds six copies of them
+_AT_ONCE = 2**27  # weights that are solved together, or less where a card has no room for _COPIES of them
+_COPIES = 8  # float32: the weights and their codes, what is left to round, errors, pulls and temporaries
 MAX_DAMPING = 16.0  # of the mean diagonal; a Hessian that needs more is not finite
 
 
@@ -183,13 +185,21 @@ def solve_together(
     device = curvature.hessian.device
     wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights], dim=1)
     with tf32():
-        pieces = wanted.split(max(1, _AT_ONCE // wanted.shape[0]), dim=1)
+        pieces = wanted.split(max(1, _at_once(device) // wanted.shape[0]), dim=1)
         found = [_rounded(piece.contiguous(), curvature, layout, sweeps) for piece in pieces]
     outputs = [weight.shape[0] for weight in weights]
     of_weights = zip(
         *(torch.cat(parts, dim=-1).split(outputs, dim=-1) for parts in zip(*found, strict=True)), strict=True
     )
     return [_solution(_Rounded(*own), curvature) for own in of_weights]
+
+
+def _at_once(device: torch.device) -> int:
+    """Weights that are solved together."""
+    weights = _AT_ONCE
+    while device.type == "cuda" and 4 * _COPIES * weights > room_on(device) and weights > 2**20:
+        weights //= 2
+    return weights
 
 
 class _Rounded(NamedTuple):

@@ -15,12 +15,13 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.cuda.codec import LOST, CardCodec, CardFloats, card_codec, card_codecs
 from hubbot.formats.gguf.encode import EncodingQueue, Job
+from hubbot.machine.room import room_on
 
 __all__ = ["CardQueue"]
 
 _CHUNK = 2**25  # weights that are float32 on the card at once
 _PINNED = 2**30  # bytes on their way to files
-_KEPT_SHARE = 8  # of the card's free memory, as 1 / n, that a part's encoded bytes may take until they are decoded
+_KEPT_SHARE = 16  # of the card's free memory, as 1 / n, that a part's encoded bytes may take until they are decoded
 _WRITERS = 8
 _TAIL = 16  # bytes behind the encoded ones, with the flag of their blocks in front
 _DTYPES = {codec.F32: torch.float32, codec.F16: torch.float16, codec.BF16: torch.bfloat16}
@@ -97,7 +98,7 @@ class CardQueue:
     def forget(self) -> None:
         """Free what `kept` has, and see how much the card has room for beside what lies there now."""
         self._kept.clear()
-        self._room_kept = _free(self._device) // _KEPT_SHARE if self._keep else 0
+        self._room_kept = room_on(self._device) // _KEPT_SHARE if self._keep else 0
 
     def kept(self, name: str, kind: int, *, weighed: bool) -> torch.Tensor | None:
         """The bytes of a tensor that were encoded since `forget`, if they are still on the card: uint8."""
@@ -184,11 +185,6 @@ class CardQueue:
             self._left_to_cores.add(key)
             self._drop(key)
         self._cores.submit(lambda: replace(made.job, targets={made.kind: made.job.targets[made.kind]}))
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of a card that nothing lies in: its driver's, and those that torch has taken from it and not given out."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 class _Room:
