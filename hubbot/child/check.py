@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -54,8 +54,17 @@ def check(question: CheckQuestion) -> CheckAnswer:
     device = settle_device(question.settings.device)
     with log.progress("load check", len(question.variants), "variants") as advance:
         read = _read_all(question, original, device, advance)
-    checked = {one.name: _with_speed(one, read[one.name], question, device) for one in question.variants}
-    return CheckAnswer(checked=checked)
+    return CheckAnswer(checked=_with_speeds(read, question, device) if question.settings.benchmark else read)
+
+
+def _with_speeds(read: Mapping[str, Checked], question: CheckQuestion, device: str) -> dict[str, Checked]:
+    """With the speed of each that loads, one after another, for they would slow each other down."""
+    checked = dict(read)
+    with log.progress("benchmark", len(question.variants), "variants") as advance:
+        for one in question.variants:
+            checked[one.name] = _with_speed(one, read[one.name], question, device)
+            advance(1)
+    return checked
 
 
 def _read_all(
@@ -225,8 +234,8 @@ def _fits(weight_bytes: int, device: str) -> bool:
 
 
 def _with_speed(variant: VariantRecord, checked: Checked, question: CheckQuestion, device: str) -> Checked:
-    """With its speed where that is asked for; where its runtime fails at it, with a note that says so."""
-    if not (question.settings.benchmark and checked.load_check and checked.load_check.loaded):
+    """With its speed; where its runtime fails at it, with a note that says so."""
+    if not (checked.load_check and checked.load_check.loaded):
         return checked
     _let_go()
     context = question.source.context_length
