@@ -29,6 +29,9 @@ _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
 # (docs/benchmarks.md). The environment's own word goes first.
 _WAITING = {"OMP_WAIT_POLICY": "passive"}
 
+# torch's memory on a card grows in place: between blocks of fixed size a tenth of a small card lay in pieces too small to use.
+_GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
 # What a process that speaks to the Hub needs besides; beginnings, in capitals.
 NETWORK = tuple(
     "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE HF_HUB_ HF_XET_".split()
@@ -62,8 +65,9 @@ def confined(environ: Mapping[str, str], home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "GPTQMODEL_OFFLINE": "1",  # it would fetch the sources of a kernel, and takes another one so
     }
-    return _WAITING | allowed(environ) | own | _llama_cpp()
+    return _WAITING | _GROWING | allowed(environ) | own | _llama_cpp()
 
 
 def _llama_cpp() -> dict[str, str]:

@@ -83,6 +83,7 @@ def test_the_environment_is_an_allow_list():
 def test_threads_wait_passively_unless_the_environment_says_otherwise():
     assert confined({}, home=Path("/w"))["OMP_WAIT_POLICY"] == "passive"
     assert confined({"OMP_WAIT_POLICY": "active"}, home=Path("/w"))["OMP_WAIT_POLICY"] == "active"
+    assert confined({}, home=Path("/w"))["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_the_childs_home_and_caches_lie_in_the_work_folder(inside, tmp_path):

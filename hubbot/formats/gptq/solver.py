@@ -315,5 +315,10 @@ def _solution(rounded: _Rounded, curvature: Curvature) -> Solution:
 
 def _energy(matrix: torch.Tensor, curvature: Curvature) -> torch.Tensor:
     """Squared outputs, float64 [out], of a matrix [in, out] on the calibration tokens: damping is taken off again."""
-    damped = (matrix * (curvature.hessian @ matrix)).sum(0, dtype=torch.float64)
-    return damped - curvature.damping * matrix.square().sum(0, dtype=torch.float64)
+    damped = _summed((curvature.hessian @ matrix).mul_(matrix))
+    return damped - curvature.damping * _summed(matrix.square())
+
+
+def _summed(matrix: torch.Tensor) -> torch.Tensor:
+    """Sums of columns, float64 [out]: by slabs, because a card would write out all of the matrix in float64."""
+    return torch.stack([slab.sum(0, dtype=torch.float64) for slab in matrix.split(BLOCK)]).sum(0)
