@@ -44,12 +44,12 @@ def python_lines(
     branch = ", revision=revision" if named else ""
     choice = f"revision = {json.dumps(line(revision, limit=96))}{f'  # or {others}' if others else ''}"
     return [
-        *_imports(variant, also, auto, reader, alone=alone, sees=sees),
+        *_imports(variant, auto, reader, alone=alone, sees=sees),
         "",
         f"name = {json.dumps(name)}",
         *([choice] if named else []),
         f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(name{branch})",
-        f"model = {_loading(variant, also, auto, branch, alone=alone)}",
+        f"model = {_loading(variant, auto, branch, alone=alone)}",
         *(_chat(new_tokens or 200, shown) if chat else _text(new_tokens or 50)),
     ]
 
@@ -58,31 +58,31 @@ def python_lines(
 _CONFIGS = {
     Layout.GPTQ_ROW: ("GPTQConfig", 'bits={bits}, backend="gptq_torch"'),
     Layout.GPTQ_GROUPS: ("GPTQConfig", 'bits={bits}, backend="gptq_torch"'),
-    Layout.PACKED_ASYM: ("CompressedTensorsConfig", "dequantize=True"),
-    Layout.PACKED_EXPERTS: ("CompressedTensorsConfig", "dequantize=True"),
+    Layout.PACKED_4: ("CompressedTensorsConfig", "dequantize=True"),
+    Layout.PACKED_8: ("CompressedTensorsConfig", "dequantize=True"),
 }
 
 
-def _config(variant: str, also: Sequence[Layout]) -> tuple[str, str] | None:
+def _config(variant: str) -> tuple[str, str] | None:
     """Name and arguments of a configuration, where a variant needs one."""
-    found = next((_CONFIGS[layout] for layout in layouts_of(variant, also) if layout in _CONFIGS), None)
+    found = next((_CONFIGS[layout] for layout in layouts_of(variant) if layout in _CONFIGS), None)
     return (found[0], found[1].format(bits=variant.removeprefix("gptq-")[:1])) if found else None
 
 
-def _imports(variant: str, also: Sequence[Layout], auto: str, reader: str, *, alone: bool, sees: bool) -> list[str]:
+def _imports(variant: str, auto: str, reader: str, *, alone: bool, sees: bool) -> list[str]:
     packages = answer(variant, Runtime.TRANSFORMERS).packages + (" pillow torchvision" if sees else "")
     compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
     install = f"# pip install transformers {packages}{compiler}"
     if alone:
         return [install, "from gptqmodel import GPTQModel", f"from transformers import {reader}"]
-    names = sorted([auto, reader, *((config[0],) if (config := _config(variant, also)) else ())])
+    names = sorted([auto, reader, *((config[0],) if (config := _config(variant)) else ())])
     return [install, f"from transformers import {', '.join(names)}"]
 
 
-def _loading(variant: str, also: Sequence[Layout], auto: str, branch: str, *, alone: bool) -> str:
+def _loading(variant: str, auto: str, branch: str, *, alone: bool) -> str:
     if alone:
         return f"GPTQModel.load(name{branch}).model"
-    config = _config(variant, also)
+    config = _config(variant)
     told = f", quantization_config={config[0]}({config[1]})" if config else ""
     return f'{auto}.from_pretrained(name{branch}, device_map="auto"{told})'
 

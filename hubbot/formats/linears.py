@@ -100,7 +100,7 @@ class Linears:
     stacked: tensors of the checkpoint that each hold the matrices of all experts of a block. pieces: the layers in them,
     of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
     without calling them, and which no family can hold as codes; they are outside too. split_biases: module path and `.bias` -> where that lies.
-    targets: checkpoint tensor -> the parameter that it fills as it stands.
+    targets: checkpoint tensor -> the parameter that it fills as it stands. joined: those that fill one otherwise, as experts do.
     """
 
     blocks: tuple[Linear, ...]
@@ -113,6 +113,7 @@ class Linears:
     taken: tuple[Linear, ...] = ()
     split_biases: Mapping[str, Cut] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
 
     @property
     def by_name(self) -> dict[str, Linear]:
@@ -144,8 +145,7 @@ def find_linears(facts: ModelFacts) -> Linears:
         elif id(module) not in in_blocks:
             outside.append(path)
         elif name is None:
-            msg = f"No tensor of the checkpoint fills {path}. A complete checkpoint is needed: check its shards."
-            raise Unsupported(msg)
+            raise Unsupported(_unfilled(path, checkpoint))
         elif module in uncalled:
             taken.append(_linear(name, path, module))
             outside.append(path)
@@ -171,7 +171,18 @@ def find_linears(facts: ModelFacts) -> Linears:
         tuple(taken),
         biases,
         checkpoint.alone,
+        tuple(name for group in checkpoint.groups if group.converter is not None for name in group.members),
     )
+
+
+def _unfilled(path: str, checkpoint: CheckpointMap) -> str:
+    several = [group.members for group in checkpoint.groups if f"{path}.weight" in group.targets]
+    if several:
+        return (
+            f"transformers computes {path} from several tensors of the checkpoint put together, {several[0][0]} the first, and no reader of "
+            "quantized layers does that. Leave GPTQ, compressed-tensors and bitsandbytes variants out for this model."
+        )
+    return f"No tensor of the checkpoint fills {path}. A complete checkpoint is needed: check its shards."
 
 
 def _routers(facts: ModelFacts, layers: Set[str]) -> tuple[str, ...]:

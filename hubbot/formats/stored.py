@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbot.errors import SourceRefused
 from hubbot.model import snapshot
 from hubbot.model.config import read_values
 from hubbot.model.strict_json import object_of
@@ -15,7 +14,7 @@ from hubbot.model.strict_json import object_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "Plain", "holds_experts", "quantization_of"]
+__all__ = ["Checkpoint", "Plain", "quantization_of"]
 
 
 def quantization_of(path: Path) -> dict[str, Any]:
@@ -45,15 +44,6 @@ class Checkpoint:
         with safe_open(self.folder / self.files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor.clone()  # a view would keep its whole file mapped
-
-
-def holds_experts(folder: Path, codes: str) -> bool:
-    """Whether there are codes of an expert's matrix: tensors whose names end so. Not in a folder without weights."""
-    try:
-        names = Checkpoint.of(folder).files
-    except SourceRefused:  # whoever loads it says so
-        return False
-    return any(".experts." in name and name.endswith(codes) for name in names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,17 +196,9 @@ ROWS: tuple[Row, ...] = (
     ),
     _yes(Runtime.VLLM, (Layout.PACKED_EXPERTS,), "kernels for experts", _VLLM_READ, only="GPU"),
     _yes(
-        Runtime.TRANSFORMERS, (Layout.PACKED_EXPERTS,),
-        "with `CompressedTensorsConfig(dequantize=True)`: it makes one tensor of a block's experts, of decoded ones",
-        "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
-    ),
-    _yes(
-        Runtime.TRANSFORMERS, (Layout.PACKED_4, Layout.PACKED_8), "with `compressed-tensors`, which decodes the weights when they are first used",
-        "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
-    ),
-    _yes(
-        Runtime.TRANSFORMERS, (Layout.PACKED_ASYM,),
-        "the same, with `CompressedTensorsConfig(dequantize=True)`: compressed-tensors 0.20 fails without, 0.17 does not",
+        Runtime.TRANSFORMERS, (*_PACKED, Layout.PACKED_EXPERTS),
+        "with `compressed-tensors` and `CompressedTensorsConfig(dequantize=True)`, which decodes the weights on loading; without, dense "
+        "models of symmetric codes load too, and are decoded when they are first used",
         "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
     ),
     _yes(

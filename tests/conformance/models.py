@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hubbot.demo.tokenizer import write_tokenizer
-from tests.conformance.seeing import PLANS, transpose_experts
+from tests.conformance.seeing import PLANS, PUBLISHED, transpose_experts
 from tests.gpt2 import END_OF_TEXT, write_gpt2_tokenizer
 from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
 from tests.vision import make_vision
@@ -88,7 +88,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 64, "state_size": 16},
     "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 64, "head_dim": 96},
     "mpt": {"attn_config": {"alibi": True}},
-    "mimo_v2_flash": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5} for kind in ("full_attention", "sliding_attention")}},
+    "kimi_linear": {"num_hidden_layers": 3, "num_key_value_heads": 4, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_head_dim": 64, "linear_num_heads": 4, "q_lora_rank": None},
+    "mimo_v2_flash": {"head_dim": 192, "v_head_dim": 128},  # as on the Hub, whose share of rotary channels fits no other
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "use_mamba_kernels": False},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
@@ -101,7 +102,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "use_mamba_kernels": False},
 }  # fmt: skip
 
-# Keys that config.json has on the Hub, but not when transformers saves it.
+# Keys that config.json has on the Hub, but not when transformers saves it; None for those of the latter alone.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": CONTEXT},
     "falcon_h1": {"head_dim": 64},
@@ -114,13 +115,32 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": {"first_k_dense_replace": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hunyuan_v1_moe": {"moe_intermediate_size": [512, 512], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
+    "glm4_moe": {"head_dim": 64},
+    "kimi_linear": {
+        "linear_attn_config": {
+            "full_attn_layers": [2],
+            "kda_layers": [1, 3],
+            "head_dim": 64,
+            "num_heads": 4,
+            "short_conv_kernel_size": 4,
+        },
+        "first_k_dense_replace": 1,
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 1,
+        "moe_router_activation_func": "sigmoid",
+    },
     "mimo_v2_flash": {
         "topk_method": "noaux_tc",
-        "partial_rotary_factor": 0.5,
-        "swa_head_dim": 64,
+        "scoring_func": "sigmoid",
+        "rope_parameters": None,
+        "rope_theta": 5000000,
+        "swa_rope_theta": 10000,
+        "partial_rotary_factor": 0.334,
+        "swa_head_dim": 192,
         "swa_num_attention_heads": 4,
-        "swa_v_head_dim": 64,
-        "swa_num_key_value_heads": 2,
+        "swa_v_head_dim": 128,
+        "swa_num_key_value_heads": 4,
         "hybrid_layer_pattern": [0, 1],
     },
     "minimax_m2": {"rotary_dim": 64, "scoring_func": "sigmoid"},
@@ -195,6 +215,7 @@ def write_tiny(architecture: str, into: Path) -> Path:
     if architecture in SEEING:
         kind = SEEING[architecture]
         folder = make_vision(kind, into, plan=PLANS[kind])
+        _publish(folder / "config.json", PUBLISHED.get(kind, {}))
         return transpose_experts(folder) if kind == "qwen3_vl_moe" else folder
     kind = model_type_of(architecture)
     assert kind, f"{architecture} has no configuration of text alone"
@@ -238,4 +259,12 @@ def _rename(folder: Path, pattern: str, replacement: str) -> None:
 
 def _publish(path: Path, more: Mapping[str, Any]) -> None:
     if more:
-        path.write_text(json.dumps(json.loads(path.read_text()) | dict(more), indent=2), encoding="utf-8")
+        path.write_text(json.dumps(_merged(json.loads(path.read_text()), more), indent=2), encoding="utf-8")
+
+
+def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that are None, and `text_config` inside likewise."""
+    whole = {**values, **more}
+    if "text_config" in more:
+        whole["text_config"] = _merged(values["text_config"], more["text_config"])
+    return {key: value for key, value in whole.items() if key not in more or value is not None}

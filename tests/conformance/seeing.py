@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.vision import _HALF, _PATCHES, _QWEN, _SIGLIP, _TEXT, VISION, Vision
 
-__all__ = ["PLANS", "transpose_experts"]
+__all__ = ["PLANS", "PUBLISHED", "transpose_experts"]
 
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 _ROUTED: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
@@ -65,6 +66,12 @@ _GLM: dict[str, Any] = {
 _GLM_TOWER = _tower(patch_size=14, image_size=112)
 
 PLANS: dict[str, Vision] = VISION | {
+    "llava": replace(  # Pixtral, the tower that llama.cpp's converter knows under this class
+        VISION["mistral3"],
+        config="LlavaConfig",
+        values={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        processor={"processor_class": "PixtralProcessor", "patch_size": 14},
+    ),
     "qwen3_vl_moe": Vision(
         config="Qwen3VLMoeConfig",
         text=_TEXT | _EXPERTS | {"head_dim": 64, "moe_intermediate_size": 512} | _rotary([12, 10, 10]),
@@ -314,7 +321,8 @@ PLANS: dict[str, Vision] = VISION | {
         text=_TEXT
         | {"head_dim": 64, "rotary_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 256}
         | {"dense_intermediate_size": 512, "shared_intermediate_size": 256, "mlp_layer_types": ["dense", "sparse"]}
-        | {"index_n_heads": 2, "index_head_dim": 64, "layer_types": ["full_attention", "minimax_m3_sparse"]},
+        | {"index_n_heads": 2, "index_head_dim": 64, "layer_types": ["full_attention", "minimax_m3_sparse"]}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}},
         vision=_SIGLIP | {"image_size": 112, "patch_size": 14},
         values={"projector_hidden_size": 256},
         marks={"image_token_index": "<image>", "video_token_index": "<video>"},
@@ -325,13 +333,47 @@ PLANS: dict[str, Vision] = VISION | {
         config="Step3p7Config",
         text=_TEXT
         | {"head_dim": 64, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
-        | {"num_local_experts": 4, "share_expert_dim": 256, "sliding_window": 64, "num_sliding_attention_heads": 4},
+        | {"num_local_experts": 4, "share_expert_dim": 256, "sliding_window": 64, "num_sliding_attention_heads": 4}
+        | {"layer_types": ["full_attention", "sliding_attention"], "mlp_layer_types": ["dense", "sparse"]}
+        | {"rope_theta": [10000.0, 10000.0], "partial_rotary_factors": [0.5, 1.0]},
         vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "mlp_ratio": 2.0},
         marks={"image_token_id": "<im_patch>", "start": "<im_start>", "end": "<im_end>"},
         preprocessor={"image_processor_type": "Step3p7ImageProcessor", **_HALF},
         processor={"processor_class": "Step3p7Processor"},
         chat="<im_patch>",
     ),
+}
+
+# Keys that config.json has on the Hub, but not when transformers saves it.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "minimax_m3_vl": {
+        "text_config": {
+            "n_shared_experts": 1,
+            "moe_layer_freq": [0, 1],
+            "scoring_func": "sigmoid",
+            "sparse_attention_config": {
+                "sparse_num_index_heads": 2,
+                "sparse_index_dim": 64,
+                "sparse_topk_blocks": 16,
+                "sparse_block_size": 128,
+                "sparse_local_block": 1,
+                "sparse_attention_freq": [0, 1],
+            },
+        }
+    },
+    "step3p7": {
+        "text_config": {
+            "num_attention_groups": 2,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+            "moe_layers_enum": "1",
+            "moe_every_n_layer": 1,
+            "rope_parameters": None,
+            "rope_theta": [10000.0, 10000.0],
+            "partial_rotary_factors": [0.5, 1.0],
+            "attention_other_setting": {"num_attention_heads": 4, "num_attention_groups": 2},
+        }
+    },
 }
 
 

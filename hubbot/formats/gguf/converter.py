@@ -8,7 +8,6 @@ does not know is Unsupported.
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from hubbot import llamacpp
 from hubbot.errors import HubbotError, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
+from hubbot.formats.gguf.published import as_published, name_for
 from hubbot.model.config import read_values
 from hubbot.model.released import unquantized
 
@@ -191,7 +191,8 @@ def _instance(folder: Path, outtype: Any, tensors: Iterable[str], *, vision: boo
 
     kind = ModelType.MMPROJ if vision else ModelType.TEXT
     family = get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), kind), mmproj=vision)
-    if hasattr(family, "opt_num_mtp_layers"):  # Qwen3-Next and 3.5 count on prediction heads unless told of none
+    if hasattr(family, "opt_num_mtp_layers") or hasattr(family, "_n_nextn"):
+        # Qwen3-Next, 3.5 and MiMo count on prediction heads unless told of none
         family.no_mtp = not any(name.removeprefix("model.").startswith("mtp.") for name in tensors)
     made = family(folder, outtype, folder)  # a folder as output name: the converter only derives a name from it
     return getattr(made, "impl", made)  # Mistral 3's class chooses another one, and has that write the file
@@ -209,39 +210,22 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
 
     def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:  # noqa: ARG001
         found = {}
-        as_clip = any(_CLIP in key for key in tensors)
+        name = name_for(self, tensors)
         for key, fact in tensors.items():
             leaf = leaf_tensor(key, LazyTorchTensor._dtype_str_map[fact.dtype], tuple(fact.shape), read)
-            kept = self.filter_tensors((_before_transformers_5(key) if as_clip else key, lambda leaf=leaf: leaf))
+            kept = self.filter_tensors((name(key), lambda leaf=leaf: leaf))
             if kept:
                 found[kept[0]] = kept[1]
         return found
 
-    def load_hparams(*arguments: Any, **options: Any) -> dict[str, Any]:
-        return _with_rotary_share(unquantized(load(*arguments, **options)))
+    def load_hparams(folder: Path, *more: Any, **options: Any) -> dict[str, Any]:
+        return unquantized(as_published(load(folder, *more, **options), read_values(folder / "config.json")))
 
     ModelBase.index_tensors, ModelBase.load_hparams = index_tensors, staticmethod(load_hparams)
     try:
         yield
     finally:
         ModelBase.index_tensors, ModelBase.load_hparams = index, staticmethod(load)
-
-
-def _before_transformers_5(name: str) -> str:
-    """A tensor's name as the converter knows it: transformers 5 saves a tower of CLIP or SigLIP without `vision_model.`."""
-    return _TOWER.sub(r"\g<0>vision_model.", name)
-
-
-_CLIP = "vision_tower.embeddings."  # such a tower; Gemma 4's has an encoder too, under this very name
-_TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
-
-
-def _with_rotary_share(config: dict[str, Any]) -> dict[str, Any]:
-    """`rotary_pct` as GPT-NeoX' and Cohere's converters want it; transformers 5 keeps it under another name."""
-    rope = config.get("rope_parameters") or {}
-    if "rotary_pct" not in config and "full_attention" not in rope:
-        return {**config, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
-    return config
 
 
 @contextmanager

@@ -31,13 +31,10 @@ class Layers:
 
     def choose(self, layout: Gptq) -> Choice:
         """Raises UnsupportedShape for a layout that cannot hold the model, or hold it for its readers."""
-        if not (self.gptqmodel or layout.symmetric) and any(linear.expert for linear in self.linears.blocks):
-            msg = (
-                "transformers, which reads these files, decodes experts without their zero points. "
-                "Leave -asym out of the variant's name for this model."
-            )
-            raise UnsupportedShape(msg)
-        return choose(self.linears, layout, head=self.head, left=self.names.left)
+        choice = choose(self.linears, layout, head=self.head, left=self.names.left)
+        if not self.gptqmodel:
+            _refuse_undecoded(self.linears, choice, layout)
+        return choice
 
     def name(self, tensor: str) -> str:
         """What the files call a tensor of the checkpoint, or a layer's weight."""
@@ -122,6 +119,23 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool)
         )
         raise Unsupported(msg)
     return Layers(linears=linears, head=linears.head, names=names, gptqmodel=gptqmodel)
+
+
+def _refuse_undecoded(linears: Linears, choice: Choice, layout: Gptq) -> None:
+    """What transformers fails at, or computes otherwise, where it decodes codes while it puts tensors together."""
+    plain = next((name for name in linears.joined if name not in choice.rounded), None)
+    if plain:
+        msg = (
+            f"transformers, which reads these files, puts {plain} together with other tensors, which it can do of codes alone "
+            "while it decodes any. Leave compressed-tensors variants out for this model."
+        )
+        raise UnsupportedShape(msg)
+    if linears.joined and not layout.symmetric:
+        msg = (
+            "transformers, which reads these files, decodes experts without their zero points. "
+            "Leave -asym out of the variant's name for this model."
+        )
+        raise UnsupportedShape(msg)
 
 
 def _refuse_experts(linears: Linears, family: Family, *, gptqmodel: bool) -> None:

@@ -12,8 +12,9 @@ import torch._dynamo
 from transformers import GPTQConfig, PreTrainedModel
 
 from hubbot.environment import PROCESS
+from hubbot.errors import SourceRefused
 from hubbot.formats.check import Reader, from_pretrained, main
-from hubbot.formats.stored import holds_experts, quantization_of
+from hubbot.formats.stored import Checkpoint, quantization_of
 from hubbot.model.config import read_values
 
 __all__ = ["reader_of"]
@@ -28,10 +29,18 @@ PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for mo
 def reader_of(folder: Path) -> Reader:
     quantization = quantization_of(folder)
     model_type = read_values(folder / "config.json").get("model_type")
-    # codes of experts transformers takes for absent, and fills them with random weights
-    if quantization.get("lm_head") or model_type in _BY_GPTQMODEL_ALONE or holds_experts(folder, ".qweight"):
+    if quantization.get("lm_head") or model_type in _BY_GPTQMODEL_ALONE or _holds_experts(folder):
         return Reader(kernels="gptqmodel", alone=True, load=_by_gptqmodel)
     return Reader(kernels="gptqmodel", load=partial(_by_transformers, quantization))
+
+
+def _holds_experts(folder: Path) -> bool:
+    """Whether codes of experts are there, which transformers takes for absent and fills with random weights."""
+    try:
+        names = Checkpoint.of(folder).files
+    except SourceRefused:  # a folder without weights: whoever loads it says so
+        return False
+    return any(".experts." in name and name.endswith(".qweight") for name in names)
 
 
 def _by_transformers(

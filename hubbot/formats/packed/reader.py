@@ -1,4 +1,8 @@
-"""compressed-tensors folders read by transformers, which decodes their weights when they are first used, or at once."""
+"""compressed-tensors folders read by transformers, which decodes their weights on loading.
+
+Left to itself it decodes a layer when that is first used: too late for experts, of which it makes one tensor a block, for
+state spaces, whose code looks at weights before, and for zero points, whose packed shape compressed-tensors 0.20 then refuses.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,11 @@ from pathlib import Path
 from transformers import CompressedTensorsConfig
 
 from hubbot.formats.check import Reader, from_pretrained, main
-from hubbot.formats.stored import holds_experts, quantization_of
 
 __all__ = ["reader_of"]
 
 
-def reader_of(folder: Path) -> Reader:
-    schemes = quantization_of(folder)["config_groups"].values()
-    if all(scheme["weights"]["symmetric"] for scheme in schemes) and not holds_experts(folder, ".weight_packed"):
-        return Reader(kernels="compressed_tensors")
-    # Of experts transformers makes one tensor a block, so their codes must be decoded before; and compressed-tensors 0.20
-    # expects packed zero points in their unpacked shape, unless it decodes at once.
+def reader_of(folder: Path) -> Reader:  # noqa: ARG001 - all folders are read alike
     at_once = partial(from_pretrained, quantization_config=CompressedTensorsConfig(dequantize=True))
     return Reader(kernels="compressed_tensors", load=at_once)
 

@@ -1,13 +1,16 @@
 """The files that see images: what llama.cpp's converter writes, and what is said where it writes none."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from hubbot import llamacpp
+from hubbot.formats.gguf import published
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.model import read_facts
@@ -38,7 +41,6 @@ def test_the_files_are_tensor_for_tensor_what_the_converter_itself_writes(tmp_pa
 
 @pytest.mark.parametrize(("kind", "why"), [
     ("internvl", "leaves out 34 of the 34 tensors that see, vision_tower.embeddings.cls_token the first"),
-    ("mistral3", "leaves out the embedding of [IMG_BREAK], without which llama.cpp loads no such file"),
     ("llava", "Unsupported model type: clip_vision_model"),
 ])  # fmt: skip
 def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alone_is_read(
@@ -51,6 +53,23 @@ def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alon
     assert (plan.note or "").startswith("the GGUF files read text alone")
     assert why in (plan.note or "")
     assert "leave them out" not in (plan.note or "")
+
+
+def test_the_end_of_pixtrals_lines_is_a_row_of_the_embeddings_that_the_converter_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_vision("mistral3", tmp_path / "tiny")
+    facts = read_facts(folder)
+    plan = plan_vision(source_of(folder), facts, Snapshot(facts).read)
+    path, _ = write_vision(plan, Snapshot(facts).read, tmp_path / "work", tmp_path / "out")
+    tensors = {one.name: one for one in llamacpp.gguf().GGUFReader(path).tensors}
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    number = next(token["id"] for token in added if token["content"] == "[IMG_BREAK]")
+    embeddings = load_file(folder / "model.safetensors")["language_model.model.embed_tokens.weight"]
+    assert np.array_equal(tensors["v.token_embd.img_break"].data, embeddings[number].float().numpy())
+    monkeypatch.setattr(published, "_BREAK", "no class has it")
+    without = plan_vision(source_of(folder), facts, Snapshot(facts).read)
+    assert "leaves out the embedding of [IMG_BREAK], without which llama.cpp loads no such file" in (without.note or "")
 
 
 def test_what_paints_images_is_no_part_of_what_sees_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hubbot.model import part_layout, read_facts
 from hubbot.settings import load_settings
 from hubbot.sweep.references import References
 from hubbot.sweep.walk import SweepInput, sweep
+from tests.conformance.models import write_tiny
 from tests.formats.gptq.test_experts import source, windows
 from tests.models import make_model
 
@@ -76,6 +78,13 @@ def test_experts_with_zero_points_are_refused_in_the_plan_for_transformers_leave
     assert not isinstance(told[VARIANT.name], Unsupported)
     assert isinstance(told[uneven.name], UnsupportedShape)
     assert "without their zero points" in str(told[uneven.name])
+
+
+def test_tensors_that_transformers_puts_together_undecoded_are_refused_in_the_plan_by_name(tmp_path: Path) -> None:
+    """Kimi Linear's three convolutions are one in transformers, which then takes their weights for codes."""
+    facts = read_facts(write_tiny("KimiLinearForCausalLM", tmp_path / "tiny"))
+    told = costs([VARIANT], facts, source(facts.folder), load_settings(None, {}).gptq, PACKED)
+    assert re.search(r"puts model.layers.0.self_attn.[qkv]_conv1d.weight together", str(told[VARIANT.name]))
 
 
 def test_a_tensor_of_all_experts_is_refused_by_its_name() -> None:

@@ -1,0 +1,46 @@
+"""A checkpoint's names and configuration as llama.cpp's converter knows them, where transformers 5 has others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+__all__ = ["as_published", "name_for"]
+
+_CLIP = "vision_tower.embeddings."  # a tower of CLIP or SigLIP; Gemma 4's has an encoder too, under this very name
+_TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
+_BREAK = "img_break_tok_id"  # of the converter's class for Pixtral's tower, which writes that token's embedding too
+
+
+def name_for(converter: object, tensors: Iterable[str]) -> Callable[[str], str]:
+    """A tensor's name -> what this class of the converter calls it."""
+    if any(_CLIP in key for key in tensors):  # transformers 5 saves such a tower without `vision_model.`
+        return lambda name: _TOWER.sub(r"\g<0>vision_model.", name)
+    if hasattr(converter, _BREAK):  # it passes over what is called the text's
+        return lambda name: name.replace("language_model.", "") if name.endswith("embed_tokens.weight") else name
+    return lambda name: name
+
+
+def as_published(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as transformers parsed it, with what config.json says beside and transformers has turned into something else.
+
+    Rotary positions stay as transformers has them, but for the shares of the channels that converters ask for by other names.
+    """
+    whole = _with_lost_keys(parsed, published)
+    rope = whole.get("rope_parameters") or {}
+    if "rotary_pct" not in whole and "full_attention" not in rope:  # GPT-NeoX' and Cohere's converters
+        return {**whole, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
+    return whole
+
+
+def _with_lost_keys(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {key: value for key, value in published.items() if key not in (*parsed, "rope_theta", "rope_scaling")}
+    whole |= parsed
+    rope, share = parsed.get("rope_parameters"), published.get("partial_rotary_factor")
+    if rope and "full_attention" in rope and share is not None:  # MiMo's converter: one share for all kinds of layers
+        whole["rope_parameters"] = {**rope, "partial_rotary_factor": share}
+    for part in ("text_config", "vision_config"):
+        if isinstance(parsed.get(part), dict) and isinstance(published.get(part), dict):
+            whole[part] = _with_lost_keys(parsed[part], published[part])
+    return whole

@@ -1,0 +1,30 @@
+"""What transformers makes of config.json, and what llama.cpp's converter is given of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubbot.formats.gguf.published import as_published
+
+
+def test_keys_that_transformers_turns_into_others_reach_the_converter_of_its_parts_too() -> None:
+    published = {"linear_attn_config": {"head_dim": 64}, "text_config": {"moe_layers_enum": "1", "hidden_size": 8}}
+    parsed = {"linear_head_dim": 64, "text_config": {"mlp_layer_types": ["dense", "sparse"], "hidden_size": 16}}
+    found = as_published(parsed, published)
+    assert found["linear_attn_config"] == {"head_dim": 64}
+    assert found["text_config"] == {
+        "moe_layers_enum": "1",
+        "mlp_layer_types": ["dense", "sparse"],
+        "hidden_size": 16,  # where both say something, transformers' word
+    }
+
+
+def test_rotary_positions_stay_as_transformers_has_them_with_the_share_that_converters_ask_for() -> None:
+    published = {"rope_theta": 5e6, "rope_scaling": None, "partial_rotary_factor": 0.5}
+    kinds: dict[str, Any] = {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e4}}
+    of_kinds = as_published({"rope_parameters": kinds}, published)
+    assert of_kinds["rope_parameters"] == {**kinds, "partial_rotary_factor": 0.5}
+    assert "rope_theta" not in of_kinds
+    assert "rope_scaling" not in of_kinds
+    assert as_published({"rope_parameters": kinds}, {})["rope_parameters"] == kinds
+    assert as_published({"rope_parameters": {"partial_rotary_factor": 0.25}}, {})["rotary_pct"] == 0.25
