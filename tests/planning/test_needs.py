@@ -117,8 +117,17 @@ def test_a_second_card_shares_the_sweep_and_takes_memory_of_the_host_for_its_pro
 
 
 def test_the_shape_of_a_70b_model_is_planned_for_a_card_of_24_gb():
-    attention = {"q_proj": (8192, 8192), "k_proj": (1024, 8192), "v_proj": (1024, 8192), "o_proj": (8192, 8192)}
-    mlp = {"gate_proj": (28_672, 8192), "up_proj": (28_672, 8192), "down_proj": (8192, 28_672)}
+    attention: dict[str, tuple[int, ...]] = {
+        "q_proj": (8192, 8192),
+        "k_proj": (1024, 8192),
+        "v_proj": (1024, 8192),
+        "o_proj": (8192, 8192),
+    }
+    mlp: dict[str, tuple[int, ...]] = {
+        "gate_proj": (28_672, 8192),
+        "up_proj": (28_672, 8192),
+        "down_proj": (8192, 28_672),
+    }
     block = {f"self_attn.{name}": shape for name, shape in attention.items()} | {f"mlp.{n}": s for n, s in mlp.items()}
     llama = _facts("LlamaForCausalLM", [block], hidden=8192, vocabulary=128_256)
     small = replace(CARD, ram_free=200 * GB, vram=25 * GB, vram_free=24 * GB)

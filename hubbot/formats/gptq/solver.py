@@ -152,7 +152,8 @@ def _factored(matrix: torch.Tensor) -> torch.Tensor | None:
     if failed.item():
         return None
     _invert(lower)
-    return lower.float().flip(0, 1)
+    factor: torch.Tensor = lower.float().flip(0, 1)
+    return factor
 
 
 def _invert(lower: torch.Tensor) -> None:
@@ -185,11 +186,11 @@ def solve_together(
     device = curvature.hessian.device
     wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights], dim=1)
     with tf32():
-        pieces = wanted.split(max(1, _at_once(device) // wanted.shape[0]), dim=1)
+        pieces = torch.split(wanted, max(1, _at_once(device) // wanted.shape[0]), dim=1)
         found = [_rounded(piece.contiguous(), curvature, layout, sweeps) for piece in pieces]
     outputs = [weight.shape[0] for weight in weights]
     of_weights = zip(
-        *(torch.cat(parts, dim=-1).split(outputs, dim=-1) for parts in zip(*found, strict=True)), strict=True
+        *(torch.split(torch.cat(parts, dim=-1), outputs, dim=-1) for parts in zip(*found, strict=True)), strict=True
     )
     return [_solution(_Rounded(*own), curvature) for own in of_weights]
 
@@ -321,4 +322,4 @@ def _energy(matrix: torch.Tensor, curvature: Curvature) -> torch.Tensor:
 
 def _summed(matrix: torch.Tensor) -> torch.Tensor:
     """Sums of columns, float64 [out]: by slabs, because a card would write out all of the matrix in float64."""
-    return torch.stack([slab.sum(0, dtype=torch.float64) for slab in matrix.split(BLOCK)]).sum(0)
+    return torch.stack([slab.sum(0, dtype=torch.float64) for slab in torch.split(matrix, BLOCK)]).sum(0)
