@@ -46,7 +46,7 @@ from hubbot.hub.publish.repo_release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent
-from hubbot.job.resume import finished, forget_sweeps, probes_folder, sweep_folder
+from hubbot.job.resume import finished, forget_sweeps, keep_answer, kept_answer, probes_folder, sweep_folder
 from hubbot.job.texts import conversations_of, evaluation_text, fetch_texts
 from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
@@ -283,6 +283,8 @@ def _sweeps(job: Run, source: Source, texts: Texts, plan: Plan) -> dict[Path, tu
 
 
 def _sweep(job: Run, call: Call, source: Source, texts: Texts, variants: tuple[str, ...], work: Path) -> MakeAnswer:
+    if kept := kept_answer(work):
+        return kept
     work.mkdir(parents=True, exist_ok=True)
     question = MakeQuestion(
         source=source, settings=job.settings, work=work, out=job.out, variants=variants, texts=texts
@@ -290,6 +292,7 @@ def _sweep(job: Run, call: Call, source: Source, texts: Texts, variants: tuple[s
     seconds = _patience(source, len(variants))
     made = _ask(job, call, MAKE, question, readable=[Path(source.folder)], seconds=seconds)
     _refuse_others([*made.made, *made.failed], asked=variants)
+    keep_answer(work, made)
     return made
 
 

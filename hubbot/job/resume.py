@@ -7,9 +7,12 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hubbot.child.messages import MakeAnswer
+from hubbot.confine.stage import decode, encode
 from hubbot.domain import Record, Source
 from hubbot.formats.names import names_made
 from hubbot.machine.versions import version
@@ -17,7 +20,9 @@ from hubbot.record.file import FILE_NAME, read_record
 from hubbot.record.fingerprint import fingerprint, fingerprint_of, shaping, texts_of
 from hubbot.settings import Settings
 
-__all__ = ["finished", "forget_sweeps", "probes_folder", "sweep_folder"]
+__all__ = ["finished", "forget_sweeps", "keep_answer", "kept_answer", "probes_folder", "sweep_folder"]
+
+_ANSWER = "answer.json"  # in the folder of a sweep that is whole
 
 
 def finished(out: Path, source: Source, settings: Settings, texts: Callable[[], Mapping[str, str]]) -> Record | None:
@@ -58,6 +63,23 @@ def sweep_folder(
     whole = [release, seen, settings.publish.maker, settings.force]
     key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return work / f"sweep-{number}-{key[:16]}"
+
+
+def keep_answer(sweep: Path, answer: MakeAnswer) -> None:
+    """For a job that is killed while what its sweep has made is checked."""
+    partial = sweep / f"{_ANSWER}.partial"
+    partial.write_bytes(encode(MakeAnswer, answer))
+    partial.replace(sweep / _ANSWER)
+
+
+def kept_answer(sweep: Path) -> MakeAnswer | None:
+    """What a sweep of an earlier run has come to, if all of it is still there."""
+    try:
+        answer = decode(MakeAnswer, (sweep / _ANSWER).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    files = chain(answer.references.values(), *(made.paths for made in answer.made.values()))
+    return answer if all(map(Path.is_file, files)) else None
 
 
 def probes_folder(work: Path, *, source: Source, settings: Settings, texts: Mapping[str, str]) -> Path:

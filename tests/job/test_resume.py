@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 
 from hubbot.child import survey
+from hubbot.child.messages import Made
 from hubbot.domain import Record, Source
 from hubbot.formats import put_in_place
 from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.names import parse_variants
-from hubbot.job.resume import finished, forget_sweeps, sweep_folder
+from hubbot.job.resume import finished, forget_sweeps, keep_answer, kept_answer, sweep_folder
 from hubbot.machine import Machine
 from hubbot.machine.versions import version
 from hubbot.record.file import write_record
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings, load_settings
 from tests import records
+from tests.child.test_messages import ANSWER
 
 TEXTS = {"calibration": records.sha("a text"), "evaluation": records.sha("another")}
 SETTINGS = load_settings(None, {"variants": "Q8_0,bnb-nf4"})
@@ -56,6 +58,20 @@ def test_the_same_job_finds_its_sweep_again_wherever_the_model_lies() -> None:
 )
 def test_a_sweep_is_not_gone_on_with_where_other_bytes_would_come_of_it(other: Path) -> None:
     assert other != folder()
+
+
+def test_what_a_whole_sweep_has_come_to_is_kept_for_as_long_as_its_files_are_there(tmp_path: Path) -> None:
+    file, reference = tmp_path / "m-Q8_0.gguf", tmp_path / "Q8_0.safetensors"
+    made = Made(paths=(file,), bits_per_weight=8.5, notes=(), layer_errors={}, score=None, seconds=None)
+    answer = replace(ANSWER, base=None, made={"Q8_0": made}, references={"Q8_0": reference})
+    assert kept_answer(tmp_path) is None
+    keep_answer(tmp_path, answer)
+    assert kept_answer(tmp_path) is None
+    file.touch()
+    reference.touch()
+    assert kept_answer(tmp_path) == answer
+    (tmp_path / "answer.json").write_text("{}")  # of another version, say
+    assert kept_answer(tmp_path) is None
 
 
 def test_sweeps_of_other_jobs_are_dropped_and_ones_own_are_kept(tmp_path: Path) -> None:
