@@ -213,6 +213,37 @@ UNLIKE: dict[str, Family] = {
     )
 }
 
+_PER_LAYER: dict[str, Any] = _GROUPED | {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "sliding_window": 24,
+    "head_dim": 64,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "pad_token_id": 0,
+}
+
+# Decoders whose blocks are given an embedding of their own for every token, and keys and values of earlier blocks.
+PER_LAYER: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            name="gemma4",
+            config="Gemma4TextConfig",
+            values=_PER_LAYER | {"global_head_dim": 128, **dict.fromkeys(["num_experts", "moe_intermediate_size"])},
+            tied=(True,),
+            space_prefix=False,
+        ),
+        Family(
+            name="gemma3n",
+            config="Gemma3nTextConfig",
+            values=_PER_LAYER | {"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "laurel_rank": 32},
+            tied=(True,),
+            space_prefix=False,
+        ),
+    )
+}
 
 _STATES: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_state": 16}
 
@@ -261,7 +292,7 @@ def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int =
 
     tied: whether embedding and head share their weights; default: untied where the family allows it.
     """
-    plan = (FAMILIES | MIXTURES | UNLIKE | HYBRIDS)[family]
+    plan = (FAMILIES | MIXTURES | UNLIKE | HYBRIDS | PER_LAYER)[family]
     tied = plan.tied[0] if tied is None else tied
     assert tied in plan.tied, f"{family} has no models with tied={tied}"
     into.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,8 +19,6 @@ from hubbot.settings import Settings
 from hubbot.sweep.blocks import BlockModel
 
 __all__ = ["describe", "examine", "facts_of"]
-
-_WINDOW = 16  # tokens that walk through the empty model
 
 
 def facts_of(source: Source, settings: Settings, work: Path) -> ModelFacts:
@@ -45,8 +44,8 @@ def examine(facts: ModelFacts) -> ModelFacts:
     found = agreed(facts)
     walked = BlockModel(facts.folder, part_layout(facts), torch.device("cpu"))
     check_vocabulary(facts.folder, load_tokenizer(facts.folder).get_vocab(), walked.vocab_size)
-    walked.refuse_unwalkable(_WINDOW)
-    return found
+    passing = walked.passage
+    return replace(found, stream_width=passing.stream_width, companions=passing.companion_bytes)
 
 
 def describe(facts: ModelFacts) -> Description:

@@ -49,6 +49,8 @@ class ModelFacts:
     kv_bytes_per_token: int | None  # of a 16-bit key/value cache
     tied: bool  # the head computes with the embedding's weights
     experts: int  # of a mixture-of-experts layer; 0 for a dense model
+    stream_width: int | None = None  # numbers a token that pass from block to block; None: as many as hidden_size
+    companions: tuple[int, ...] = ()  # bytes a token of what blocks are given beside them, table by table
     released_as: str | None = None  # quantized format that the original's weights are stored in, "FP8"
     license: str | None = None
     license_name: str | None = None

@@ -18,6 +18,7 @@ from hubbot.model.safetensors import TensorInfo
 __all__ = ["Part", "PartKind", "blocks_beyond", "in_tower", "part_layout_of"]
 
 _NUMBERED = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*\.)*[A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.")
+_LISTED = re.compile(r"\.\d+$")  # a member of a list, such as Gemma 3n's altup_unembed_projections.0
 _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
 
 # What follows the last block, by the module's own name; everything else outside of blocks comes before.
@@ -111,8 +112,10 @@ def _index(name: str, blocks: str) -> int | None:
 def _follows(name: str, blocks: str) -> bool:
     """Whether a tensor outside of the blocks is used after them: a norm or head beside the list or above it."""
     module, _, _ = name.rpartition(".")
+    if _LISTED.search(module):
+        module, _, _ = module.rpartition(".")
     parent, _, own = module.rpartition(".")
-    return own in _HEAD and parent in _ancestors(blocks)
+    return (own in _HEAD or "unembed" in own) and parent in _ancestors(blocks)
 
 
 def _ancestors(blocks: str) -> Iterable[str]:

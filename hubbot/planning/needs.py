@@ -67,6 +67,8 @@ class Shapes:
     expert_hessians: int  # the same of every expert, once
     expert_bytes: int  # of a block's experts as read: they are kept beside the tensor that they are stacked into
     hidden: int
+    stream: int  # numbers a token that pass from block to block
+    companions: tuple[int, ...]  # bytes a token of what blocks are given beside them, table by table
     vocabulary: int
 
 
@@ -87,6 +89,8 @@ def shapes_of(facts: ModelFacts) -> Shapes:
         expert_hessians=_hessians_of_experts(facts, experts),
         expert_bytes=sum(facts.tensors[name].read_size for name in of_experts),
         hidden=facts.hidden_size,
+        stream=_width(facts),
+        companions=facts.companions,
         vocabulary=facts.vocab_size,
     )
 
@@ -114,7 +118,11 @@ def sweep_need(
     # load check takes one into memory, where llama.cpp maps a GGUF file and lets go of it as others need room.
     folder = max((costs[v.name].file_bytes for v in variants if FAMILIES[v.family].ABOUT.folder), default=0)
     return Need(
-        disk=source_bytes + files + folder + 2 * streams,  # a checkpoint is written beside the last one
+        disk=source_bytes
+        + files
+        + folder
+        + 2 * streams  # a checkpoint is written beside the last one
+        + (min(cards, len(variants)) + len(variants)) * _companions(facts, settings),
         ram=_PROCESSES
         + _of_further_cards(min(cards, len(variants)), facts, settings, host)
         + max(streams + host + (0 if gpu else computing), folder),  # or the load check
@@ -128,11 +136,11 @@ def probing_need(
     """Peak of a walk that measures so many probes, a stream each: nothing is written but a checkpoint."""
     window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
     probed = max(1, TOKENS // window) * window
-    streams = _FLOAT * facts.hidden_size * (settings.calibration.samples * window + (1 + probes) * probed)
+    streams = _FLOAT * _width(facts) * (settings.calibration.samples * window + (1 + probes) * probed)
     host, computing = _working_memory((), shapes, {}, settings, device)
     gpu = device.startswith("cuda")
     return Need(
-        disk=source_bytes + 2 * streams,
+        disk=source_bytes + 2 * streams + (1 + probes) * _companions(facts, settings),
         ram=_PROCESSES + streams + host + _ROUNDED + (0 if gpu else computing),
         vram=_CUDA + computing if gpu else 0,
     )
@@ -142,7 +150,7 @@ def _of_further_cards(cards: int, facts: ModelFacts, settings: Settings, host: i
     """What each process after the first holds besides its share, and the memory that all exchange tensors through."""
     if cards < 2:
         return 0
-    base = _FLOAT * facts.hidden_size * _evaluated(facts, settings)
+    base = _FLOAT * _width(facts) * _evaluated(facts, settings)
     return (cards - 1) * (_PROCESSES + host + base) + cards * SLOT
 
 
@@ -154,7 +162,17 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
         else min(settings.calibration.length, facts.context_length)
     )
     calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
-    return _FLOAT * facts.hidden_size * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
+    return _FLOAT * _width(facts) * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
+
+
+def _width(facts: ModelFacts) -> int:
+    return facts.stream_width or facts.hidden_size
+
+
+def _companions(facts: ModelFacts, settings: Settings) -> int:
+    """Of what goes with the tokens, as one embedding makes it: on the disk, a row for each token that the texts hold."""
+    texts = settings.calibration.samples * settings.calibration.length + _evaluated(facts, settings)
+    return sum(facts.companions) * min(facts.vocab_size, texts)
 
 
 def _evaluated(facts: ModelFacts, settings: Settings) -> int:
@@ -186,7 +204,8 @@ def _working_memory(
     # A block as stored, and one matrix at a time as floats for the encoders.
     stored = shapes.block_bytes + 2 * _FLOAT * shapes.widest * shapes.hidden
     original = _FLOAT * shapes.block_weights + shapes.expert_bytes
-    activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.hidden)
+    activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.stream)
+    activations += shapes.vocabulary * max(shapes.companions, default=0)  # a block's own table
     sums = 2 if gpu else 1  # a card sums in float64, for which what is counted twice has room
     calibrating = original + activations
     if solved:
@@ -198,7 +217,8 @@ def _working_memory(
         logit_bytes(device), _FLOAT * settings.evaluation.context * shapes.vocabulary
     )  # a batch ends with its window
     logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
-    heading = 2 * _FLOAT * shapes.embedding_weights + max(activations, logits)
+    embedding = 2 * _FLOAT * shapes.embedding_weights + 2 * batch_tokens(device) * sum(shapes.companions)
+    heading = embedding + max(activations, logits)
     if not gpu:
         return stored + encodings, max(calibrating, solving, advancing, heading)
     # On a GPU the encoders work too. What they make of folders lies there until it is decoded; GGUF's bytes stay only

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from hubbot.sweep.blocks import BlockArguments, BlockModel
+from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.given import BlockArguments
 
 __all__ = ["Arguments"]
 

@@ -1,16 +1,19 @@
 """A causal language model of which one part at a time has weights.
 
 transformers builds the model on the meta device; a part's tensors are put in when its turn comes and
-taken out afterwards. No architecture is known here by name: the model's own forward is run once with
-stand-ins in place of the decoder blocks, which note the arguments that each block is given. Windows
-have one length and no padding, so these arguments (masks, rotary tables) hold for every window.
+taken out afterwards. No architecture is known here by name: the model's own forward is run with
+stand-ins in place of the decoder blocks, which note what each block is given. Windows have one length
+and no padding, so most arguments (masks, rotary tables) hold for every window; what goes with each token
+(per-layer embeddings) and what one block leaves for others (keys and values) is told apart from them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,16 +31,12 @@ from hubbot.model.foreign import foreign
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
 from hubbot.model.parts import Part, PartKind, in_tower
 from hubbot.sweep.attention import FusedAttention
+from hubbot.sweep.given import BlockArguments, Given, Key, Layout, Passable, companions_of, shared_mappings
+from hubbot.sweep.hollow import passed_over, stand_ins
 
-__all__ = ["BlockArguments", "BlockModel"]
+__all__ = ["BlockModel"]
 
-
-@dataclass(frozen=True, slots=True)
-class BlockArguments:
-    """What a model's forward hands to one decoder block besides the hidden states."""
-
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
+_WINDOW = 16  # tokens that walk through the empty model
 
 
 class _Stop(Exception):
@@ -75,18 +74,20 @@ class BlockModel:
         self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
         self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
         self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
-        self._output: Output = _OUTPUTS[0]  # found out by `arguments`
+        self._output: Output = _OUTPUTS[0]  # found out by `passage`
+        self._ordinary = _ordinary_tokens(self.model)
         _to_device(self.model, device)
         if device.type == "cuda":
             _use_matrix_units(self.model)
 
     @property
-    def hidden_size(self) -> int:
-        return int(self.model.get_input_embeddings().embedding_dim)
-
-    @property
     def vocab_size(self) -> int:
         return int(self.model.get_input_embeddings().num_embeddings)
+
+    def serves_head(self, name: str) -> bool:
+        """Whether a checkpoint tensor belongs to the output head itself."""
+        output = self.model.get_output_embeddings()
+        return any(module is output for module, _ in self._places.get(self._map.alone.get(name, ""), ()))
 
     def linear_weights(self, part: Part) -> dict[str, nn.Module]:
         """Checkpoint name -> module, of every linear layer whose weight belongs to the part."""
@@ -192,91 +193,152 @@ class BlockModel:
         value = getattr(module, attribute)
         return value.ndim == 3 and attribute in module._parameters and not isinstance(module, nn.Conv1d)
 
+    @cached_property
+    def passage(self) -> Passable:
+        """What passes from block to block, found by forwards without weights. Raises Unsupported where none can be walked."""
+        one, two = self._ordinary
+        same = torch.full((1, _WINDOW), one)
+        mixed = same.clone()
+        mixed[:, : _WINDOW // 4] = two
+        noted = self._noted(same)
+        others = [self._see(tokens) for tokens in (mixed, mixed.flip(1), same.repeat(2, 1), same.repeat(1, 2))]
+        layout = Layout.between(noted.hidden.shape, others[2].hidden.shape, others[3].hidden.shape)
+        if layout is None:
+            raise self._unwalkable(f"They are given {list(noted.hidden.shape)} for {_WINDOW} tokens.")
+        try:
+            companions = companions_of(noted, *others)
+        except ValueError as error:
+            raise self._unwalkable(str(error)) from None
+        mappings = shared_mappings(noted.blocks)
+        return Passable(layout, companions, mappings, self._left_in(mappings, noted) if any(mappings) else 0)
+
     @torch.inference_mode()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 [batch, length] -> what the first block is given, float32 [batch, length, hidden]."""
-        seen: list[torch.Tensor] = []
-
-        def stop(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            seen.append(hidden)
-            raise _Stop
-
-        with _stand_ins(self.blocks, lambda _: stop), contextlib.suppress(_Stop):
-            self.model(input_ids=tokens.to(self.device), use_cache=False)
-        return seen[0]
+        """int64 [batch, length] -> what the first block is given, float32 [batch, length, width of the stream]."""
+        return self.passage.layout.rows(self._see(tokens, until=0, hollow=()).hidden)
 
     @torch.inference_mode()
+    def companions(self, tokens: torch.Tensor) -> dict[int, torch.Tensor]:
+        """int64 [batch, length] -> what else goes with the tokens through the blocks, [batch, length, width] by table."""
+        given = self._see(tokens, until=len(self.blocks) - 1, hollow=())
+        return {
+            each.table: each.layout.rows(given.blocks[each.block].by_key()[each.key])
+            for each in self.passage.companions
+        }
+
     def arguments(self, length: int, count: int = 1) -> list[BlockArguments]:
         """The arguments of every block for `count` windows of `length` tokens at once; needs no weights."""
+        return self._noted(torch.full((count, length), self._ordinary[0])).blocks
+
+    @torch.inference_mode()
+    def _noted(self, tokens: torch.Tensor) -> Given:
+        """What a forward with stand-ins gives the blocks, once it is known what they have to return."""
         told: list[str] = []
         for output in _OUTPUTS:
             self._output = output
             try:
                 with foreign("transformers", "run the model without weights", then="", kind=Unsupported):
-                    return self._note_arguments((count, length, self.hidden_size), 0.0)
+                    return self._see(tokens)
             except Unsupported as error:
                 told.append(str(error).strip())
         raise self._unwalkable(told[0])
 
-    def refuse_unwalkable(self, length: int) -> None:
-        """Raise Unsupported where the model cannot be walked, or where its blocks are given what depends on the text."""
-        noted = self.arguments(length)
-        if not all(map(_same, noted, self._note_arguments((1, length, self.hidden_size), 1.0))):
-            raise self._unwalkable("What they are given changes with the text.")
-
     def _unwalkable(self, why: str) -> Unsupported:
-        if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
-            why = "Each of them is given an embedding of its own for every token (hidden_size_per_layer_input in config.json)."
         msg = (
             f"hubbot cannot walk {type(self.model).__name__} block by block, so it is not supported yet. Its blocks must take hidden "
-            f"states, return them alone or first in a tuple, and be given nothing else that depends on the text. {why}"
+            "states, return them alone or first in a tuple, and be given nothing else that depends on the text but what goes "
+            f"with each token by itself. {why}"
         )
         return Unsupported(msg)
 
     @torch.inference_mode()
-    def _note_arguments(self, shape: tuple[int, int, int], filling: float) -> list[BlockArguments]:
-        """One forward with stand-ins; raises ValueError where the blocks' output was taken for something else."""
+    def _see(self, tokens: torch.Tensor, until: int | None = None, hollow: Iterable[nn.Module] | None = None) -> Given:
+        """One forward with stand-ins; raises ValueError where the blocks' output was taken for something else.
+
+        until: the block that it stops at; else it goes through the head. hollow: what has no weights, if not all that is.
+        """
+        hiddens: list[torch.Tensor] = []
         seen: dict[int, BlockArguments] = {}
 
         def note(index: int) -> Callable[..., Any]:
             def stand_in(hidden: torch.Tensor, *positional: Any, **named: Any) -> Any:
-                if hidden.shape != shape:
-                    msg = f"a block is given {list(hidden.shape)} in place of {list(shape)}"
+                hiddens.append(hidden)
+                if hidden.shape != hiddens[0].shape:
+                    msg = f"a block is given {list(hidden.shape)} in place of {list(hiddens[0].shape)}"
                     raise ValueError(msg)
-                seen[index] = BlockArguments(positional, named)
+                if seen.setdefault(index, given := BlockArguments(positional, named)) is not given:
+                    msg = f"block {index} is run more than once"
+                    raise ValueError(msg)
+                if index == until:
+                    raise _Stop
                 return self._output(hidden)
 
             return stand_in
 
-        embedded = torch.full(shape, filling, device=self.device)
-        with _stand_ins(self.blocks, note), _passed_over(self._hollow()):
-            logits = self.model(inputs_embeds=embedded, use_cache=False).logits
-        if logits.shape[:2] != shape[:2]:
+        modules = self._hollow() if hollow is None else hollow
+        logits = None
+        with stand_ins(self.blocks, note), self._over(modules), contextlib.suppress(_Stop):
+            logits = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        if logits is not None and logits.shape[:2] != tokens.shape:
             msg = f"the model returns {list(logits.shape)}"
             raise ValueError(msg)
-        return [seen[index] for index in range(len(self.blocks))]
+        if until is None and len(seen) != len(self.blocks):
+            msg = f"{len(seen)} of {len(self.blocks)} blocks were run"
+            raise ValueError(msg)
+        return Given(hiddens[0], [seen[index] for index in sorted(seen)])
+
+    def _over(
+        self, modules: Iterable[nn.Module], asking: Callable[[nn.Module], None] = lambda _: None
+    ) -> AbstractContextManager[None]:
+        return passed_over(modules, asking, device=self.device, as_given=self.model.get_output_embeddings())
 
     @torch.inference_mode()
-    def run_block(self, index: int, hidden: torch.Tensor, arguments: BlockArguments) -> torch.Tensor:
-        """One block's output for float32 [batch, length, hidden]; its part must be installed."""
+    def _left_in(self, mappings: Sequence[frozenset[Key]], noted: Given) -> int:
+        """Numbers a token that blocks leave in the mappings for later ones: by a pass that has shapes and no data."""
+        left: dict[Key, dict[Any, Any]] = {key: {} for keys in mappings for key in keys}
+        with foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
+            for block, arguments, keys in zip(self.blocks, noted.blocks, mappings, strict=True):
+                given = _on_meta(arguments.replaced({key: left[key] for key in keys}))
+                _without_experts(copy.deepcopy(block)).to("meta")(
+                    noted.hidden.to("meta"), *given.positional, **given.named
+                )
+        tensors = [tensor for mapping in left.values() for value in mapping.values() for tensor in value]
+        return int(sum(tensor.numel() for tensor in tensors)) // _WINDOW
+
+    @torch.inference_mode()
+    def run_block(self, index: int, rows: torch.Tensor, arguments: BlockArguments) -> torch.Tensor:
+        """One block's output for float32 [batch, length, width of the stream]; its part must be installed."""
+        layout = self.passage.layout
         with FusedAttention() if self.device.type == "cuda" else contextlib.nullcontext():
-            out = self.blocks[index](hidden, *arguments.positional, **arguments.named)
-        states: torch.Tensor = out[0] if isinstance(out, tuple) else out
-        return states
+            out = self.blocks[index](layout.given(rows), *arguments.positional, **arguments.named)
+        return layout.rows(out[0] if isinstance(out, tuple) else out)
 
     @torch.inference_mode()
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the model makes of the last block's output: float32 [n, hidden] -> logits [n, vocab].
+    def head(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the model makes of the last block's output: float32 [n, width of the stream] -> logits [n, vocab].
 
         Everything after the blocks works token by token, so any n tokens can be taken together.
         """
-        rows = hidden.unsqueeze(0)
+        return self._after_blocks(rows, self._hollow())
+
+    def reach_head(self, rows: torch.Tensor) -> None:
+        """Like `head`, but the output head is only shown its inputs: no logits are computed."""
+        output = self.model.get_output_embeddings()
+        output.forward = lambda inputs: inputs[..., :1]
+        try:
+            self._after_blocks(rows, [module for module in self._hollow() if module is not output])
+        finally:
+            del output.forward
+
+    @torch.inference_mode()
+    def _after_blocks(self, rows: torch.Tensor, hollow: Iterable[nn.Module]) -> torch.Tensor:
+        hidden = self.passage.layout.given(rows.unsqueeze(0))
         passed: set[int] = set()
 
         def inject(index: int) -> Callable[..., Any]:
             def stand_in(*_: Any, **__: Any) -> Any:
                 passed.add(index)
-                return self._output(rows)
+                return self._output(hidden)
 
             return stand_in
 
@@ -285,35 +347,42 @@ class BlockModel:
                 msg = f"{type(module).__name__} follows the decoder blocks of {type(self.model).__name__}, and its weights were taken for the embedding's. This layout is not supported yet."
                 raise Unsupported(msg)
 
-        with _stand_ins(self.blocks, inject), _passed_over(self._hollow(), refuse):
-            logits: torch.Tensor = self.model(inputs_embeds=rows, use_cache=False).logits[0]
+        tokens = torch.full((1, len(rows)), self._ordinary[0], device=self.device)
+        with stand_ins(self.blocks, inject), self._over(hollow, refuse):
+            logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits[0]
         return logits
 
-    def reach_head(self, hidden: torch.Tensor, linears: Iterable[nn.Module]) -> None:
-        """Like `head`, but the given layers are only shown their inputs: no logits are computed."""
-        linears = tuple(linears)
-        for linear in linears:
-            linear.forward = lambda rows: rows[..., :1]
-        try:
-            self.head(hidden)
-        finally:
-            for linear in linears:
-                del linear.forward
+
+def _ordinary_tokens(model: PreTrainedModel) -> tuple[int, int]:
+    """Two that config.json names for nothing special, such as the place of an image."""
+    configs = (model.config, model.config.get_text_config())
+    named = {value for config in configs for value in config.to_dict().values() if type(value) is int}
+    first, second, *_ = (token for token in range(1, len(named) + 3) if token not in named)
+    return first, second
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two sets of arguments hold equal tensors in the same places; what is neither tensor nor container counts as equal."""
-    match one:
+def _on_meta(value: Any) -> Any:
+    """Arguments whose tensors have shapes alone."""
+    match value:
         case BlockArguments():
-            return _same(one.positional, other.positional) and _same(one.named, other.named)
+            return BlockArguments(
+                _on_meta(value.positional), {key: _on_meta(each) for key, each in value.named.items()}
+            )
         case torch.Tensor():
-            return not one.is_meta and isinstance(other, torch.Tensor) and torch.equal(one, other)
-        case dict():
-            return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+            return value.to("meta")
         case tuple() | list():
-            return len(one) == len(other) and all(map(_same, one, other))
+            return type(value)(map(_on_meta, value))
         case _:
-            return True
+            return value
+
+
+def _without_experts(block: nn.Module) -> nn.Module:
+    """Experts sort tokens by what they hold, which a pass without data cannot; they leave their shape as it is."""
+    for module in block.modules():
+        stacked = any(value.ndim == 3 for value in module._parameters.values() if value is not None)
+        if stacked and not isinstance(module, nn.Conv1d):
+            module.forward = lambda given, *_, **__: given
+    return block
 
 
 def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], checkpoint: CheckpointMap) -> nn.ModuleList:
@@ -345,43 +414,6 @@ def _places(model: PreTrainedModel) -> dict[str, list[tuple[nn.Module, str]]]:
                 owners.setdefault(id(value), []).append((module, attribute))
     parameters = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
     return {name: owners[id(value)] for name, value in parameters.items()}
-
-
-@contextlib.contextmanager
-def _stand_ins(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-    for index, block in enumerate(blocks):
-        block.forward = make(index)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-@contextlib.contextmanager
-def _passed_over(modules: Iterable[nn.Module], asking: Callable[[nn.Module], None] = lambda _: None) -> Iterator[None]:
-    """Inside, these modules compute nothing: embeddings (of positions, of token types) give zeros, others what they get.
-
-    asking: called with each that is run, before it.
-    """
-    modules = tuple(modules)
-    for module in modules:
-        module.forward = _nothing(module, asking)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def _nothing(module: nn.Module, asking: Callable[[nn.Module], None]) -> Callable[..., torch.Tensor]:
-    def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        asking(module)
-        if isinstance(module, nn.Embedding):
-            return torch.zeros((*given.shape, module.embedding_dim), device=given.device)
-        return given
-
-    return forward
 
 
 def _set(module: nn.Module, attribute: str, value: torch.Tensor) -> None:

@@ -35,7 +35,7 @@ class Home:
         tokens = (calibration.tokens.numel() if calibration else 0) + (1 + variants) * (
             evaluation.tokens.numel() if evaluation else 0
         )
-        needed = 4 * (tokens * model.hidden_size + _WEIGHTS * model.largest_part) + _COMPUTING
+        needed = 4 * (tokens * model.passage.stream_width + _WEIGHTS * model.largest_part) + _COMPUTING
         where = model.device if needed <= room_on(model.device) else torch.device("cpu")
         return cls(where=where, computing=model.device)
 
@@ -49,20 +49,24 @@ class Home:
             return stream.pin_memory()
         return stream.to(self.where)
 
-    def replace(self, stream: torch.Tensor, by: Callable[[torch.Tensor], torch.Tensor], batch: int) -> None:
-        """Put `by` of each batch of windows in the place of these windows. by: from and to the model's device."""
-        slices = [slice(first, first + batch) for first in range(0, stream.shape[0], batch)]
+    def replace(self, stream: torch.Tensor, by: Callable[[torch.Tensor, slice], torch.Tensor], batch: int) -> None:
+        """Put `by` of each batch of windows in the place of these windows. by: from and to the model's device, and which."""
+        count = stream.shape[0]
+        slices = [slice(first, min(first + batch, count)) for first in range(0, count, batch)]
         if not self._over_the_bus:
             for part in slices:
-                stream[part] = by(stream[part])
+                stream[part] = by(stream[part], part)
         elif slices:
-            self._replace_over_the_bus([stream[part] for part in slices], by)
+            self._replace_over_the_bus(stream, slices, by)
 
     @property
     def _over_the_bus(self) -> bool:
         return self.where != self.computing
 
-    def _replace_over_the_bus(self, batches: list[torch.Tensor], by: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def _replace_over_the_bus(
+        self, stream: torch.Tensor, slices: list[slice], by: Callable[[torch.Tensor, slice], torch.Tensor]
+    ) -> None:
+        batches = [stream[part] for part in slices]
         there, back = (torch.cuda.Stream(self.computing) for _ in range(2))  # type: ignore[no-untyped-call]
         computing = torch.cuda.current_stream(self.computing)
 
@@ -76,7 +80,7 @@ class Home:
             rows, arrived = on_the_way.pop(0)
             computing.wait_event(arrived)
             rows.record_stream(computing)
-            carried = by(rows)
+            carried = by(rows, slices[index])
             back.wait_event(computing.record_event())
             with torch.cuda.stream(back):
                 batch.copy_(carried, non_blocking=True)

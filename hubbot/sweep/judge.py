@@ -13,7 +13,7 @@ import torch
 
 from hubbot.domain import Perplexity, Score
 from hubbot.sweep.batches import logit_bytes
-from hubbot.sweep.passage import Decoders, Passage
+from hubbot.sweep.passage import Decoders, Passage, same_encoded
 from hubbot.sweep.references import References
 from hubbot.sweep.scores import BaseScores, VariantScores
 from hubbot.sweep.streams import timed
@@ -48,7 +48,7 @@ def judge(
     """
     court = _Court(passage, decoders, texts, references)
     found = [Verdicts(base=base) for base in court.base()]
-    for variants in _same_head(decoders, passage.variants):
+    for variants in same_encoded(decoders, passage.variants):
         for verdicts, scores in zip(found, court.compare(variants, found), strict=True):
             verdicts.scores.update(scores)
     return found
@@ -122,12 +122,3 @@ class _Court:
     def _keep(self, stream: str, batch: _Batch, logits: torch.Tensor) -> None:
         if self._references is not None and batch.text == 0:
             self._references.add(stream, batch.window, batch.rows.start, logits)
-
-
-def _same_head(decoders: Decoders, variants: Sequence[str]) -> list[list[str]]:
-    """Variants grouped by their encoded head, so that each distinct head is decoded once."""
-    groups: dict[tuple[tuple[str, int], ...], list[str]] = {}
-    for variant in variants:
-        key = tuple((name, id(encoded)) for name, encoded in sorted(decoders.get(variant, {}).items()))
-        groups.setdefault(key, []).append(variant)
-    return list(groups.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -14,13 +15,16 @@ from hubbot.sweep.attention import HalfProducts
 from hubbot.sweep.batches import batch_tokens
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
+from hubbot.sweep.companions import Companions
 from hubbot.sweep.experts import ExpertStatistics
+from hubbot.sweep.given import BlockArguments
 from hubbot.sweep.group import Group
 from hubbot.sweep.home import Home
+from hubbot.sweep.shared import SharedStates
 from hubbot.sweep.streams import Progress, Streams, timed
 from hubbot.sweep.windows import Windows
 
-__all__ = ["Decoders", "Passage"]
+__all__ = ["Decoders", "Passage", "same_encoded"]
 
 _ROWS = 1024  # of a matrix that are compared at once
 
@@ -32,6 +36,7 @@ class Passage:
 
     calibration and evaluation: windows, or None. progress takes the layer errors and the time spent. group: who shares the
     sweep; each process carries its share of the calibration's and the original's windows, and its own variants' whole.
+    work: where tables of what goes with the tokens lie.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Passage:
         streams: Streams,
         progress: Progress,
         group: Group,
+        work: Path,
     ) -> None:
         self.model = model
         self.variants = tuple(variants)
@@ -58,6 +64,10 @@ class Passage:
         self._arguments = Arguments(model)
         self._home = Home.of(model, self._calibration, evaluation, len(self.variants))
         streams.hidden = {name: self._home.taken_in(tensor) for name, tensor in streams.hidden.items()}
+        for left in streams.shared.values():
+            left.update({name: self._home.taken_in(tensor) for name, tensor in left.items()})
+        texts = [text for text in (evaluation, calibration) if text]
+        self._companions = Companions(model, work / "companions", texts, self._at_once(texts[0]))
 
     def leave(self, variants: Iterable[str]) -> None:
         """Carry these variants no further."""
@@ -65,6 +75,7 @@ class Passage:
         self.variants = tuple(name for name in self.variants if name not in gone)
         for name in gone:
             self.streams.hidden.pop(name, None)
+            self.streams.shared.pop(name, None)
 
     def enter(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put a part's original weights into the model."""
@@ -72,20 +83,35 @@ class Passage:
 
     def embed(self, part: Part, decoders: Decoders) -> None:
         """Begin all streams; every variant with its own decoded embedding."""
+        self._companions.make("base")
         if self._calibration:
             self.streams.hidden["calibration"] = self._embedded(self._calibration)
+            self._companions.share("calibration", "base")
         if self._evaluation and self._base:
             self.streams.hidden["base"] = self._embedded(self._base)
-            for variant in self.variants:
-                with self.decoded(variant, decoders), timed(self.progress.seconds, variant):
-                    self.streams.hidden[variant] = self._embedded(self._evaluation)
+            for variants in same_encoded(decoders, self.variants):
+                first = variants[0] if decoders.get(variants[0]) else "base"
+                for variant in variants:
+                    with self.decoded(variant, decoders), timed(self.progress.seconds, variant):
+                        self.streams.hidden[variant] = self._embedded(self._evaluation)
+                        if variant == first:
+                            self._companions.make(variant)
+                        else:
+                            self._companions.share(variant, first)
         self.model.remove(part)
         self.keep_embedding(decoders)
 
     def keep_embedding(self, decoders: Decoders) -> None:
         """A tied head computes with the encoded embedding: keep its bytes until then."""
         if self.model.tied:
-            self._embedding = decoders
+            self._embedding = {
+                variant: {name: each for name, each in encoded.items() if self.model.serves_head(name)}
+                for variant, encoded in decoders.items()
+            }
+
+    def enter_tied_head(self, embedding: Mapping[str, torch.Tensor]) -> None:
+        """Put the weights that serve the embedding and the head back into the model."""
+        self.model.install({name: embedding[name] for name in embedding if self.model.serves_head(name)})
 
     def head_decoders(self, decoders: Decoders) -> Decoders:
         """The head's decoders, with the embedding's where it is the head too."""
@@ -118,7 +144,7 @@ class Passage:
                 hidden, size = self.streams.hidden["calibration"], self._at_once(self._calibration)
                 for first in range(0, len(hidden), size):  # not once for a share without windows
                     rows = hidden[first : first + size].flatten(0, 1)
-                    self.model.reach_head(rows.to(self.model.device), linears.values())
+                    self.model.reach_head(rows.to(self.model.device))
                     collector.next_batch()
             return collector.statistics(self._group)
 
@@ -138,7 +164,7 @@ class Passage:
             return
         windows = self._evaluation
         with timed(self.progress.seconds, "base"):
-            whole = self._home.empty((windows.count, windows.length, self.model.hidden_size)).zero_()
+            whole = self._home.empty((windows.count, windows.length, self.model.passage.layout.width)).zero_()
             share = windows.share(self._group.rank, self._group.size, self._at_once(windows))
             whole[share] = self.streams.hidden["base"]
             self._group.all_reduce(whole)
@@ -170,16 +196,29 @@ class Passage:
         hidden = self.streams.hidden[stream]
         length = hidden.shape[1]
 
-        def through_block(rows: torch.Tensor) -> torch.Tensor:
+        def through_block(rows: torch.Tensor, windows: slice) -> torch.Tensor:
             arguments = self._arguments.of(length, rows.shape[0])[part.index]
-            carried = self.model.run_block(part.index, rows, arguments)
+            carried = self.model.run_block(part.index, rows, self._of_stream(stream, part, windows, arguments))
             after_batch()
             return carried
 
         self._home.replace(hidden, through_block, max(1, self._batch // length))
 
+    def _of_stream(self, stream: str, part: Part, windows: slice, arguments: BlockArguments) -> BlockArguments:
+        """A block's arguments, with those that are a stream's and some windows' own."""
+        carried = {"calibration": self._calibration, "base": self._base}.get(stream, self._evaluation)
+        beside = self._companions.of(stream, part.index, carried.tokens[windows]) if carried else {}
+        left = SharedStates(
+            self.streams.shared.setdefault(stream, {}),
+            windows,
+            self.model.device,
+            lambda some: self._home.empty((len(self.streams.hidden[stream]), *some.shape[1:])),
+        )
+        shared = dict.fromkeys(self.model.passage.shared[part.index], left)
+        return arguments.replaced(beside | shared)
+
     def _embedded(self, windows: Windows) -> torch.Tensor:
-        hidden = self._home.empty((windows.count, windows.length, self.model.hidden_size))
+        hidden = self._home.empty((windows.count, windows.length, self.model.passage.layout.width))
         batch = self._at_once(windows)
         for first in range(0, windows.count, batch):
             hidden[first : first + batch] = self.model.embed(windows.tokens[first : first + batch])
@@ -192,6 +231,15 @@ class Passage:
     def _share_of(self, windows: Windows) -> Windows:
         """What this process carries: whole batches, so that each is computed as one process alone would."""
         return windows.only(windows.share(self._group.rank, self._group.size, self._at_once(windows)))
+
+
+def same_encoded(decoders: Decoders, variants: Sequence[str]) -> list[list[str]]:
+    """Variants grouped by what a part is encoded to, so that each distinct one is decoded once."""
+    groups: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for variant in variants:
+        key = tuple((name, id(encoded)) for name, encoded in sorted(decoders.get(variant, {}).items()))
+        groups.setdefault(key, []).append(variant)
+    return list(groups.values())
 
 
 def _relative_error(original: torch.Tensor, decoded: torch.Tensor) -> float:

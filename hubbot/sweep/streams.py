@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,13 +28,31 @@ class Streams:
     """Stream name -> hidden states, float32 [windows, length, hidden].
 
     `calibration` and `base` are the original model's; every variant has one under its own name.
+    shared: stream name -> what blocks have left for later ones, by its name, [windows, ...].
     """
 
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+    shared: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.hidden.values())
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of them, by names that `of` understands."""
+        left = {f"{stream}\t{name}": each for stream, some in self.shared.items() for name, each in some.items()}
+        return self.hidden | left
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Streams:
+        found = cls()
+        for full, tensor in tensors.items():
+            stream, _, name = full.partition("\t")
+            if name:
+                found.shared.setdefault(stream, {})[name] = tensor
+            else:
+                found.hidden[stream] = tensor
+        return found
 
 
 @dataclass(slots=True)
@@ -69,7 +87,7 @@ def save_checkpoint(path: Path, streams: Streams, progress: Progress) -> None:
     """Write streams and progress so that a crash at any moment leaves the old or the new file whole."""
     partial = path.with_suffix(".partial")
     metadata = {"progress": json.dumps(asdict(progress)), "format": "1"}
-    save_file({name: tensor.contiguous() for name, tensor in streams.hidden.items()}, partial, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in streams.tensors().items()}, partial, metadata)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -80,10 +98,10 @@ def load_checkpoint(path: Path) -> tuple[Streams, Progress] | None:
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        hidden = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         values = json.loads(file.metadata()["progress"])
         progress = Progress(**values | {"experts": [ExpertUse(**use) for use in values.get("experts", [])]})
-    return Streams(hidden), progress
+    return Streams.of(tensors), progress
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class _Walk:
         if not self._texts:
             return []
         if passage.model.tied:
-            passage.enter(self._weights(self._task.parts[0]))
+            passage.enter_tied_head(self._weights(self._task.parts[0]))
         passage.gather_base()
         return judge(passage, passage.head_decoders(decoders), self._texts, self._task.references)
 
@@ -230,6 +230,7 @@ class _Walk:
             streams=streams,
             progress=self.progress,
             group=self._group,
+            work=task.work,
         )
 
     def _save(self) -> None:

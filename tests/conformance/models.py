@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "exaone4": {"num_hidden_layers": 4},
     "falcon": {"new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 512},
-    "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
-    "gemma4_text": {"num_hidden_layers": 6, "hidden_size_per_layer_input": 0, "global_head_dim": 128, **dict.fromkeys(["num_experts", "moe_intermediate_size"])},  # as the larger ones
+    "gemma3n_text": {"num_hidden_layers": 25, "num_kv_shared_layers": 5, "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 5, "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 15, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},  # llama.cpp takes 20 layers with keys of their own for granted, and 10 sparse ones
+    "gemma4_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 3, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 128, **dict.fromkeys(["num_experts", "moe_intermediate_size"])},  # as E2B and E4B; those that see are as the larger ones
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "glm_moe_dsa": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "shared_intermediate_size": 256},
@@ -151,6 +151,12 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 # Tensors that have another name on the Hub than transformers saves them under: pattern, replacement.
 _STORED = {"kimi_linear": (r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj.")}  # of a dense block
+
+# Tensors of the last layers that the Hub's files hold, llama.cpp asks for and nothing computes with: layers, names.
+_UNUSED = {"gemma3n_text": (range(20, 25), ("k_proj", "v_proj", "k_norm"))}
+
+# Of many layers with random weights, logits are sharper than a trained model's, and so is what 8-bit activations do to them.
+_CALM = {"gemma3n_text": 0.5}
 
 # Class names on the Hub that transformers calls otherwise.
 _HUB_NAMES = {"MptForCausalLM": "MPTForCausalLM", "PhimoeForCausalLM": "PhiMoEForCausalLM"}
@@ -229,9 +235,13 @@ def write_tiny(architecture: str, into: Path) -> Path:
     config = transformers.CONFIG_MAPPING[kind](**values)
     model = transformers.AutoModelForCausalLM.from_config(config)
     _spread(model, torch.Generator().manual_seed(0))
+    if kind in _CALM:
+        model.base_model.norm.weight.data.mul_(_CALM[kind])
     model.to(torch.bfloat16).save_pretrained(into)
     if kind in _STORED:
         _rename(into, *_STORED[kind])
+    if kind in _UNUSED:
+        _add_unused(into, *_UNUSED[kind])
     renamed = {"architectures": [_HUB_NAMES[architecture]]} if architecture in _HUB_NAMES else {}
     _publish(into / "config.json", _PUBLISHED.get(kind, {}) | renamed)
     _publish(into / "tokenizer_config.json", _TOKENIZERS.get(kind, {}))
@@ -255,6 +265,14 @@ def _rename(folder: Path, pattern: str, replacement: str) -> None:
     [path] = folder.glob("*.safetensors")
     named = {re.sub(pattern, replacement, name): tensor for name, tensor in load_file(path).items()}
     save_file(named, path, metadata={"format": "pt"})
+
+
+def _add_unused(folder: Path, layers: Iterable[int], names: Iterable[str]) -> None:
+    [path] = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    stem = "model.layers.{}.self_attn.{}.weight"
+    more = {stem.format(layer, name): tensors[stem.format(0, name)].clone() for layer in layers for name in names}
+    save_file(tensors | more, path, metadata={"format": "pt"})
 
 
 def _publish(path: Path, more: Mapping[str, Any]) -> None:

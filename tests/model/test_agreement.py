@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from hubbot.child.source import examine
 from hubbot.errors import SourceRefused, Unsupported
 from hubbot.model import check_finite, part_layout, read_facts
-from hubbot.model.agreement import agreed
 from hubbot.sweep.blocks import BlockModel
 from tests.model.folders import change, copied, rewrite
+from tests.models import make_model
 
 
 @pytest.fixture
@@ -239,37 +238,42 @@ def test_packed_integers_without_their_configuration_are_refused_as_quantized(fo
 # --- models that transformers builds in a way that hubbot cannot walk ------------------------------------
 
 
-def test_a_model_whose_blocks_are_given_what_depends_on_the_text_is_refused_without_a_weight(tmp_path):
-    folder = make_gemma4(tmp_path / "gemma4")
-    facts = agreed(read_facts(folder))
-    model = BlockModel(folder, part_layout(facts), torch.device("cpu"))
+def test_a_model_whose_blocks_are_given_what_depends_on_more_than_a_token_is_refused_without_a_weight(tmp_path):
+    model = model_of(make_model("gemma4", tmp_path / "gemma4"))
+    text = model.model.model
+    project = text.project_per_layer_inputs
+    text.project_per_layer_inputs = lambda *given: project(*given).cumsum(1)
     with pytest.raises(
-        Unsupported, match=r"cannot walk Gemma4ForCausalLM block by block.* an embedding of its own for every token"
+        Unsupported,
+        match=r"cannot walk Gemma4ForCausalLM block by block.* more of the text than the token that it goes with \(0\)",
     ):
-        model.refuse_unwalkable(16)
+        _ = model.passage
 
 
-def make_gemma4(folder):
-    """Every block of it is given the per-layer embedding of the text's own tokens."""
-    config = transformers.Gemma4TextConfig(
-        vocab_size=64,
-        vocab_size_per_layer_input=64,
-        hidden_size=32,
-        hidden_size_per_layer_input=8,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        global_head_dim=16,
-        layer_types=["sliding_attention", "full_attention"],
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text('{"model": {}}')
-    return folder
+def test_a_model_that_runs_a_block_twice_is_refused_without_a_weight(folder):
+    model = model_of(folder)
+    first, _ = model.blocks
+    model.model.model.layers = torch.nn.ModuleList([first, first])
+    with pytest.raises(Unsupported, match=r"block by block.* block 0 is run more than once"):
+        _ = model.passage
+
+
+def model_of(folder):
+    return BlockModel(folder, part_layout(read_facts(folder)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "companions"),
+    [
+        ("llama", 256, ()),
+        # beside the hidden states keys and values of two heads, of either kind of attention
+        ("gemma4", 256 + 2 * 2 * (64 + 128), (4 * 32,) * 4),
+        ("gemma3n", 4 * 256 + 2 * 2 * (64 + 64), (4 * 32,) * 4),
+    ],
+)
+def test_what_passes_between_blocks_is_told_without_a_weight(tmp_path, family, width, companions):
+    found = examined(make_model(family, tmp_path / family))
+    assert (found.stream_width, found.companions) == (width, companions)
 
 
 @pytest.mark.slow

@@ -39,7 +39,15 @@ def planned(facts):
     """A plan of the small model with files of 10 MB."""
 
     def make(
-        names=NAMES, machine=MACHINE, source=None, device="cpu", elsewhere=False, cannot=None, large=None, **flags
+        names=NAMES,
+        facts=facts,
+        machine=MACHINE,
+        source=None,
+        device="cpu",
+        elsewhere=False,
+        cannot=None,
+        large=None,
+        **flags,
     ):
         variants = parse_variants(names)
         sizes = {v.name: SIZE for v in variants} | (large or {})
@@ -68,6 +76,16 @@ def test_variants_are_cut_into_sweeps_that_stay_under_the_memory_budget(planned,
     assert len(found.sweeps) == 2
     assert sorted(name for sweep in found.sweeps for name in sweep.variants) == sorted(NAMES.split(","))
     assert all(sweep.need.ram <= whole - 2 * stream for sweep in found.sweeps)
+
+
+def test_what_passes_between_blocks_and_goes_with_tokens_is_counted(planned, facts):
+    plain = planned("Q8_0", gguf__imatrix=False).need
+    streams = (plain.disk - planned("Q8_0", gguf__imatrix=False, evaluation__dataset="none").need.disk) // 2
+    wide = replace(facts, stream_width=3 * facts.hidden_size, companions=(8, 40))
+    found = planned("Q8_0", facts=wide, gguf__imatrix=False).need
+    tables = 2 * 48 * facts.vocab_size  # the original's and one variant's
+    assert found.disk - plain.disk == 2 * 2 * streams + tables
+    assert found.ram - plain.ram > 2 * streams + 40 * facts.vocab_size
 
 
 def test_a_later_sweep_counts_the_files_that_the_earlier_ones_left(planned, facts):
