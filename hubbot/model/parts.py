@@ -18,13 +18,12 @@ from hubbot.model.safetensors import TensorInfo
 __all__ = ["Part", "PartKind", "blocks_beyond", "in_tower", "part_layout_of"]
 
 _NUMBERED = re.compile(r"((?:[A-Za-z_][A-Za-z0-9_]*\.)*[A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.")
-_LISTED = re.compile(r"\.\d+$")  # a member of a list, such as Gemma 3n's altup_unembed_projections.0
 _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
 
 # What follows the last block, by the module's own name; everything else outside of blocks comes before.
 _HEAD = frozenset(
     "lm_head embed_out output output_norm head norm norm_f ln_f ln_out final_norm final_layernorm "
-    "final_layer_norm embedding_norm score".split()
+    "final_layer_norm embedding_norm score hc_head hyper_connection_mixer".split()
 )
 
 
@@ -110,12 +109,10 @@ def _index(name: str, blocks: str) -> int | None:
 
 
 def _follows(name: str, blocks: str) -> bool:
-    """Whether a tensor outside of the blocks is used after them: a norm or head beside the list or above it."""
-    module, _, _ = name.rpartition(".")
-    if _LISTED.search(module):
-        module, _, _ = module.rpartition(".")
-    parent, _, own = module.rpartition(".")
-    return (own in _HEAD or "unembed" in own) and parent in _ancestors(blocks)
+    """Whether a tensor outside of the blocks is used after them: of a norm or head beside the list or above it."""
+    above = max((module for module in _ancestors(blocks) if not module or name.startswith(f"{module}.")), key=len)
+    own, _, _ = name.removeprefix(above).removeprefix(".").partition(".")
+    return own in _HEAD or "unembed" in own  # Gemma 3n's altup_unembed_projections
 
 
 def _ancestors(blocks: str) -> Iterable[str]:
