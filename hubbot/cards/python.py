@@ -28,12 +28,14 @@ def python_lines(
     revision: str = "main",
     revisions: Sequence[str] = (),
     new_tokens: int | None = None,
+    kernel: str | None = None,
 ) -> list[str]:
     """Lines that load a variant and print what it says.
 
     name: Hub id or folder. also: as for `layouts_of`. chat: whether the model has a chat
     template. sees: whether it reads images beside text: where it has a chat template too, it is shown `picture`, an address
     or a file. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
+    kernel: GPTQModel's, where it is not to choose.
     """
     shown = picture if sees and chat else None
     reader = "AutoProcessor" if shown else "AutoTokenizer"
@@ -44,12 +46,12 @@ def python_lines(
     branch = ", revision=revision" if named else ""
     choice = f"revision = {json.dumps(line(revision, limit=96))}{f'  # or {others}' if others else ''}"
     return [
-        *_imports(variant, auto, reader, alone=alone, sees=sees),
+        *_imports(variant, auto, reader, kernel, alone=alone, sees=sees),
         "",
         f"name = {json.dumps(name)}",
         *([choice] if named else []),
         f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(name{branch})",
-        f"model = {_loading(variant, auto, branch, alone=alone)}",
+        f"model = {_loading(variant, auto, branch, kernel, alone=alone)}",
         *(_chat(new_tokens or 200, shown) if chat else _text(new_tokens or 50)),
     ]
 
@@ -63,26 +65,29 @@ _CONFIGS = {
 }
 
 
-def _config(variant: str) -> tuple[str, str] | None:
+def _config(variant: str, kernel: str | None) -> tuple[str, str] | None:
     """Name and arguments of a configuration, where a variant needs one."""
+    if kernel:
+        return "GPTQConfig", f'bits={variant.removeprefix("gptq-")[:1]}, backend="{kernel}"'
     found = next((_CONFIGS[layout] for layout in layouts_of(variant) if layout in _CONFIGS), None)
     return (found[0], found[1].format(bits=variant.removeprefix("gptq-")[:1])) if found else None
 
 
-def _imports(variant: str, auto: str, reader: str, *, alone: bool, sees: bool) -> list[str]:
+def _imports(variant: str, auto: str, reader: str, kernel: str | None, *, alone: bool, sees: bool) -> list[str]:
     packages = answer(variant, Runtime.TRANSFORMERS).packages + (" pillow torchvision" if sees else "")
     compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
     install = f"# pip install transformers {packages}{compiler}"
     if alone:
         return [install, "from gptqmodel import GPTQModel", f"from transformers import {reader}"]
-    names = sorted([auto, reader, *((config[0],) if (config := _config(variant)) else ())])
+    names = sorted([auto, reader, *((config[0],) if (config := _config(variant, kernel)) else ())])
     return [install, f"from transformers import {', '.join(names)}"]
 
 
-def _loading(variant: str, auto: str, branch: str, *, alone: bool) -> str:
+def _loading(variant: str, auto: str, branch: str, kernel: str | None, *, alone: bool) -> str:
     if alone:
-        return f"GPTQModel.load(name{branch}).model"
-    config = _config(variant)
+        chosen = f', backend="{kernel}"' if kernel else ""
+        return f"GPTQModel.load(name{branch}{chosen}).model"
+    config = _config(variant, kernel)
     told = f", quantization_config={config[0]}({config[1]})" if config else ""
     return f'{auto}.from_pretrained(name{branch}, device_map="auto"{told})'
 

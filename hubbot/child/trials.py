@@ -47,6 +47,10 @@ _VLLM = {
 _PATIENCE = 3600.0  # seconds for one folder
 _NEW_TOKENS = 8  # that the card's lines say here; loading is what may go wrong
 _ABSENT = "requires the Torchvision library"  # transformers' words; most image processors of a model that sees films too want it
+# GPTQModel's words where it would build a kernel from sources that it has to fetch, or with a compiler that fails: on a card it
+# asks for that at once, and here is no network. Its kernel in torch needs nothing.
+_UNBUILT = ("GPTQMODEL_OFFLINE", "kernels are not properly installed")
+_KERNEL = "gptq_torch"
 _ENDS_HERE = ("PYTHONPATH", "VIRTUAL_ENV")  # of hubbot's environment, not of another one
 
 
@@ -118,24 +122,31 @@ def _by_card(
     device: str,
 ) -> dict[str, Trial]:
     command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
-    seen = {} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
+    environment = allowed() | ({} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""})
     with TemporaryDirectory() as place:
         picture = _picture(next(iter(folders.values())), Path(place)) if sees else ""
-        requests = []
-        for name, folder in folders.items():
-            lines = python_lines(
-                str(folder), name, also=also, chat=chat, sees=sees, picture=picture, new_tokens=_NEW_TOKENS
-            )
-            requests.append({"code": "\n".join(lines), "tokens": _tokens(texts[name])})
-        answers = _answers(command, requests, allowed() | seen)
+
+        def run(names: Sequence[str], kernel: str | None = None) -> dict[str, dict[str, Any]]:
+            requests = []
+            for name in names:
+                lines = python_lines(
+                    str(folders[name]), name, also=also, chat=chat, sees=sees, picture=picture, new_tokens=_NEW_TOKENS, kernel=kernel
+                )  # fmt: skip
+                requests.append({"code": "\n".join(lines), "tokens": _tokens(texts[name])})
+            return dict(zip(names, _answers(command, requests, environment), strict=True))
+
+        answers = run(list(folders))
+        unbuilt = [name for name, found in answers.items() if any(word in found.get("error", "") for word in _UNBUILT)]
+        answers |= run(unbuilt, kernel=_KERNEL) if unbuilt else {}
     trials = {}
-    for name, found in zip(folders, answers, strict=True):
+    for name, found in answers.items():
         if _ABSENT in found.get("error", ""):
             continue  # nothing was tried
         check = checked[name].load_check
         runtime, _, release = (check.runtime if check else "transformers").partition(" ")
+        kernel = f", {_KERNEL}" if name in unbuilt else ""
         # what the load check has read is sound: where the lines fail, it is the runtime's own choice that fails
-        trials[name] = _judged(runtime, release, texts[name], found, at_fault="fails")
+        trials[name] = _judged(runtime, f"{release}{kernel}", texts[name], found, at_fault="fails")
     return trials
 
 

@@ -166,7 +166,8 @@ ROWS: tuple[Row, ...] = (
     ),
     _yes(
         Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
-        "with `gptqmodel` and `optimum`, and a C++ compiler for its CPU kernels",
+        "with `gptqmodel` and `optimum`, and a C++ compiler for its CPU kernels; on an H100 with CUDA's compiler it fetches sources and "
+        "builds kernels, where `GPTQConfig(backend=\"gptq_torch\")` needs neither",
         "run: transformers 5.23.0 + gptqmodel 7.7.0", packages=_GPTQMODEL,
     ),
     _yes(

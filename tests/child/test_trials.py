@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hubbot.child import trials
 from hubbot.child.messages import Checked, CheckQuestion
 from hubbot.child.trials import TOLERANCE, try_as_users
 from hubbot.domain import File, LoadCheck, Trial, VariantRecord
@@ -93,6 +94,36 @@ def test_the_cards_lines_are_run_and_their_model_compared_with_the_sweep(made: t
     [nf4] = found["bnb-nf4"]
     assert nf4.difference is not None
     assert nf4.difference < TOLERANCE / 5
+
+
+# as GPTQModel 7.7.0 said them on an H100 with a compiler and without a network
+MACHETE = "RuntimeError: Machete: GPTQMODEL_OFFLINE=1 and no verified CUTLASS v4.7.1 source cache is available"
+MARLIN = "ModuleNotFoundError: Marlin torch.ops kernels are not properly installed. Error: Marlin runtime unavailable."
+
+
+def test_kernels_that_cannot_be_built_here_say_nothing_about_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"gptq-4bit-128g": MACHETE, "gptq-4bit-32g": MARLIN, "gptq-8bit-128g": "ValueError: a defect"}
+    codes: list[str] = []
+
+    def answers(
+        _command: object, requests: Sequence[Mapping[str, str]], _environment: object
+    ) -> list[dict[str, object]]:
+        codes.extend(request["code"] for request in requests)
+        names = [next(name for name in said if f"/{name}" in request["code"]) for request in requests]
+        return [
+            {"logprobs": []} if "gptq_torch" in request["code"] else {"error": said[name]}
+            for name, request in zip(names, requests, strict=True)
+        ]
+
+    monkeypatch.setattr(trials, "_answers", answers)
+    found = tried(tmp_path, list(said), {})
+    assert [found[name][0].verdict for name in said] == ["agrees", "agrees", "fails"]
+    assert [found[name][0].release for name in said] == ["5.23.0, gptq_torch", "5.23.0, gptq_torch", "5.23.0"]
+    assert ['quantization_config=GPTQConfig(bits=4, backend="gptq_torch")' in code for code in codes] == [False] * 3 + [
+        True
+    ] * 2
 
 
 FAKE = """
