@@ -1,11 +1,6 @@
-"""The devices that a setting stands for.
-
-The driver's own library is asked: CUDA would start for it, and processes that are forked afterwards could not use a card.
-"""
+"""The devices that a setting stands for."""
 
 from __future__ import annotations
-
-from hubbot.environment import PROCESS
 
 __all__ = ["settle_device", "settle_devices"]
 
@@ -16,7 +11,6 @@ def settle_device(name: str) -> str:
         return name
     import torch  # takes seconds, which a plan with a named device does without
 
-    PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
@@ -24,7 +18,6 @@ def settle_devices(name: str) -> list[str]:
     """`auto` and `cuda` become all GPUs that are visible, `cuda:1` that one."""
     import torch
 
-    PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     if name not in {"auto", "cuda"} or not torch.cuda.is_available():
         return [settle_device(name)]
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

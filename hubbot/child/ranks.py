@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
+from multiprocessing.context import SpawnProcess
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -41,25 +41,22 @@ _ONE_CARD = "With --device cuda:0 one card does it all."
 def make_together(question: MakeQuestion, devices: Sequence[str], make: MakeOn) -> MakeAnswer:
     """What `make` makes on one device; this process is the first of as many as there are devices or hands to deal out."""
     hands = deal(parse_variants(",".join(question.variants)), len(devices), question.settings)
-    context = get_context(
-        "fork"
-    )  # which no card knows yet: what was imported is there at once, and lies in memory once
+    context = get_context("spawn")
     group = exchanges(len(hands), context)
     questions = [_of_rank(question, rank, hand) for rank, hand in enumerate(hands)]
     answers: dict[int, Connection] = {}
-    processes: dict[int, ForkProcess] = {}
+    processes: dict[int, SpawnProcess] = {}
     allowed = os.sched_getaffinity(0)
     for rank in range(1, len(hands)):
         os.sched_setaffinity(0, _cores_of(rank, len(hands), allowed))  # which a process inherits
         answers[rank], end = context.Pipe(duplex=False)
-        others = [group[0], *group[rank + 1 :]]  # the ends between them are closed here
-        work = (make, questions[rank], devices[rank], group[rank], others, end)
+        work = (make, questions[rank], devices[rank], group[rank], end)
         processes[rank] = context.Process(target=_work, args=work, name=f"rank-{rank}", daemon=True)
         processes[rank].start()
         group[rank].close()  # here: an end that only its process holds tells the others when it is gone
         end.close()
     os.sched_setaffinity(0, _cores_of(0, len(hands), allowed))
-    _compute_on(os.sched_getaffinity(0))
+    torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
     try:
         found = [make(questions[0], devices[0], group[0])]
         found += filter(None, (_heard(rank, answers[rank], processes[rank]) for rank in processes))
@@ -79,10 +76,6 @@ def _cores_of(rank: int, size: int, allowed: Collection[int]) -> Collection[int]
     """A share of the cores: threads of several processes on all of them would wait for each other."""
     cores = sorted(allowed)
     return cores[len(cores) * rank // size : len(cores) * (rank + 1) // size] or cores
-
-
-def _compute_on(cores: Collection[int]) -> None:
-    torch.set_num_threads(min(torch.get_num_threads(), len(cores)))
 
 
 def deal(variants: Sequence[Variant], hands: int, settings: Settings) -> list[list[Variant]]:
@@ -111,13 +104,8 @@ def _of_rank(question: MakeQuestion, rank: int, hand: Sequence[Variant]) -> Make
     return replace(question, work=work, variants=tuple(variant.name for variant in hand))
 
 
-def _work(
-    make: MakeOn, question: MakeQuestion, device: str, group: Exchange, others: Sequence[Exchange], end: Connection
-) -> None:
+def _work(make: MakeOn, question: MakeQuestion, device: str, group: Exchange, end: Connection) -> None:
     """What a further process does: its answer goes back, or the error that kept it from one; None if that was another's."""
-    for other in others:
-        other.close()
-    _compute_on(os.sched_getaffinity(0))
     try:
         with translated_shortages(question.work):
             end.send(make(question, device, group))
@@ -130,7 +118,7 @@ def _work(
         raise
 
 
-def _heard(rank: int, end: Connection, process: ForkProcess) -> MakeAnswer | None:
+def _heard(rank: int, end: Connection, process: SpawnProcess) -> MakeAnswer | None:
     """The answer of a process. Raises its error, and HubbotError where it ended without a word."""
     with suppress(EOFError):
         found: MakeAnswer | HubbotError | None = end.recv()

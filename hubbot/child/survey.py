@@ -11,6 +11,7 @@ from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.ranks import FOLDER
 from hubbot.child.source import describe, examine, facts_of
 from hubbot.domain import Variant
+from hubbot.environment import PROCESS
 from hubbot.errors import Unsupported
 from hubbot.formats import costs_of, overflows_of, put_in_place
 from hubbot.formats.names import parse_wanted
@@ -33,6 +34,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     wanted = parse_wanted(settings.variants)
     facts = examine(facts)
     description = describe(facts)
+    PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)
     described = description.of(source)
     large = {} if source.repo else check_finite(facts.folder, facts)  # a folder's weights are here already

@@ -11,8 +11,9 @@ import mmap
 import os
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
-from typing import TypeVar
+from multiprocessing.context import SpawnContext
+from multiprocessing.reduction import DupFd
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,8 +35,12 @@ class Exchange:
         self._memory, self._slot, self._peers = memory, slot, peers
         self._mapped: torch.Tensor | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For a process that is being spawned."""
+        return _taken_over, (self.rank, DupFd(self._memory), self._slot, dict(self._peers))
+
     def close(self) -> None:
-        """Give up this end, in a process that it does not belong to."""
+        """Give up this end, in a process that has handed it to another."""
         os.close(self._memory)
         for peer in self._peers.values():
             peer.close()
@@ -78,7 +83,7 @@ class Exchange:
         return slot.view(like.dtype)[: like.numel()]
 
 
-def exchanges(size: int, context: BaseContext, slot: int = SLOT) -> list[Exchange]:
+def exchanges(size: int, context: SpawnContext, slot: int = SLOT) -> list[Exchange]:
     """The ends of a new group, by rank; each belongs in a process of its own."""
     memory = os.memfd_create("hubbot-exchange")
     os.ftruncate(memory, size * slot)
@@ -87,6 +92,10 @@ def exchanges(size: int, context: BaseContext, slot: int = SLOT) -> list[Exchang
         peers[one][other], peers[other][one] = context.Pipe()
     descriptors = [memory, *(os.dup(memory) for _ in range(size - 1))]
     return [Exchange(rank, descriptors[rank], slot, found) for rank, found in enumerate(peers)]
+
+
+def _taken_over(rank: int, memory: Any, slot: int, peers: Mapping[int, Connection]) -> Exchange:
+    return Exchange(rank, memory.detach(), slot, peers)
 
 
 def _map(memory: int, size: int, *, pinned: bool) -> torch.Tensor:
