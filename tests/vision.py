@@ -235,9 +235,9 @@ def make_vision(kind: str, into: Path, *, plan: Vision | None = None, dtype: str
     into.mkdir(parents=True, exist_ok=True)
     ids = (_write_bytes if plan.bytes_vocabulary else _write_pieces)(plan, into)
     text = plan.text | {"vocab_size": ids["size"], "bos_token_id": ids["begin"], "eos_token_id": ids["end"]}
+    parts = {"text_config": text, "vision_config": plan.vision} if plan.vision else text  # Chameleon has no tower
     config = getattr(transformers, plan.config)(
-        text_config=text,
-        vision_config=plan.vision,
+        **parts,
         **plan.values,
         **{key: ids[mark] for key, mark in plan.marks.items() if key.startswith(_KNOWN_MARKS)},
     )

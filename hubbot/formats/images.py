@@ -89,7 +89,11 @@ def _on(value: Any, model: PreTrainedModel) -> Any:
 
 def _features(model: PreTrainedModel, given: Mapping[str, Any]) -> torch.Tensor:
     """The image's embeddings as the text model gets them; beside them those that further layers are given (deepstack)."""
-    found = model.get_image_features(**_taken(model.get_image_features, given), return_dict=True)
+    inner = getattr(
+        model, "model", None
+    )  # names what it takes, where MiniCPM-V's outer one takes anything and Janus' is not there
+    seer: Any = inner if hasattr(inner, "get_image_features") else model
+    found = seer.get_image_features(**_taken(seer.get_image_features, given), return_dict=True)
     columns = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
     return torch.cat([_flat(column) for column in columns], dim=1).float().cpu()
 

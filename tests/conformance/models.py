@@ -59,6 +59,29 @@ _SIZES: dict[str, Any] = {
     "num_mtp_layers": 0,
 }  # fmt: skip
 
+# The blocks of a draft head, which go on with the keys and values of the model that it drafts for.
+_DRAFT: dict[str, Any] = {
+    **{
+        name: _SIZES[name]
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    },
+    **{name: _SIZES[name] for name in ("num_hidden_layers", "head_dim", "max_position_embeddings", "sliding_window")},
+    "global_head_dim": 128,
+    "vocab_size": VOCABULARY,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+}
+
+# What Dots 3's layers with a window have for themselves, as config.json has it on the Hub.
+_SLIDING = {
+    **dict.fromkeys(["swa_num_attention_heads", "swa_num_key_value_heads"], 4),
+    **dict.fromkeys(["swa_q_lora_rank", "swa_kv_lora_rank"], 256),
+    "swa_head_dim": 96,
+    "swa_qk_nope_head_dim": 64,
+    "swa_qk_rope_head_dim": 32,
+    "swa_v_head_dim": 64,
+}
+
 # What a model type needs beside or in place of them.
 _OWN: dict[str, dict[str, Any]] = {
     "afmoe": {"mup_enabled": True},  # as on the Hub; llama.cpp takes it for granted
@@ -70,10 +93,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"head_dim": 32, "num_key_value_heads": 4},
     "deepseek_v32": {"num_key_value_heads": 4},
     "dots1": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 96, "shared_experts_intermediate_size": 256, **_SLIDING},
     "exaone4": {"num_hidden_layers": 4},
     "falcon": {"new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 512},
     "gemma3n_text": {"num_hidden_layers": 25, "num_kv_shared_layers": 5, "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 5, "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 15, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},  # llama.cpp takes 20 layers with keys of their own for granted, and 10 sparse ones
+    **{key: {"backbone_hidden_size": 256, "text_config": _DRAFT} for key in ["gemma4_assistant", "gemma4_unified_assistant"]},
     "gemma4_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 3, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 128, **dict.fromkeys(["num_experts", "moe_intermediate_size"])},  # as E2B and E4B; those that see are as the larger ones
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "glm_moe_dsa": {"num_key_value_heads": 4},
@@ -102,7 +127,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "use_mamba_kernels": False},
 }  # fmt: skip
 
-# Keys that config.json has on the Hub, but not when transformers saves it; None for those of the latter alone.
+# Keys that config.json has on the Hub, but not when transformers saves it; None also takes away what only the latter has.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": CONTEXT},
     "falcon_h1": {"head_dim": 64},
@@ -111,6 +136,15 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "phimoe": {"original_max_position_embeddings": CONTEXT},
     "deepseek_v32": {"scoring_func": "sigmoid"},
     "dots1": {"scoring_func": "sigmoid"},
+    "dots3_note_text": {
+        **_SLIDING,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "sliding_window_size": 64,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "apply_mla_qkv_lora_rescale": True,
+    },
     "exaone_moe": {"scoring_func": "sigmoid"},
     "glm4_moe_lite": {"first_k_dense_replace": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -163,7 +197,8 @@ _HUB_NAMES = {"MptForCausalLM": "MPTForCausalLM", "PhimoeForCausalLM": "PhiMoEFo
 
 # Those whose converter wants a SentencePiece vocabulary; the others get GPT-2's.
 _SENTENCEPIECE = frozenset(
-    "llama mistral mixtral ministral3 gemma gemma2 gemma3_text gemma3n_text gemma4_text phi3 phimoe minicpm3 granite "
+    "llama mistral mixtral ministral3 gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_assistant "
+    "gemma4_unified_assistant phi3 phimoe minicpm3 granite "
     "granitemoe smollm3 zamba2 ernie4_5 ernie4_5_moe jamba nemotron".split()
 )
 _NO_PREFIX = frozenset("gemma gemma2 gemma3_text gemma3n_text gemma4_text".split())
@@ -180,7 +215,7 @@ _TOKENIZERS: dict[str, dict[str, Any]] = {
 _GLM = ["[gMASK]", "<|user|>", "<|observation|>"]
 _NAMED = {
     **dict.fromkeys("glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa".split(), _GLM),
-    "dots3_note": ["<|endofassistant|>"],
+    "dots3_note_text": ["<|endofassistant|>"],
     "solar_open": ["<unk>", "<|startoftext|>"],
 }
 _PADDED = dict.fromkeys("bamba falcon_mamba granitemoehybrid jamba mamba mamba2 nemotron_h".split(), 16)
@@ -207,7 +242,7 @@ def model_type_of(architecture: str) -> str | None:
         for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         if architecture in ([names] if isinstance(names, str) else names)
     ]
-    texts = [kind for kind in types if "text_config" not in _fields(kind)]
+    texts = [kind for kind in types if "text_config" not in _fields(kind) or "text_config" in _OWN.get(kind, {})]
     return texts[-1] if texts else None
 
 
@@ -281,8 +316,8 @@ def _publish(path: Path, more: Mapping[str, Any]) -> None:
 
 
 def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the keys that are None, and `text_config` inside likewise."""
+    """Without the keys that are there and are to be None, and `text_config` inside likewise."""
     whole = {**values, **more}
     if "text_config" in more:
         whole["text_config"] = _merged(values["text_config"], more["text_config"])
-    return {key: value for key, value in whole.items() if key not in more or value is not None}
+    return {key: value for key, value in whole.items() if not (key in more and key in values and value is None)}

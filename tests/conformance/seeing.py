@@ -268,10 +268,12 @@ PLANS: dict[str, Vision] = VISION | {
             "video_token_id": "<|video_pad|>",
             "begin": "<image>",
             "end": "</image>",
+            "slice": "<slice>",
+            "slice_end": "</slice>",
         },
         preprocessor={
             "image_processor_type": "MiniCPMV4_6ImageProcessor",
-            "max_slice_nums": 1,
+            "max_slice_nums": 9,
             "scale_resolution": 448,
             "patch_size": 14,
             **_HALF,
@@ -316,6 +318,101 @@ PLANS: dict[str, Vision] = VISION | {
         processor={"processor_class": "MuseGlimmerProcessor"},
         chat="<|patch|>",
     ),
+    "gemma4_unified": Vision(
+        config="Gemma4UnifiedConfig",
+        text=_TEXT | {"num_hidden_layers": 6, "head_dim": 64, "global_head_dim": 128, "sliding_window": 64},
+        vision={
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "mm_embed_dim": 64,
+            "mm_posemb_size": 128,
+            "output_proj_dims": 64,
+        },
+        values={"audio_config": None},
+        marks={
+            "image_token_id": "<|image|>",
+            "boi_token_id": "<|image>",
+            "eoi_token_id": "<image|>",
+            "audio_token_id": "<|audio|>",
+            "video_token_id": "<|video|>",
+        },
+        preprocessor={
+            "image_processor_type": "Gemma4UnifiedImageProcessor",
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "max_soft_tokens": 70,
+        },
+        processor={"processor_class": "Gemma4UnifiedProcessor"},
+        bytes_vocabulary=False,
+        chat="<|image|>",
+    ),
+    "glm5_next": Vision(
+        config="Glm5NextConfig",
+        text=_TEXT
+        | _ROUTED
+        | {"num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"], "n_shared_experts": 1}
+        | {"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 64, "linear_num_heads": 4}
+        | {"kv_lora_rank": 256, "q_lora_rank": 256, "qk_rope_head_dim": 0, "qk_nope_head_dim": 64, "v_head_dim": 64}
+        | {"index_n_heads": 4, "index_head_dim": 64, "index_topk": 128, "index_kpool": 16},
+        vision=_GLM_TOWER | {"projection_intermediate_size": 128},
+        **_GLM,
+    ),
+    "chameleon": Vision(
+        config="ChameleonConfig",
+        text=_TEXT,
+        vision={},
+        values={
+            "vocabulary_map": {"<image>": 50257, "IMGIMGAAZ": 500, "IMGIMGABZ": 501},
+            "vq_config": {
+                "embed_dim": 32,
+                "num_embeddings": 64,
+                "latent_channels": 32,
+                "resolution": 64,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+            },
+        },
+        marks={"image_token_id": "<image>", "begin": "<racm3:break>", "end": "<eoss>"},
+        preprocessor={"image_processor_type": "ChameleonImageProcessor"},
+        processor={"processor_class": "ChameleonProcessor"},
+    ),
+    "dots3_note": Vision(
+        config="Dots3NoteConfig",
+        text=_TEXT
+        | _ROUTED
+        | {"num_key_value_heads": 4, "head_dim": 96, "mlp_layer_types": ["dense", "sparse"], "n_shared_experts": 1}
+        | {"kv_lora_rank": 256, "q_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64}
+        | {"index_n_heads": 4, "index_head_dim": 64, "index_topk": 128, "shared_experts_intermediate_size": 256},
+        vision=_SIGLIP
+        | {
+            "patch_size": 14,
+            "adapter_in_dim": 64,
+            "adapter_out_dim": 256,
+            "num_local_experts": 2,
+            "moe_intermediate_size": 64,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+        values={
+            "audio_config": {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "downsample_hidden_size": 32,
+                "adapter_input_size": 64,
+                "adapter_out_dim": 256,
+            }
+        },
+        marks={
+            "image_token_id": "<|imgpad|>",
+            "video_token_id": "<|vidpad|>",
+            "audio_token_id": "<|audpad|>",
+            "end": "<|endofassistant|>",
+        },
+        preprocessor={"image_processor_type": "Qwen2VLImageProcessor", **_PATCHES},
+        processor={"processor_class": "Dots3NoteProcessor"},
+    ),
     "minimax_m3_vl": Vision(
         config="MiniMaxM3VLConfig",
         text=_TEXT
@@ -346,6 +443,8 @@ PLANS: dict[str, Vision] = VISION | {
 
 # Keys that config.json has on the Hub, but not when transformers saves it.
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "gemma4_unified": {"text_config": {"moe_intermediate_size": None}},
+    "dots3_note": {"text_config": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}},
     "minimax_m3_vl": {
         "text_config": {
             "n_shared_experts": 1,
