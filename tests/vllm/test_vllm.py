@@ -17,10 +17,15 @@ import torch
 
 from hubbot.cards.commands import commands
 from hubbot.child import in_vllm
+from hubbot.child.trials import _request, _text
 from hubbot.domain import Family, Status
+from hubbot.formats.gptq.format import GPTQ
+from hubbot.formats.packed.checkpoint import PACKED
 from hubbot.release.repos import plan_repos
 from hubbot.runtimes.table import Runtime, answer
 from hubbot.settings import PublishSettings
+from tests.conformance.models import write_tiny
+from tests.formats.mixtures import swept
 from tests.jobs import make
 from tests.models import make_model
 from tests.promises import FOLDERS
@@ -105,6 +110,30 @@ def test_vllm_reads_what_the_table_says_and_refuses_the_rest(folders, answers, n
 def test_vllm_refuses_with_the_words_that_the_table_quotes(answers, name) -> None:
     quoted = answer(name, Runtime.VLLM).how.split('"')[1]
     assert quoted in answers[name]["error"]
+
+
+@pytest.mark.parametrize("name", ["w4a16-128g", "gptq-4bit-128g"])
+def test_vllm_computes_with_experts_of_codes_under_the_checkpoints_own_names(mixture, name) -> None:
+    """Its own loader finds, splits and routes them; on a CPU without AMX a plain kernel multiplies."""
+    text, found = mixture[name]
+    assert "error" not in found, found
+    logprobs = torch.tensor([window[text.first :] for window in found["logprobs"]])
+    assert float((logprobs - text.logprobs).abs().mean()) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Variant -> the text with what the sweep's decoded weights say of it, and what vLLM does."""
+    work = tmp_path_factory.mktemp("mixture")
+    folder = write_tiny("Qwen3MoeForCausalLM", work / "tiny")
+    made, references = swept(folder, work, {"w4a16-128g": PACKED, "gptq-4bit-128g": GPTQ})
+    texts = {name: _text(path) for name, path in references.items() if name in made}
+    requests = [_request(made[name], text, on_gpu=False) for name, text in texts.items()]
+    command = [f"{VLLM}/bin/python", "-P", in_vllm.__file__]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, env=environment())
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    return {name: (text, found) for (name, text), found in zip(texts.items(), answers, strict=True)}
 
 
 def test_a_run_that_names_the_environment_has_every_variant_that_vllm_reads_loaded_there(folders, tmp_path) -> None:

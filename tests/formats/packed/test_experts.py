@@ -8,23 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from hubbot.domain import Family, Gptq, Packed
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats import packed
 from hubbot.formats.foreign import read_artefact
-from hubbot.formats.gptq.format import GptqFormat, costs
+from hubbot.formats.gptq.format import costs
 from hubbot.formats.gptq.layers import _refuse_experts
 from hubbot.formats.linears import Linears
 from hubbot.formats.packed.checkpoint import PACKED
-from hubbot.model import part_layout, read_facts
+from hubbot.model import read_facts
 from hubbot.settings import load_settings
-from hubbot.sweep.references import References
-from hubbot.sweep.walk import SweepInput, sweep
 from tests.conformance.models import write_tiny
-from tests.formats.gptq.test_experts import source, windows
+from tests.formats.gptq.test_experts import source
+from tests.formats.mixtures import swept
 from tests.models import make_model
 
 LAYOUT = Gptq(bits=4, group_size=128)
@@ -35,37 +33,16 @@ VARIANT = Packed(layout=LAYOUT)
 def test_transformers_computes_what_the_sweep_computed_with_experts_of_codes(tmp_path: Path) -> None:
     """Mixtral's checkpoint calls its experts otherwise than transformers does, and its router is a matrix that stays."""
     folder = make_model("mixtral", tmp_path / "tiny")
-    facts, settings = read_facts(folder), load_settings(None, {})
-    made = GptqFormat(
-        variants=[VARIANT],
-        source=source(folder),
-        facts=facts,
-        work=tmp_path / "work",
-        out=tmp_path / "out",
-        settings=settings.gptq,
-        container=PACKED,
-    )
-    evaluation = windows(2, 3)
-    references = References(evaluation)
-    task = SweepInput(
-        folder=folder,
-        tensors=facts.tensors,
-        parts=part_layout(facts),
-        calibration=windows(1, 12),
-        evaluation=evaluation,
-        work=tmp_path,
-        device=torch.device("cpu"),
-        references=references,
-    )
-    result = sweep(task, [made])
-    paths = result.files[VARIANT.name].paths
-    names = set(load_file(paths[0].parent / "model.safetensors"))
+    facts = read_facts(folder)
+    made, references = swept(folder, tmp_path, {VARIANT.name: PACKED})
+    where = made[VARIANT.name]
+    names = set(load_file(where / "model.safetensors"))
     assert "model.layers.1.block_sparse_moe.experts.3.w2.weight_packed" in names
     assert "model.layers.1.block_sparse_moe.gate.weight" in names
-    config = json.loads((paths[0].parent / "config.json").read_text())["quantization_config"]
+    config = json.loads((where / "config.json").read_text())["quantization_config"]
     assert {"lm_head", "model.layers.0.block_sparse_moe.gate"} <= set(config["ignore"])
-    assert set(read_artefact(paths[0].parent, facts)._tensors) == set(facts.tensors)
-    check = packed.read(paths, references.save(tmp_path / "references")[VARIANT.name]).check
+    assert set(read_artefact(where, facts)._tensors) == set(facts.tensors)
+    check = packed.read([where / "model.safetensors"], references[VARIANT.name]).check
     assert check.passed, check
     assert check.kld is not None
     assert check.kld < 1e-3
