@@ -23,7 +23,7 @@ from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
 from hubbot.child.trials import try_as_users
-from hubbot.domain import LoadCheck, Source, Trial, VariantRecord
+from hubbot.domain import Family, LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
 from hubbot.formats.gguf.encode import cores
@@ -75,7 +75,7 @@ def _read_all(
     Both at the same time where the folders lie on a card: they hardly meet.
     """
     apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
-    here = [one for one in question.variants if one not in apart]
+    here = _gptq_last([one for one in question.variants if one not in apart])
     checked = {}
 
     def read(variant: VariantRecord) -> Reading:
@@ -103,6 +103,11 @@ def _read_all(
         for variant, reading in readings:
             keep(variant, reading)
     return checked
+
+
+def _gptq_last(variants: Sequence[VariantRecord]) -> list[VariantRecord]:
+    """GPTQModel changes transformers' classes of experts in the process that it reads a mixture in: for whatever comes after."""
+    return sorted(variants, key=lambda one: one.family is Family.GPTQ)
 
 
 def _at_once(variants: Sequence[VariantRecord]) -> int:

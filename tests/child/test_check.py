@@ -8,7 +8,7 @@ import torch
 
 from hubbot.child import check as checks
 from hubbot.child.messages import Checked, CheckQuestion
-from hubbot.domain import LoadCheck
+from hubbot.domain import Family, LoadCheck
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES
 from hubbot.settings import load_settings
@@ -49,3 +49,10 @@ def test_a_benchmark_that_fails_is_a_note_and_asks_for_no_more_than_the_context(
         assert timed.notes == ("said before", "speed was not measured: the runtime fell over. Load it by hand.")
     assert asked[0] == 512 + 64
     assert asked[1] < 128
+
+
+def test_folders_that_gptqmodel_reads_come_last_for_it_changes_the_classes_that_others_are_read_with():
+    one = record().variants[0]
+    families = (Family.GPTQ, Family.PACKED, Family.GPTQ, Family.BNB)
+    order = checks._gptq_last([replace(one, name=f"{at}", family=family) for at, family in enumerate(families)])
+    assert [each.name for each in order] == ["1", "3", "0", "2"]

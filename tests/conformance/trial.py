@@ -102,7 +102,10 @@ def _made(names: list[str], source: Source, settings: Settings, work: Path, outc
     if seen := _attempt(lambda: _see(source, answer, work)):
         outcomes["mmproj"] = seen
     failed = {name: Outcome(kind="failed", told=why) for name, why in answer.failed.items()}
-    return failed | {name: _attempt(lambda name=name: _read(name, answer)) for name in answer.made}  # type: ignore[misc]
+    in_turn = sorted(
+        answer.made, key=lambda name: name == COLUMNS["GPTQ"]
+    )  # last, for it changes transformers' classes
+    return failed | {name: _attempt(lambda name=name: _read(name, answer)) for name in in_turn}  # type: ignore[misc]
 
 
 def _compare_base(source: Source, settings: Settings, question: MakeQuestion, answer: MakeAnswer) -> Outcome:

@@ -38,6 +38,8 @@ def _with_lost_keys(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> 
     whole = {key: value for key, value in published.items() if key not in (*parsed, "rope_theta", "rope_scaling")}
     whole |= parsed
     rope, share = parsed.get("rope_parameters"), published.get("partial_rotary_factor")
+    if rope and "indexed_attention" in rope:  # Dots 3's layers that see all, under the name that they have on the Hub
+        whole["rope_parameters"] = {"full_attention": rope["indexed_attention"], **rope}
     if rope and "full_attention" in rope and share is not None:  # MiMo's converter: one share for all kinds of layers
         whole["rope_parameters"] = {**rope, "partial_rotary_factor": share}
     for part in ("text_config", "vision_config"):

@@ -28,3 +28,5 @@ def test_rotary_positions_stay_as_transformers_has_them_with_the_share_that_conv
     assert "rope_scaling" not in of_kinds
     assert as_published({"rope_parameters": kinds}, {})["rope_parameters"] == kinds
     assert as_published({"rope_parameters": {"partial_rotary_factor": 0.25}}, {})["rotary_pct"] == 0.25
+    indexed = {"indexed_attention": {"rope_theta": 1e7}, "sliding_attention": {"rope_theta": 5e4}}
+    assert as_published({"rope_parameters": indexed}, {})["rope_parameters"]["full_attention"] == {"rope_theta": 1e7}
