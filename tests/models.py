@@ -224,8 +224,9 @@ _PER_LAYER: dict[str, Any] = _GROUPED | {
     "pad_token_id": 0,
 }
 
-# Decoders whose blocks are given an embedding of their own for every token, and keys and values of earlier blocks.
-PER_LAYER: dict[str, Family] = {
+# Decoders whose blocks are given an embedding of their own for every token, several hidden states of it, keys and values
+# of earlier blocks, or which tokens these attended to.
+BESIDE: dict[str, Family] = {
     family.name: family
     for family in (
         Family(
@@ -241,6 +242,30 @@ PER_LAYER: dict[str, Family] = {
             values=_PER_LAYER | {"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "laurel_rank": 32},
             tied=(True,),
             space_prefix=False,
+        ),
+        Family(
+            name="hy_v4",
+            config="HYV4Config",
+            values=_GROUPED
+            | {
+                "num_hidden_layers": 4,
+                "num_key_value_heads": 4,
+                "indexer_types": ["full", "shared"] * 2,
+                "index_topk": 16,
+                "index_n_heads": 4,
+                "index_head_dim": 64,
+                "kv_lora_rank": 64,
+                "q_lora_rank": 64,
+                "qk_nope_head_dim": 32,
+                "qk_rope_head_dim": 32,
+                "v_head_dim": 32,
+                "moe_intermediate_size": 128,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "pad_token_id": 0,
+            },
+            tied=(False,),
+            bytes_vocabulary=True,
         ),
     )
 }
@@ -292,7 +317,7 @@ def make_model(family: str, into: Path, *, tied: bool | None = None, seed: int =
 
     tied: whether embedding and head share their weights; default: untied where the family allows it.
     """
-    plan = (FAMILIES | MIXTURES | UNLIKE | HYBRIDS | PER_LAYER)[family]
+    plan = (FAMILIES | MIXTURES | UNLIKE | HYBRIDS | BESIDE)[family]
     tied = plan.tied[0] if tied is None else tied
     assert tied in plan.tied, f"{family} has no models with tied={tied}"
     into.mkdir(parents=True, exist_ok=True)

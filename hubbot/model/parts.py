@@ -23,8 +23,9 @@ _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
 # What follows the last block, by the module's own name; everything else outside of blocks comes before.
 _HEAD = frozenset(
     "lm_head embed_out output output_norm head norm norm_f ln_f ln_out final_norm final_layernorm "
-    "final_layer_norm embedding_norm score hc_head hyper_connection_mixer".split()
+    "final_layer_norm embedding_norm score hyper_connection_mixer".split()
 )
+_HEADS = re.compile(r"unembed|^hc_(head|pre)")  # Gemma 3n's altup_unembed_projections, what joins several hidden states
 
 
 class PartKind(StrEnum):
@@ -112,7 +113,7 @@ def _follows(name: str, blocks: str) -> bool:
     """Whether a tensor outside of the blocks is used after them: of a norm or head beside the list or above it."""
     above = max((module for module in _ancestors(blocks) if not module or name.startswith(f"{module}.")), key=len)
     own, _, _ = name.removeprefix(above).removeprefix(".").partition(".")
-    return own in _HEAD or "unembed" in own  # Gemma 3n's altup_unembed_projections
+    return own in _HEAD or _HEADS.search(own) is not None
 
 
 def _ancestors(blocks: str) -> Iterable[str]:

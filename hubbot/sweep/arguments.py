@@ -16,35 +16,36 @@ __all__ = ["Arguments"]
 class Arguments:
     """The arguments of all blocks, by the shape of the batch.
 
-    Masks and rotary tables of one window are broadcast over any number of them. Where a model folds the windows into
-    another dimension (BLOOM's ALiBi biases: windows times heads), arguments are noted for each number of windows.
+    Rotary tables hold for any number of windows. Where the shape of an argument goes with that number (masks, BLOOM's
+    ALiBi biases: windows times heads), arguments are noted for each: some blocks look into a mask window by window.
     """
 
     def __init__(self, model: BlockModel) -> None:
         self._model = model
         self._noted: dict[tuple[int, int], list[BlockArguments]] = {}
-        self._folded: dict[int, bool] = {}  # length -> whether arguments depend on the number of windows
+        self._counted: dict[int, bool] = {}  # length -> whether arguments depend on the number of windows
 
     def of(self, length: int, count: int) -> list[BlockArguments]:
         """Block by block, for `count` windows of `length` tokens."""
-        if length not in self._folded:
+        if length not in self._counted:
             one, two = self._note(length, 1), self._note(length, 2)
-            self._folded[length] = any(_folds(a, b) for a, b in zip(one, two, strict=True))
-        return self._note(length, count if self._folded[length] else 1)
+            self._counted[length] = any(_differ(a, b) for a, b in zip(one, two, strict=True))
+        return self._note(length, count if self._counted[length] else 1)
 
     def _note(self, length: int, count: int) -> list[BlockArguments]:
         key = (length, count)
         if key not in self._noted:
-            self._noted[key] = self._model.arguments(length, count)
+            noted = self._model.arguments(length, count)
+            for each in self._model.passage.companions:  # every stream has its own
+                noted[each.block] = noted[each.block].replaced({each.key: None})
+            self._noted[key] = noted
         return self._noted[key]
 
 
-def _folds(one: BlockArguments, two: BlockArguments) -> bool:
-    """Whether arguments for one window cannot be broadcast to those for two."""
+def _differ(one: BlockArguments, two: BlockArguments) -> bool:
+    """Whether arguments for one window have other shapes than those for two."""
     pairs = zip(_tensors([one.positional, one.named]), _tensors([two.positional, two.named]), strict=True)
-    return any(
-        a.ndim != b.ndim or any(x not in (y, 1) for x, y in zip(a.shape, b.shape, strict=True)) for a, b in pairs
-    )
+    return any(a.shape != b.shape for a, b in pairs)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

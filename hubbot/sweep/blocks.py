@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from hubbot.model.parts import Part, PartKind, in_tower
 from hubbot.sweep.attention import FusedAttention
 from hubbot.sweep.given import BlockArguments, Given, Key, Layout, Passable, companions_of, shared_mappings
 from hubbot.sweep.hollow import passed_over, stand_ins
+from hubbot.sweep.shared import handed_on, keep_returned
 
 __all__ = ["BlockModel"]
 
@@ -196,6 +197,7 @@ class BlockModel:
     @cached_property
     def passage(self) -> Passable:
         """What passes from block to block, found by forwards without weights. Raises Unsupported where none can be walked."""
+        self._refuse_lent()
         one, two = self._ordinary
         same = torch.full((1, _WINDOW), one)
         mixed = same.clone()
@@ -209,8 +211,9 @@ class BlockModel:
             companions = companions_of(noted, *others)
         except ValueError as error:
             raise self._unwalkable(str(error)) from None
-        mappings = shared_mappings(noted.blocks)
-        return Passable(layout, companions, mappings, self._left_in(mappings, noted) if any(mappings) else 0)
+        shared, handed = shared_mappings(noted.blocks), self._handed(same)
+        left = self._left(shared, handed, noted) if any(shared) or any(handed) else 0
+        return Passable(layout, companions, shared, handed, left)
 
     @torch.inference_mode()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -243,6 +246,17 @@ class BlockModel:
                 told.append(str(error).strip())
         raise self._unwalkable(told[0])
 
+    def _refuse_lent(self) -> None:
+        """Raise Unsupported where a block computes with weights of another: they come and go with the block that stores them."""
+        owners: dict[nn.Module, set[int]] = {}
+        for index, block in enumerate(self.blocks):
+            for module in block.modules():
+                owners.setdefault(module, set()).add(index)
+        for target, places in self._places.items():
+            inside = sorted({index for module, _ in places for index in owners.get(module, ())})
+            if len(inside) > 1:
+                raise self._unwalkable(f"Block {inside[1]} computes with weights of block {inside[0]} ({target}).")
+
     def _unwalkable(self, why: str) -> Unsupported:
         msg = (
             f"hubbot cannot walk {type(self.model).__name__} block by block, so it is not supported yet. Its blocks must take hidden "
@@ -252,10 +266,17 @@ class BlockModel:
         return Unsupported(msg)
 
     @torch.inference_mode()
-    def _see(self, tokens: torch.Tensor, until: int | None = None, hollow: Iterable[nn.Module] | None = None) -> Given:
+    def _see(
+        self,
+        tokens: torch.Tensor,
+        until: int | None = None,
+        hollow: Iterable[nn.Module] | None = None,
+        marks: Mapping[int, torch.Tensor] | None = None,
+    ) -> Given:
         """One forward with stand-ins; raises ValueError where the blocks' output was taken for something else.
 
         until: the block that it stops at; else it goes through the head. hollow: what has no weights, if not all that is.
+        marks: what the blocks return beside their hidden states, by its place.
         """
         hiddens: list[torch.Tensor] = []
         seen: dict[int, BlockArguments] = {}
@@ -271,7 +292,8 @@ class BlockModel:
                     raise ValueError(msg)
                 if index == until:
                     raise _Stop
-                return self._output(hidden)
+                out = self._output(hidden)
+                return (hidden, *marks.values()) if marks else out
 
             return stand_in
 
@@ -292,25 +314,44 @@ class BlockModel:
     ) -> AbstractContextManager[None]:
         return passed_over(modules, asking, device=self.device, as_given=self.model.get_output_embeddings())
 
-    @torch.inference_mode()
-    def _left_in(self, mappings: Sequence[frozenset[Key]], noted: Given) -> int:
-        """Numbers a token that blocks leave in the mappings for later ones: by a pass that has shapes and no data."""
-        left: dict[Key, dict[Any, Any]] = {key: {} for keys in mappings for key in keys}
-        with foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
-            for block, arguments, keys in zip(self.blocks, noted.blocks, mappings, strict=True):
-                given = _on_meta(arguments.replaced({key: left[key] for key in keys}))
-                _without_experts(copy.deepcopy(block)).to("meta")(
-                    noted.hidden.to("meta"), *given.positional, **given.named
-                )
-        tensors = [tensor for mapping in left.values() for value in mapping.values() for tensor in value]
-        return int(sum(tensor.numel() for tensor in tensors)) // _WINDOW
+    def _handed(self, tokens: torch.Tensor) -> tuple[dict[Key, int], ...]:
+        """By block, the arguments that are what an earlier one returned beside its hidden states, found by marks in their place."""
+        marks: dict[int, torch.Tensor] = {place: torch.empty(0) for place in range(1, len(_returned(self._output)))}
+        try:
+            with foreign("transformers", "run the model without weights", then="", kind=Unsupported):
+                given = self._see(tokens, marks=marks)
+        except Unsupported:  # what it does with them it does not hand on
+            return tuple({} for _ in self.blocks)
+        return tuple(
+            {key: place for key, value in arguments.by_key().items() for place, mark in marks.items() if value is mark}
+            for arguments in given.blocks
+        )
 
     @torch.inference_mode()
-    def run_block(self, index: int, rows: torch.Tensor, arguments: BlockArguments) -> torch.Tensor:
-        """One block's output for float32 [batch, length, width of the stream]; its part must be installed."""
+    def _left(self, shared: Sequence[Iterable[Key]], handed: Sequence[Mapping[Key, int]], noted: Given) -> int:
+        """Numbers a token that blocks leave for later ones: by a pass that has shapes and no data."""
+        states: dict[Any, tuple[torch.Tensor, ...]] = {}
+        with foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
+            for block, arguments, keys, places in zip(self.blocks, noted.blocks, shared, handed, strict=True):
+                given = _on_meta(arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states)))
+                bare = _without_experts(copy.deepcopy(block)).to("meta")
+                out = bare(noted.hidden.to("meta"), *given.positional, **given.named)
+                keep_returned(out, {place for each in handed for place in each.values()}, states)
+        tensors = [tensor for value in states.values() for tensor in value]
+        return int(sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)) // (_WINDOW * 4)
+
+    @torch.inference_mode()
+    def run_block(
+        self, index: int, rows: torch.Tensor, arguments: BlockArguments, states: MutableMapping[Any, Any]
+    ) -> torch.Tensor:
+        """One block's output for float32 [batch, length, width of the stream]; its part must be installed.
+
+        states: gets what it returns for later blocks.
+        """
         layout = self.passage.layout
         with FusedAttention() if self.device.type == "cuda" else contextlib.nullcontext():
             out = self.blocks[index](layout.given(rows), *arguments.positional, **arguments.named)
+        keep_returned(out, {place for each in self.passage.handed for place in each.values()}, states)
         return layout.rows(out[0] if isinstance(out, tuple) else out)
 
     @torch.inference_mode()
@@ -351,6 +392,11 @@ class BlockModel:
         with stand_ins(self.blocks, inject), self._over(hollow, refuse):
             logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits[0]
         return logits
+
+
+def _returned(output: Output) -> tuple[Any, ...]:
+    out = output(torch.empty(0))
+    return out if isinstance(out, tuple) else (out,)
 
 
 def _ordinary_tokens(model: PreTrainedModel) -> tuple[int, int]:

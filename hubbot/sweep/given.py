@@ -105,12 +105,14 @@ class Passable:
     """What passes from block to block.
 
     layout: of the hidden states. shared: by block, the arguments that are mappings which blocks write and read.
-    left: numbers a token that they hold after the last block.
+    handed: by block, the arguments that an earlier block has returned beside its hidden states, with their place in that.
+    left: numbers a token that blocks leave for later ones so, after the last block.
     """
 
     layout: Layout
     companions: tuple[Companion, ...]
     shared: tuple[frozenset[Key], ...]
+    handed: tuple[Mapping[Key, int], ...]
     left: int
 
     @property

@@ -39,9 +39,9 @@ class Home:
         where = model.device if needed <= room_on(model.device) else torch.device("cpu")
         return cls(where=where, computing=model.device)
 
-    def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Room for a stream, float32."""
-        return torch.empty(shape, device=self.where, pin_memory=self._over_the_bus)
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Room for a stream, or for what blocks leave for later ones."""
+        return torch.empty(shape, dtype=dtype, device=self.where, pin_memory=self._over_the_bus)
 
     def taken_in(self, stream: torch.Tensor) -> torch.Tensor:
         """A stream that was loaded from a checkpoint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,10 +18,10 @@ from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.calibration import StatisticsCollector
 from hubbot.sweep.companions import Companions
 from hubbot.sweep.experts import ExpertStatistics
-from hubbot.sweep.given import BlockArguments
+from hubbot.sweep.given import Key
 from hubbot.sweep.group import Group
 from hubbot.sweep.home import Home
-from hubbot.sweep.shared import SharedStates
+from hubbot.sweep.shared import SharedStates, handed_on
 from hubbot.sweep.streams import Progress, Streams, timed
 from hubbot.sweep.windows import Windows
 
@@ -198,24 +199,30 @@ class Passage:
 
         def through_block(rows: torch.Tensor, windows: slice) -> torch.Tensor:
             arguments = self._arguments.of(length, rows.shape[0])[part.index]
-            carried = self.model.run_block(part.index, rows, self._of_stream(stream, part, windows, arguments))
+            states = self._states_of(stream, windows)
+            given = arguments.replaced(self._of_stream(stream, part, windows, states))
+            carried = self.model.run_block(part.index, rows, given, states)
             after_batch()
             return carried
 
         self._home.replace(hidden, through_block, max(1, self._batch // length))
 
-    def _of_stream(self, stream: str, part: Part, windows: slice, arguments: BlockArguments) -> BlockArguments:
-        """A block's arguments, with those that are a stream's and some windows' own."""
+    def _of_stream(self, stream: str, part: Part, windows: slice, states: SharedStates) -> dict[Key, Any]:
+        """A block's arguments that are a stream's and some windows' own."""
         carried = {"calibration": self._calibration, "base": self._base}.get(stream, self._evaluation)
         beside = self._companions.of(stream, part.index, carried.tokens[windows]) if carried else {}
-        left = SharedStates(
+        passing = self.model.passage
+        return (
+            beside | dict.fromkeys(passing.shared[part.index], states) | handed_on(passing.handed[part.index], states)
+        )
+
+    def _states_of(self, stream: str, windows: slice) -> SharedStates:
+        return SharedStates(
             self.streams.shared.setdefault(stream, {}),
             windows,
             self.model.device,
-            lambda some: self._home.empty((len(self.streams.hidden[stream]), *some.shape[1:])),
+            lambda some: self._home.empty((len(self.streams.hidden[stream]), *some.shape[1:]), some.dtype),
         )
-        shared = dict.fromkeys(self.model.passage.shared[part.index], left)
-        return arguments.replaced(beside | shared)
 
     def _embedded(self, windows: Windows) -> torch.Tensor:
         hidden = self._home.empty((windows.count, windows.length, self.model.passage.layout.width))

@@ -1,15 +1,32 @@
-"""What a block leaves for later ones beside its hidden states: keys and values that several blocks attend to."""
+"""What a block leaves for later ones beside its hidden states: keys and values that several blocks attend to, or which
+tokens they attend to. It is put into a mapping that all blocks are given, or returned and given to the next one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 
 from hubbot.errors import Unsupported
+from hubbot.sweep.given import Key
 
-__all__ = ["SharedStates"]
+__all__ = ["SharedStates", "handed_on", "keep_returned"]
+
+_RETURNED = "returned {}"  # under which name it is kept, by its place in what a block returns
+
+
+def keep_returned(out: Any, places: Collection[int], states: MutableMapping[Any, Any]) -> None:
+    """Keep what a block has returned at these places beside its hidden states."""
+    for place in places:
+        if isinstance(out, tuple) and place < len(out) and isinstance(out[place], torch.Tensor):
+            states[_RETURNED.format(place)] = (out[place],)
+
+
+def handed_on(places: Mapping[Key, int], states: Mapping[Any, Any]) -> dict[Key, torch.Tensor | None]:
+    """A block's arguments that an earlier one has returned, by their places in that; None where none has."""
+    return {key: states.get(_RETURNED.format(place), (None,))[0] for key, place in places.items()}
 
 
 class SharedStates(MutableMapping[Any, tuple[torch.Tensor, ...]]):

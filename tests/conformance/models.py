@@ -101,7 +101,7 @@ _OWN: dict[str, dict[str, Any]] = {
     **{key: {"backbone_hidden_size": 256, "text_config": _DRAFT} for key in ["gemma4_assistant", "gemma4_unified_assistant"]},
     "gemma4_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 3, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 128, **dict.fromkeys(["num_experts", "moe_intermediate_size"])},  # as E2B and E4B; those that see are as the larger ones
     "glm4_moe_lite": {"num_key_value_heads": 4},
-    "glm_moe_dsa": {"num_key_value_heads": 4},
+    "glm_moe_dsa": {"num_key_value_heads": 4, "num_hidden_layers": 4, "indexer_types": ["full", "shared"] * 2},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "shared_intermediate_size": 256},
     "granitemoeshared": {"shared_intermediate_size": 256},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -116,6 +116,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "kimi_linear": {"num_hidden_layers": 3, "num_key_value_heads": 4, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_head_dim": 64, "linear_num_heads": 4, "q_lora_rank": None},
     "mimo_v2_flash": {"head_dim": 192, "v_head_dim": 128},  # as on the Hub, whose share of rotary channels fits no other
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "use_mamba_kernels": False},
+    "hy_v4": {"num_hidden_layers": 4, "indexer_types": ["full", "shared"] * 2, "index_topk": 16},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 64, "indexer_budget": 32, "indexer_compress_ratio": 4},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
@@ -184,7 +186,15 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 # Tensors that have another name on the Hub than transformers saves them under: pattern, replacement.
-_STORED = {"kimi_linear": (r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj.")}  # of a dense block
+_STORED = {
+    "kimi_linear": [(r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj.")],  # of a dense block
+    "deepseek_v4": [(r"^model\.", ""), (r"^embed_tokens\.", "embed."), (r"^hc_head\.hc_", "hc_head_")],
+    "hy_v4": [
+        (r"hc_pre\.(hc_attn_layer|hc_mlp_layer)\.", r"\1.hc_pre."),
+        (r"hc_pre\.hc_head\.", "hc_head."),
+        (r"mlp\.(.*)linear_gate\.", r"mlp.\1gate_proj."),
+    ],
+}
 
 # Tensors of the last layers that the Hub's files hold, llama.cpp asks for and nothing computes with: layers, names.
 _UNUSED = {"gemma3n_text": (range(20, 25), ("k_proj", "v_proj", "k_norm"))}
@@ -203,7 +213,7 @@ _SENTENCEPIECE = frozenset(
 )
 _NO_PREFIX = frozenset("gemma gemma2 gemma3_text gemma3n_text gemma4_text".split())
 _TIED = frozenset(
-    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode bitnet lfm2_moe".split()
+    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode bitnet lfm2_moe zamba2".split()
 )
 
 # Keys of tokenizer_config.json beside GPT-2's.
@@ -274,7 +284,7 @@ def write_tiny(architecture: str, into: Path) -> Path:
         model.base_model.norm.weight.data.mul_(_CALM[kind])
     model.to(torch.bfloat16).save_pretrained(into)
     if kind in _STORED:
-        _rename(into, *_STORED[kind])
+        _rename(into, _STORED[kind])
     if kind in _UNUSED:
         _add_unused(into, *_UNUSED[kind])
     renamed = {"architectures": [_HUB_NAMES[architecture]]} if architecture in _HUB_NAMES else {}
@@ -296,9 +306,11 @@ def _write_vocabulary(kind: str, into: Path) -> int:
     return VOCABULARY
 
 
-def _rename(folder: Path, pattern: str, replacement: str) -> None:
+def _rename(folder: Path, rules: Iterable[tuple[str, str]]) -> None:
     [path] = folder.glob("*.safetensors")
-    named = {re.sub(pattern, replacement, name): tensor for name, tensor in load_file(path).items()}
+    named = load_file(path)
+    for pattern, replacement in rules:
+        named = {re.sub(pattern, replacement, name): tensor for name, tensor in named.items()}
     save_file(named, path, metadata={"format": "pt"})
 
 
