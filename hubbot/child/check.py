@@ -131,7 +131,7 @@ def _read(variant: VariantRecord, question: CheckQuestion, original: _Original, 
         prompts=original.prompts,
         new_tokens=samples.NEW_TOKENS,
         chat=original.chat,
-        device=_device_for(paths, device),
+        device=_device_for(paths, device, grown=_grown(variant)),
     )
 
 
@@ -159,11 +159,16 @@ def _let_go() -> None:
     torch.cuda.empty_cache()  # nothing where CUDA was never used
 
 
-def _device_for(paths: Sequence[Path], device: str) -> str:
-    """The asked device; the CPU where a GPU's memory does not hold a variant whole."""
+def _device_for(paths: Sequence[Path], device: str, *, grown: float = 1.0) -> str:
+    """The asked device; the CPU where a GPU's memory does not hold a variant whole. grown: its bytes there for one of its files."""
     if not device.startswith("cuda"):
         return device
-    return device if _fits(sum(path.stat().st_size for path in paths), device) else "cpu"
+    return device if _fits(int(grown * sum(path.stat().st_size for path in paths)), device) else "cpu"
+
+
+def _grown(variant: VariantRecord) -> float:
+    """transformers decodes compressed-tensors' codes on loading, to 16 bits."""
+    return 16 / variant.bits_per_weight if variant.family is Family.PACKED and variant.bits_per_weight else 1.0
 
 
 @contextmanager
@@ -249,7 +254,10 @@ def _with_speed(variant: VariantRecord, checked: Checked, question: CheckQuestio
     paths = _paths(variant, question)
     try:
         speed = FAMILIES[variant.family].measure_speed(
-            paths, prompt_tokens=prompt, generated_tokens=generated, device=_device_for(paths, device)
+            paths,
+            prompt_tokens=prompt,
+            generated_tokens=generated,
+            device=_device_for(paths, device, grown=_grown(variant)),
         )
     except ToolMissing as error:
         return replace(checked, notes=(*checked.notes, f"speed was not measured: {error}"))

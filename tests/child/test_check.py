@@ -25,6 +25,16 @@ def test_a_variant_that_the_gpu_cannot_hold_is_read_on_the_cpu(tmp_path: Path, m
     assert checks._device_for([file], "cpu") == "cpu"
 
 
+def test_codes_that_are_decoded_on_loading_need_the_memory_of_16_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x" * 1000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4000, 8000))
+    one = replace(record().variants[0], bits_per_weight=4.0)
+    grown = {family: checks._grown(replace(one, family=family)) for family in (Family.GPTQ, Family.PACKED)}
+    assert checks._device_for([file], "cuda:0", grown=grown[Family.GPTQ]) == "cuda:0"
+    assert checks._device_for([file], "cuda:0", grown=grown[Family.PACKED]) == "cpu"
+
+
 def test_a_benchmark_that_fails_is_a_note_and_asks_for_no_more_than_the_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
