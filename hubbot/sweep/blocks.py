@@ -1,10 +1,9 @@
-"""A causal language model of which one part at a time has weights.
+"""A causal language model that is run block by block, one part at a time with weights.
 
-transformers builds the model on the meta device; a part's tensors are put in when its turn comes and
-taken out afterwards. No architecture is known here by name: the model's own forward is run with
-stand-ins in place of the decoder blocks, which note what each block is given. Windows have one length
-and no padding, so most arguments (masks, rotary tables) hold for every window; what goes with each token
-(per-layer embeddings) and what one block leaves for others (keys and values) is told apart from them.
+No architecture is known here by name: the model's own forward is run with stand-ins in place of the
+decoder blocks, which note what each block is given. Windows have one length and no padding, so most
+arguments (masks, rotary tables) hold for every window; what goes with each token (per-layer embeddings)
+and what one block leaves for others (keys and values) is told apart from them.
 """
 
 from __future__ import annotations
@@ -20,19 +19,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hubbot.errors import Unsupported
-from hubbot.kernels.products import allow_tf32
-from hubbot.model.agreement import refuse_gaps
-from hubbot.model.architectures import sees_images
-from hubbot.model.empty import build_model, decoder_blocks, is_tied
 from hubbot.model.foreign import foreign
-from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
-from hubbot.model.parts import Part, PartKind, in_tower
+from hubbot.model.parts import Part
 from hubbot.sweep.attention import FusedAttention
 from hubbot.sweep.given import BlockArguments, Given, Key, Layout, Passable, companions_of, shared_mappings
 from hubbot.sweep.hollow import passed_over, stand_ins
+from hubbot.sweep.installed import InstalledModel
 from hubbot.sweep.shared import handed_on, keep_returned
 
 __all__ = ["BlockModel"]
@@ -55,144 +49,13 @@ _OUTPUTS: tuple[Output, ...] = (
 )
 
 
-class BlockModel:
-    """The model of a folder, built without weights.
-
-    parts: the layout of the checkpoint (see `hubbot.model.part_layout`).
-    device: where parts are computed, in float32.
-    Raises Unsupported where transformers does not know the architecture, SourceRefused where tensors are missing.
-    """
+class BlockModel(InstalledModel):
+    """The model of a folder, walked block by block."""
 
     def __init__(self, folder: Path, parts: tuple[Part, ...], device: torch.device) -> None:
-        self.device = device
-        self.model = build_model(folder)
-        self._map = map_checkpoint(self.model, [name for part in parts for name in part.tensors])
-        refuse_gaps(self.model, self._map)
-        self.blocks = _blocks(self.model, parts, self._map)
-        self.largest_part = _largest(self.model, self.blocks)
-        self._places = _places(self.model)
-        self._towers = _towers(self.model, parts)
-        self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
-        self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
-        self.tied = is_tied(self.model)  # the output head is the embedding: its tensors serve both
+        super().__init__(folder, parts, device)
         self._output: Output = _OUTPUTS[0]  # found out by `passage`
         self._ordinary = _ordinary_tokens(self.model)
-        _to_device(self.model, device)
-        if device.type == "cuda":
-            _use_matrix_units(self.model)
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.model.get_input_embeddings().num_embeddings)
-
-    def serves_head(self, name: str) -> bool:
-        """Whether a checkpoint tensor belongs to the output head itself."""
-        output = self.model.get_output_embeddings()
-        return any(module is output for module, _ in self._places.get(self._map.alone.get(name, ""), ()))
-
-    def linear_weights(self, part: Part) -> dict[str, nn.Module]:
-        """Checkpoint name -> module, of every linear layer whose weight belongs to the part."""
-        found = {}
-        for name in part.tensors:
-            for module, attribute in self._places.get(self._map.alone.get(name, ""), ()):
-                if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
-                    found[name] = module
-        return found
-
-    def expert_weights(self, part: Part) -> list[tuple[str, Place]]:
-        """Checkpoint names of the matrices of the part's experts, with what they fill; the part must be installed."""
-        found: list[tuple[str, Place]] = []
-        for group in self._groups(part.tensors):
-            if group.converter is not None:
-                shapes = {name: tuple(self._stacked[name].shape) for name in group.members}
-                found += places_of_experts(group, shapes, self.model).items()
-            elif self._is_of_experts(group.target):
-                found.append((group.members[0], Place(parameter=group.target, expert=None)))
-        return found
-
-    def parameter(self, name: str) -> torch.Tensor:
-        """A parameter as it stands in the model now."""
-        value: torch.Tensor = getattr(*self._places[name][0])
-        return value.detach()
-
-    def install(self, tensors: Mapping[str, torch.Tensor], *, passing: bool = False) -> None:
-        """Put tensors (checkpoint name -> any float dtype) into their modules, as float32 on the device.
-
-        Tensors that fill a parameter together (experts) are put in once all of them are there. Names that the model
-        has no place for (rotary tables that old checkpoints store) are passed over, and towers that no text passes through.
-        passing: a variant's, or the original ones after it: what was stacked first stays known, and those that fill a
-        parameter together come together.
-        """
-        self._weightless = None
-        stacked = dict(self._stacked) if passing else self._stacked
-        together: dict[str, Group] = {}
-        for name in tensors:
-            group = self._map.group_of.get(name)
-            if group is None or name in self._towers:
-                continue
-            tensor = tensors[name]
-            if group.converter is None:
-                self._put(group.target, tensor)
-            else:
-                stacked[name] = tensor.to(self.device)
-                together[group.target] = group
-        for group in together.values():
-            if all(name in stacked for name in group.members):
-                self._empty(group)  # first, so that its old weights make room for the new ones
-                for target, value in group.convert(stacked, self.model).items():
-                    self._put(target, value)
-
-    def installed(self, name: str) -> torch.Tensor | None:
-        """The tensor that stands in the model now under a checkpoint name."""
-        target = self._map.alone.get(name)
-        return self.parameter(target) if target else self._stacked.get(name)
-
-    def together(self, names: Iterable[str]) -> list[list[str]]:
-        """The names in the groups that have to be exchanged at once."""
-        groups: dict[str, list[str]] = {}
-        for name in names:
-            group = self._map.group_of.get(name)
-            if group is not None:
-                groups.setdefault(group.target, []).append(name)
-        return list(groups.values())
-
-    def remove(self, part: Part) -> None:
-        """Take a part's tensors out again and free their memory; buffers stay."""
-        self._weightless = None
-        for group in self._groups(part.tensors):
-            for name in group.members:
-                self._stacked.pop(name, None)
-            self._empty(group)
-
-    def _empty(self, group: Group) -> None:
-        for module, attribute in [place for target in group.targets for place in self._places.get(target, ())]:
-            if attribute in module._parameters:
-                _set(module, attribute, torch.empty_like(getattr(module, attribute), device="meta"))
-
-    def _hollow(self) -> list[nn.Module]:
-        """The modules whose weights are not there now."""
-        if self._weightless is None:
-            modules = self.model.modules()
-            self._weightless = [
-                module
-                for module in modules
-                if any(value.is_meta for value in module._parameters.values() if value is not None)
-            ]
-        return self._weightless
-
-    def _groups(self, names: Iterable[str]) -> list[Group]:
-        found = {group.target: group for name in names if (group := self._map.group_of.get(name)) is not None}
-        return list(found.values())
-
-    def _put(self, target: str, value: torch.Tensor) -> None:
-        for module, attribute in self._places.get(target, ()):
-            _set(module, attribute, value.to(self.device, torch.float32))
-
-    def _is_of_experts(self, target: str) -> bool:
-        """Whether a parameter holds one matrix for each of several experts."""
-        module, attribute = self._places[target][0]
-        value = getattr(module, attribute)
-        return value.ndim == 3 and attribute in module._parameters and not isinstance(module, nn.Conv1d)
 
     @cached_property
     def passage(self) -> Passable:
@@ -429,60 +292,3 @@ def _without_experts(block: nn.Module) -> nn.Module:
         if stacked and not isinstance(module, nn.Conv1d):
             module.forward = lambda given, *_, **__: given
     return block
-
-
-def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], checkpoint: CheckpointMap) -> nn.ModuleList:
-    blocks = [part for part in parts if part.kind is PartKind.BLOCK]
-    groups = [checkpoint.group_of[name] for part in blocks for name in part.tensors if name in checkpoint.group_of]
-    return decoder_blocks(model, [group.target for group in groups], len(blocks))
-
-
-def _largest(model: PreTrainedModel, blocks: nn.ModuleList) -> int:
-    """Weights of the largest block or of the embedding, whichever has more."""
-    parts = [*blocks, model.get_input_embeddings()]
-    return int(max(sum(parameter.numel() for parameter in part.parameters()) for part in parts))
-
-
-def _towers(model: PreTrainedModel, parts: tuple[Part, ...]) -> frozenset[str]:
-    """Of a model that sees images, the tensors that only images pass through: they stay on the disk."""
-    if not any(map(sees_images, model.config.architectures or ())):
-        return frozenset()
-    first = next(part for part in parts if part.kind is PartKind.EMBEDDING)
-    return frozenset(filter(in_tower, first.tensors))
-
-
-def _places(model: PreTrainedModel) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Parameter or buffer of the model's state -> the modules and attributes that hold it; a tied weight has several."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for attribute, value in (*module._parameters.items(), *module._buffers.items()):
-            if value is not None:
-                owners.setdefault(id(value), []).append((module, attribute))
-    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
-    return {name: owners[id(value)] for name, value in parameters.items()}
-
-
-def _set(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
-    if attribute in module._parameters:
-        module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
-    else:
-        module._buffers[attribute] = value
-
-
-def _use_matrix_units(model: PreTrainedModel) -> None:
-    """Let the linear layers multiply in TF32, and nothing else: a rotary table in it would be far off.
-
-    docs/numbers.md has what this does to the numbers.
-    """
-
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda *_: allow_tf32(True))
-            module.register_forward_hook(lambda *_: allow_tf32(False), always_call=True)
-
-
-def _to_device(model: PreTrainedModel, device: torch.device) -> None:
-    """Buffers (rotary tables) go to the device; parameters stay on meta until they are installed."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
