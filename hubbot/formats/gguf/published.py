@@ -10,6 +10,7 @@ __all__ = ["as_published", "name_for"]
 
 _CLIP = "vision_tower.embeddings."  # a tower of CLIP or SigLIP; Gemma 4's has an encoder too, under this very name
 _TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
+_INDEXED = "indexed_attention"  # transformers' name for layers that are full attention on the Hub: Dots 3's, Qwen 4's
 _BREAK = "img_break_tok_id"  # of the converter's class for Pixtral's tower, which writes that token's embedding too
 
 
@@ -38,8 +39,10 @@ def _with_lost_keys(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> 
     whole = {key: value for key, value in published.items() if key not in (*parsed, "rope_theta", "rope_scaling")}
     whole |= parsed
     rope, share = parsed.get("rope_parameters"), published.get("partial_rotary_factor")
-    if rope and "indexed_attention" in rope:  # Dots 3's layers that see all, under the name that they have on the Hub
-        whole["rope_parameters"] = {"full_attention": rope["indexed_attention"], **rope}
+    if rope and _INDEXED in rope:
+        whole["rope_parameters"] = {"full_attention": rope[_INDEXED], **rope}
+    if isinstance(kinds := parsed.get("layer_types"), list):
+        whole["layer_types"] = ["full_attention" if kind == _INDEXED else kind for kind in kinds]
     if rope and "full_attention" in rope and share is not None:  # MiMo's converter: one share for all kinds of layers
         whole["rope_parameters"] = {**rope, "partial_rotary_factor": share}
     for part in ("text_config", "vision_config"):

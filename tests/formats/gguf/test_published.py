@@ -19,6 +19,13 @@ def test_keys_that_transformers_turns_into_others_reach_the_converter_of_its_par
     }
 
 
+def test_layers_with_an_index_are_full_attention_as_on_the_hub() -> None:
+    parsed = {"layer_types": ["linear_attention", "indexed_attention"]}
+    published = {"layer_types": ["linear_attention", "full_attention"]}
+    assert as_published(parsed, published)["layer_types"] == published["layer_types"]
+    assert as_published(parsed, parsed)["layer_types"] == published["layer_types"]  # saved by transformers
+
+
 def test_rotary_positions_stay_as_transformers_has_them_with_the_share_that_converters_ask_for() -> None:
     published = {"rope_theta": 5e6, "rope_scaling": None, "partial_rotary_factor": 0.5}
     kinds: dict[str, Any] = {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e4}}
