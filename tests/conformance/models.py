@@ -117,7 +117,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {"head_dim": 192, "v_head_dim": 128},  # as on the Hub, whose share of rotary channels fits no other
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "use_mamba_kernels": False},
     "hy_v4": {"num_hidden_layers": 4, "indexer_types": ["full", "shared"] * 2},
-    "qwen4_exp_text": {"output_gate_type": "sigmoid", "layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 64, "indexer_budget": 256, "indexer_compress_ratio": 4},
+    "qwen4_exp_text": {"hc_lowrank": 32, "output_gate_type": "sigmoid", "layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 64, "indexer_budget": 256, "indexer_compress_ratio": 4},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
