@@ -198,9 +198,9 @@ def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
     patience = threading.Timer(_GRACE, _kill, (child,))
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- the signature is signal's
-        if not received:
+        received.append(number)  # first: another one may come while the thread starts
+        if len(received) == 1:
             patience.start()
-        received.append(number)
         child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}

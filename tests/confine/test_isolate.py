@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -399,6 +400,34 @@ def test_the_child_and_what_it_started_end_with_its_parent(tmp_path, number):
     parent.send_signal(number)
     assert parent.wait(timeout=30) == -number
     _until(lambda: _free(lock))
+
+
+def test_a_signal_that_comes_while_another_is_taken_is_handed_on_too(monkeypatch):
+    class Timer:
+        """A thread that takes its time to start, as on a busy machine."""
+
+        def __init__(self, *_: Any) -> None:
+            self.started = 0
+
+        def start(self) -> None:
+            self.started += 1
+            assert self.started == 1
+            signal.raise_signal(signal.SIGTERM)
+
+        def cancel(self) -> None:
+            pass
+
+    sent: list[int] = []
+    taken: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: taken.append(number))
+    monkeypatch.setattr(isolate.threading, "Timer", Timer)
+    try:
+        with isolate._forwarding(SimpleNamespace(send_signal=sent.append)):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sent == [signal.SIGTERM, signal.SIGTERM]
+    assert taken == [signal.SIGTERM]
 
 
 @pytest.mark.slow
