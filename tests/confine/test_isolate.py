@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -420,9 +421,10 @@ def test_a_signal_that_comes_while_another_is_taken_is_handed_on_too(monkeypatch
     sent: list[int] = []
     taken: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: taken.append(number))
-    monkeypatch.setattr(isolate.threading, "Timer", Timer)
+    monkeypatch.setattr(threading, "Timer", Timer)
+    child: Any = SimpleNamespace(send_signal=sent.append)
     try:
-        with isolate._forwarding(SimpleNamespace(send_signal=sent.append)):
+        with isolate._forwarding(child):
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
