@@ -14,6 +14,7 @@ from itertools import chain
 from hubbot.domain import Variant
 from hubbot.formats import FAMILIES, calibration_needs
 from hubbot.formats.gguf.allocation import TOKENS
+from hubbot.formats.gptq.memory import COPIES
 from hubbot.formats.protocol import Cost, Needs
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
@@ -30,12 +31,9 @@ _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with th
 _FLOAT = 4
 _ROUNDED = 5 * 2**26 + 2**30  # rows that a probe is rounded by, in floats and doubles, and what ggml's encoders hold
 _FACTORING = (
-    5  # matrices of float32 as large as a Hessian while it is factored: itself, and its factor and input in float64
+    5  # matrices of float32 as large as a Hessian while one is factored: it, and its factor and input in float64
 )
-_COPIES, _AT_ONCE = (
-    8,
-    2**25,
-)  # of weights that are solved together, and how many these are where there is no room for more
+_AT_ONCE = 2**25  # weights that are solved together where there is no room for more
 _PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
@@ -240,8 +238,8 @@ def _solving(shapes: Shapes, *, gpu: bool) -> int:
     ready, matrix = 2 * shapes.widest**2, shapes.widest * shapes.hidden
     if gpu:
         hessians = shapes.hessians - shapes.widest**2  # of each width but the widest there are two or more
-        return _FLOAT * (hessians + shapes.expert_hessians + ready + matrix + _COPIES * _AT_ONCE)
-    most = max(_FACTORING * shapes.widest**2, ready + _COPIES * matrix)
+        return _FLOAT * (hessians + shapes.expert_hessians + ready + matrix + COPIES * _AT_ONCE)
+    most = max(_FACTORING * shapes.widest**2, ready + COPIES * matrix)
     return _FLOAT * (shapes.hessians + shapes.expert_hessians + most)
 
 

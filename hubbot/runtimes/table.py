@@ -50,8 +50,8 @@ class Row:
 
 _GPTQ = tuple(layout for layout in Layout if layout.name.startswith("GPTQ"))
 _BNB = (Layout.BNB_4, Layout.BNB_8)
-_PACKED = (Layout.PACKED_4, Layout.PACKED_8, Layout.PACKED_ASYM)
-_FOLDERS = (*_GPTQ, *_PACKED, Layout.PACKED_EXPERTS, *_BNB)
+_PACKED = tuple(layout for layout in Layout if layout.name.startswith("PACKED"))
+_FOLDERS = (*_GPTQ, *_PACKED, *_BNB)
 
 
 def _without(layouts: Sequence[Layout], *others: Layout) -> tuple[Layout, ...]:
@@ -136,7 +136,7 @@ ROWS: tuple[Row, ...] = (
         options="--quantization humming",
     ),
     _yes(
-        Runtime.HUMMING, _PACKED, "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
+        Runtime.HUMMING, _without(_PACKED, Layout.PACKED_EXPERTS), "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
         "read: vLLM 0.32.0, humming-kernels 0.1.19", only="GPU", packages="humming-kernels",
         options="--quantization humming",
     ),
@@ -154,7 +154,9 @@ ROWS: tuple[Row, ...] = (
         "`--dtype float16`: slower kernels", "read: SGLang 0.5.23", only="GPU", options="--dtype float16",
     ),
     _yes(Runtime.SGLANG, (Layout.GPTQ_HEAD,), "as the layers' layout", "read: SGLang 0.5.23", only="GPU"),
-    _yes(Runtime.SGLANG, _PACKED, "as it is", "read: SGLang 0.5.23", only="GPU"),
+    _yes(
+        Runtime.SGLANG, _without(_PACKED, Layout.PACKED_EXPERTS), "as it is", "read: SGLang 0.5.23", only="GPU",
+    ),
     _yes(
         Runtime.SGLANG, _BNB, "`--load-format bitsandbytes`, with `bitsandbytes`", "read: SGLang 0.5.23", only="GPU",
         packages="bitsandbytes", options="--load-format bitsandbytes",
@@ -202,7 +204,7 @@ ROWS: tuple[Row, ...] = (
         _VLLM_EXPERTS, only="GPU",
     ),
     _yes(
-        Runtime.TRANSFORMERS, (*_PACKED, Layout.PACKED_EXPERTS),
+        Runtime.TRANSFORMERS, _PACKED,
         "with `compressed-tensors` and `CompressedTensorsConfig(dequantize=True)`, which decodes the weights on loading; without, dense "
         "models of symmetric codes load too, and are decoded when they are first used",
         "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
@@ -211,7 +213,7 @@ ROWS: tuple[Row, ...] = (
         Runtime.TRANSFORMERS, _BNB, "with `bitsandbytes`", "run: transformers 5.23.0 + bitsandbytes 0.50.2",
         packages="accelerate bitsandbytes",
     ),
-    _no(Runtime.EXLLAMA, (Layout.GGUF, *_PACKED, Layout.PACKED_EXPERTS, *_BNB), "reads its own format and GPTQ", "read: ExLlamaV2 0.3.2"),
+    _no(Runtime.EXLLAMA, (Layout.GGUF, *_PACKED, *_BNB), "reads its own format and GPTQ", "read: ExLlamaV2 0.3.2"),
     _yes(
         Runtime.EXLLAMA,
         (Layout.GPTQ_4, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD),
@@ -227,7 +229,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _no(Runtime.MLX, (Layout.GGUF, *_BNB), "loads safetensors in its own layout", "read: mlx-lm 0.32.2"),
     _no(
-        Runtime.MLX, (*_PACKED, Layout.PACKED_EXPERTS), "takes every such file for 4 bits in groups of 32 with biases of its own",
+        Runtime.MLX, _PACKED, "takes every such file for 4 bits in groups of 32 with biases of its own",
         "read: mlx-lm 0.32.2",
     ),
     _no(Runtime.MLX, _GPTQ, "refuses a checkpoint with `g_idx`, which this format has", "read: mlx-lm 0.32.2"),

@@ -199,7 +199,7 @@ class BlockModel(InstalledModel):
                 given = _on_meta(arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states)))
                 bare = _without_experts(copy.deepcopy(block)).to("meta")
                 out = bare(noted.hidden.to("meta"), *given.positional, **given.named)
-                keep_returned(out, {place for each in handed for place in each.values()}, states)
+                keep_returned(out, handed, states)
         tensors = [tensor for value in states.values() for tensor in value]
         return int(sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)) // (_WINDOW * 4)
 
@@ -214,7 +214,7 @@ class BlockModel(InstalledModel):
         layout = self.passage.layout
         with FusedAttention() if self.device.type == "cuda" else contextlib.nullcontext():
             out = self.blocks[index](layout.given(rows), *arguments.positional, **arguments.named)
-        keep_returned(out, {place for each in self.passage.handed for place in each.values()}, states)
+        keep_returned(out, self.passage.handed, states)
         return layout.rows(out[0] if isinstance(out, tuple) else out)
 
     @torch.inference_mode()

@@ -57,7 +57,7 @@ class Companions:
         return found
 
     def _table(self, stream: str, companion: Companion) -> torch.Tensor:
-        path = self._path(stream, companion)
+        path = self._path(stream, companion).resolve()  # streams that share a table have links to it
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None  # first, so that it makes room
             self._loaded = path, self._open(stream, companion).to(self._model.device)

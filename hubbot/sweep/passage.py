@@ -90,15 +90,17 @@ class Passage:
             self._companions.share("calibration", "base")
         if self._evaluation and self._base:
             self.streams.hidden["base"] = self._embedded(self._base)
-            for variants in same_encoded(decoders, self.variants):
-                first = variants[0] if decoders.get(variants[0]) else "base"
-                for variant in variants:
-                    with self.decoded(variant, decoders), timed(self.progress.seconds, variant):
-                        self.streams.hidden[variant] = self._embedded(self._evaluation)
-                        if variant == first:
-                            self._companions.make(variant)
-                        else:
-                            self._companions.share(variant, first)
+            for first, *others in same_encoded(decoders, self.variants):
+                with self.decoded(first, decoders), timed(self.progress.seconds, first):
+                    hidden = self.streams.hidden[first] = self._embedded(self._evaluation)
+                    if decoders.get(first):
+                        self._companions.make(first)
+                    else:
+                        self._companions.share(first, "base")
+                for variant in others:
+                    with timed(self.progress.seconds, variant):
+                        self.streams.hidden[variant] = self._home.empty(hidden.shape).copy_(hidden)
+                        self._companions.share(variant, first)
         self.model.remove(part)
         self.keep_embedding(decoders)
 

@@ -4,7 +4,7 @@ tokens they attend to. It is put into a mapping that all blocks are given, or re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ __all__ = ["SharedStates", "handed_on", "keep_returned"]
 _RETURNED = "returned {}"  # under which name it is kept, by its place in what a block returns
 
 
-def keep_returned(out: Any, places: Collection[int], states: MutableMapping[Any, Any]) -> None:
-    """Keep what a block has returned at these places beside its hidden states."""
-    for place in places:
+def keep_returned(out: Any, handed: Iterable[Mapping[Key, int]], states: MutableMapping[Any, Any]) -> None:
+    """Keep what a block has returned beside its hidden states at the places that are handed on to any block."""
+    for place in {place for places in handed for place in places.values()}:
         if isinstance(out, tuple) and place < len(out) and isinstance(out[place], torch.Tensor):
             states[_RETURNED.format(place)] = (out[place],)
 

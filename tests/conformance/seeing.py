@@ -42,6 +42,13 @@ _QWEN3: dict[str, Any] = {
     "processor": {"processor_class": "Qwen3VLProcessor"},
     "chat": "<|vision_start|><|image_pad|><|vision_end|>",
 }
+_GEMMA4 = {
+    "image_token_id": "<|image|>",
+    "boi_token_id": "<|image>",
+    "eoi_token_id": "<image|>",
+    "audio_token_id": "<|audio|>",
+    "video_token_id": "<|video|>",
+}
 _QWEN3_TOWER = _tower(patch_size=16, num_position_embeddings=64)
 _GLM: dict[str, Any] = {
     "marks": {
@@ -150,13 +157,7 @@ PLANS: dict[str, Vision] = VISION | {
             "position_embedding_size": 128,
         },
         values={"audio_config": None},
-        marks={
-            "image_token_id": "<|image|>",
-            "boi_token_id": "<|image>",
-            "eoi_token_id": "<image|>",
-            "audio_token_id": "<|audio|>",
-            "video_token_id": "<|video|>",
-        },
+        marks=_GEMMA4,
         preprocessor={
             "image_processor_type": "Gemma4ImageProcessor",
             "image_mean": [0.0] * 3,
@@ -329,13 +330,7 @@ PLANS: dict[str, Vision] = VISION | {
             "output_proj_dims": 64,
         },
         values={"audio_config": None},
-        marks={
-            "image_token_id": "<|image|>",
-            "boi_token_id": "<|image>",
-            "eoi_token_id": "<image|>",
-            "audio_token_id": "<|audio|>",
-            "video_token_id": "<|video|>",
-        },
+        marks=_GEMMA4,
         preprocessor={
             "image_processor_type": "Gemma4UnifiedImageProcessor",
             "patch_size": 16,

@@ -12,34 +12,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from hubbot.model import part_layout, read_facts
-from hubbot.sweep.walk import SweepInput, SweepResult, sweep
-from hubbot.sweep.windows import Windows
+from hubbot.sweep.walk import SweepResult
 from tests.models import HYBRIDS, MIXTURES, UNLIKE, make_model
 from tests.sweep.rounding import RoundingFormat, decoded_checkpoint
+from tests.sweeps import run_sweep, windows
 from tests.tiers import suite
-
-LENGTH = 48
-
-
-def windows(seed: int, count: int) -> Windows:
-    tokens = torch.randint(3, 400, (count, LENGTH), generator=torch.Generator().manual_seed(seed))
-    return Windows(tokens=tokens, first_target=(1,) * count)
 
 
 def run(folder: Path, out: Path) -> tuple[SweepResult, RoundingFormat]:
-    facts = read_facts(folder)
     made = RoundingFormat(out, {"fine": 60})
-    task = SweepInput(
-        folder=folder,
-        tensors=facts.tensors,
-        parts=part_layout(facts),
-        calibration=windows(1, 4),
-        evaluation=windows(2, 5),
-        work=out,
-        device=torch.device("cpu"),
-    )
-    return sweep(task, [made]), made
+    return run_sweep(folder, out, [made], calibration=windows(1, 4), evaluation=windows(2, 5)), made
 
 
 def perplexity(folder: Path) -> float:

@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from hubbot.formats.protocol import Encoded, InputStatistics
-from hubbot.model import part_layout, read_facts
 from hubbot.model.parts import Part, PartKind
 from hubbot.sweep import passage
 from hubbot.sweep.exchange import exchanges
 from hubbot.sweep.group import ALONE, Group
-from hubbot.sweep.walk import SweepInput, SweepResult, sweep
+from hubbot.sweep.walk import SweepResult
 from tests.models import BESIDE, make_model
 from tests.sweep.rounding import RoundingFormat, decoded_checkpoint
-from tests.sweep.test_architectures import LENGTH, perplexity, windows
+from tests.sweep.test_architectures import perplexity
+from tests.sweeps import LENGTH, run_sweep, windows
 
 LEVELS: dict[str, int | None] = {"fine": 60, "coarse": 9}
 
@@ -46,18 +46,7 @@ def whole(folder: Path) -> SweepResult:
 
 def run(folder: Path, out: Path, made: RoundingFormat, group: Group = ALONE) -> SweepResult:
     out.mkdir(exist_ok=True)
-    facts = read_facts(folder)
-    task = SweepInput(
-        folder=folder,
-        tensors=facts.tensors,
-        parts=part_layout(facts),
-        calibration=windows(1, 3),
-        evaluation=windows(2, 5),
-        work=out,
-        device=torch.device("cpu"),
-        group=group,
-    )
-    return sweep(task, [made])
+    return run_sweep(folder, out, [made], calibration=windows(1, 3), evaluation=windows(2, 5), group=group)
 
 
 def test_every_stream_is_computed_with_its_own_per_layer_embeddings_and_keys(

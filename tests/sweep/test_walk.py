@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs
-from hubbot.model import part_layout, read_facts
 from hubbot.model.parts import Part
 from hubbot.sweep.references import References
-from hubbot.sweep.walk import SweepInput, SweepResult, sweep
+from hubbot.sweep.walk import SweepResult
 from hubbot.sweep.windows import Windows
 from tests.sweep.rounding import RoundingFormat, decoded_checkpoint
+from tests.sweeps import run_sweep
 
 VOCABULARY, LENGTH = 320, 48
 
@@ -53,18 +53,8 @@ def windows(seed: int, count: int, first_target: int = 1) -> Windows:
 
 
 def run(folder: Path, out: Path, formats: list[RoundingFormat], **changes: object) -> SweepResult:
-    facts = read_facts(folder)
-    values = {
-        "folder": folder,
-        "tensors": facts.tensors,
-        "parts": part_layout(facts),
-        "calibration": windows(1, 5),
-        "evaluation": windows(2, 7),
-        "work": out,
-        "device": torch.device("cpu"),
-        **changes,
-    }
-    return sweep(SweepInput(**values), formats)  # type: ignore[arg-type]
+    texts: dict[str, object] = {"calibration": windows(1, 5), "evaluation": windows(2, 7)}
+    return run_sweep(folder, out, formats, **texts | changes)
 
 
 def plain(folder: Path, weights: dict[str, torch.Tensor] | None = None) -> torch.nn.Module:

@@ -126,9 +126,9 @@ def mixture(tmp_path_factory) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Variant -> the text with what the sweep's decoded weights say of it, and what vLLM does."""
     work = tmp_path_factory.mktemp("mixture")
     folder = write_tiny("Qwen3MoeForCausalLM", work / "tiny")
-    made, references = swept(folder, work, {"w4a16-128g": PACKED, "gptq-4bit-128g": GPTQ})
-    texts = {name: _text(path) for name, path in references.items() if name in made}
-    requests = [_request(made[name], text, on_gpu=False) for name, text in texts.items()]
+    result, references = swept(folder, work, {"w4a16-128g": PACKED, "gptq-4bit-128g": GPTQ})
+    texts = {name: _text(path) for name, path in references.items() if name in result.files}
+    requests = [_request(result.files[name].paths[0].parent, text, on_gpu=False) for name, text in texts.items()]
     command = [f"{VLLM}/bin/python", "-P", in_vllm.__file__]
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, env=environment())

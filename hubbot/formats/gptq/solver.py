@@ -30,6 +30,7 @@ from hubbot.errors import Unsupported
 from hubbot.formats.gptq.columns import BLOCK, round_columns
 from hubbot.formats.gptq.grid import Grid, fit_grid
 from hubbot.formats.gptq.groups import refine_groups, round_groups, stacked, subtract_product
+from hubbot.formats.gptq.memory import COPIES
 from hubbot.kernels.products import tf32
 from hubbot.machine.room import room_on
 
@@ -38,8 +39,7 @@ __all__ = ["Curvature", "Solution", "prepare", "solve", "solve_together"]
 SWEEPS = 2  # of refinement; docs/quality.md has what more of them bring
 DAMPING_RISE = 2.0  # factor by which damping rises when the Hessian cannot be factored
 _DIRECT = 512  # columns of a triangular matrix that are inverted at once
-_AT_ONCE = 2**27  # weights that are solved together, or less where a card has no room for _COPIES of them
-_COPIES = 8  # float32: the weights and their codes, what is left to round, errors, pulls and temporaries
+_AT_ONCE = 2**27  # weights that are solved together, or less where a card has no room for COPIES of them
 MAX_DAMPING = 16.0  # of the mean diagonal; a Hessian that needs more is not finite
 
 
@@ -198,7 +198,7 @@ def solve_together(
 def _at_once(device: torch.device) -> int:
     """Weights that are solved together."""
     weights = _AT_ONCE
-    while device.type == "cuda" and 4 * _COPIES * weights > room_on(device) and weights > 2**20:
+    while device.type == "cuda" and 4 * COPIES * weights > room_on(device) and weights > 2**20:
         weights //= 2
     return weights
 

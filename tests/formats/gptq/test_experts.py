@@ -19,15 +19,13 @@ from hubbot.formats.foreign import read_artefact
 from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.definition import Definition, definition_of, names_for
 from hubbot.formats.gptq.experts import even_statistics, seldom_seen
-from hubbot.formats.gptq.format import GptqFormat, costs
+from hubbot.formats.gptq.format import GPTQ, costs
 from hubbot.formats.gptq.layers import Stack, _refuse_experts
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import InputStatistics
-from hubbot.model import part_layout, read_facts
+from hubbot.model import read_facts
 from hubbot.settings import load_settings
-from hubbot.sweep.references import References
-from hubbot.sweep.walk import SweepInput, sweep
-from hubbot.sweep.windows import Windows
+from tests.formats.mixtures import swept
 from tests.models import make_model
 
 VARIANT = Gptq(bits=4, group_size=32)
@@ -37,11 +35,6 @@ SMALL = {"hidden_size": 32, "moe_intermediate_size": 32, "n_routed_experts": 4, 
 def source(folder: Path) -> Source:
     files = {path.name: "" for path in folder.iterdir()} if folder.exists() else {}
     return Source(folder=str(folder), repo=None, revision=None, files=files)
-
-
-def windows(seed: int, count: int) -> Windows:
-    tokens = torch.randint(3, 400, (count, 48), generator=torch.Generator().manual_seed(seed))
-    return Windows(tokens=tokens, first_target=(1,) * count)
 
 
 @pytest.mark.heavy
@@ -57,28 +50,8 @@ def test_gptqmodel_computes_what_the_sweep_computed(tmp_path: Path) -> None:
 
 def compare_with_gptqmodel(family: str, tmp_path: Path) -> None:
     folder = make_model(family, tmp_path / "tiny")
-    facts, settings = read_facts(folder), load_settings(None, {})
-    made = GptqFormat(
-        variants=[VARIANT],
-        source=source(folder),
-        facts=facts,
-        work=tmp_path / "work",
-        out=tmp_path / "out",
-        settings=settings.gptq,
-    )
-    evaluation = windows(2, 3)
-    references = References(evaluation)
-    task = SweepInput(
-        folder=folder,
-        tensors=facts.tensors,
-        parts=part_layout(facts),
-        calibration=windows(1, 12),
-        evaluation=evaluation,
-        work=tmp_path,
-        device=torch.device("cpu"),
-        references=references,
-    )
-    result = sweep(task, [made])
+    facts = read_facts(folder)
+    result, saved = swept(folder, tmp_path, {VARIANT.name: GPTQ})
     assert not result.failed
     assert 0 < result.scores[VARIANT.name].kld.mean < 1
     read = read_artefact(result.files[VARIANT.name].paths[0].parent, facts)._tensors
@@ -88,7 +61,6 @@ def compare_with_gptqmodel(family: str, tmp_path: Path) -> None:
         weight = weights[name].float()
         apart = (read[name].decode() - weight).square().sum() / weight.square().sum()
         assert float(apart) == pytest.approx(error, rel=1e-3), name
-    saved = references.save(tmp_path / "references")
     check = read_apart(result.files[VARIANT.name].paths, saved[VARIANT.name])
     assert check["passed"], check["error"]
     assert str(check["runtime"]).startswith("gptqmodel")

@@ -34,8 +34,8 @@ def test_transformers_computes_what_the_sweep_computed_with_experts_of_codes(tmp
     """Mixtral's checkpoint calls its experts otherwise than transformers does, and its router is a matrix that stays."""
     folder = make_model("mixtral", tmp_path / "tiny")
     facts = read_facts(folder)
-    made, references = swept(folder, tmp_path, {VARIANT.name: PACKED})
-    where = made[VARIANT.name]
+    result, references = swept(folder, tmp_path, {VARIANT.name: PACKED})
+    where = result.files[VARIANT.name].paths[0].parent
     names = set(load_file(where / "model.safetensors"))
     assert "model.layers.1.block_sparse_moe.experts.3.w2.weight_packed" in names
     assert "model.layers.1.block_sparse_moe.gate.weight" in names
