@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ from hubbot.model import ModelFacts
 from hubbot.model.companions import is_carried
 from hubbot.model.parts import Part
 
-__all__ = ["VariantFolder", "companions", "finish_folders", "folder_cost", "merged_folders", "to_json"]
+__all__ = ["FolderWriter", "VariantFolder", "companions", "finish_folders", "folder_cost", "merged_folders", "to_json"]
 
-_SIDE_BY_SIDE = 4  # folders that are merged at a time
+_SIDE_BY_SIDE = 4  # folders that are written at a time
 
 
 def to_json(value: object) -> str:
@@ -90,7 +90,7 @@ class VariantFolder:
     def store(
         self,
         part: Part,
-        tensors: dict[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
         *,
         covers: Iterable[str],
         notes: Iterable[str] = (),
@@ -165,6 +165,28 @@ class VariantFolder:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(self.source.folder) / name, target)
+
+
+class FolderWriter:
+    """Stores parts that lie on a card while the caller goes on; what lies in the host's memory at once, to hold it no longer."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="folder")
+        self._running: list[Future[None]] = []
+
+    def store(self, folder: VariantFolder, part: Part, tensors: Mapping[str, torch.Tensor], **remarks: Any) -> None:
+        """As the folder does. tensors must not change until `wait`."""
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            self._running.append(self._pool.submit(folder.store, part, tensors, **remarks))
+        else:
+            folder.store(part, tensors, **remarks)
+
+    def wait(self) -> None:
+        """Wait until all is stored. Raises the first error."""
+        running, self._running = self._running, []
+        errors = [error for error in (future.exception() for future in running) if error is not None]
+        if errors:
+            raise errors[0]
 
 
 def finish_folders(folders: Mapping[str, VariantFolder]) -> dict[str, VariantFiles]:

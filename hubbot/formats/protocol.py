@@ -5,8 +5,8 @@ that order and hands each part to every format. Weights are named as in the chec
 (`model.layers.3.self_attn.q_proj.weight`), in the checkpoint's own layout.
 
     open(...)                     once, before the first part
-    holds(part)                   whether an earlier, killed run has stored that part
     encode(part, weights, stats)  once a part, in order; again for a part when a killed run resumes
+    holds(part)                   whether that part is stored, by this run or an earlier, killed one
     finish()                      once, after the last part: the files, whole and hashed
 """
 
@@ -116,13 +116,16 @@ class Format(Protocol):
     def needs(self) -> Needs: ...
 
     def holds(self, part: Part) -> bool:
-        """Whether an earlier run has stored this part whole, so that a sweep may go on after it."""
+        """Whether this part is stored whole, by this run or an earlier one, so that a sweep may go on after it.
+
+        Waits for what `encode` is still writing.
+        """
         ...
 
     def encode(
         self, part: Part, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, InputStatistics]
     ) -> Mapping[str, Mapping[str, Encoded]]:
-        """Encode and store every tensor of a part for every variant.
+        """Encode and store every tensor of a part for every variant; what is still being written, `holds` waits for.
 
         weights: checkpoint name -> source tensor as stored (any float dtype, CPU or the sweep's device).
         statistics: checkpoint name of a linear layer's weight -> its inputs' statistics; empty for the

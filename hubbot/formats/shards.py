@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 
 __all__ = [
     "TensorSpec",
@@ -70,11 +72,17 @@ class _Place:
     offset: int  # of the first element, from the file's beginning
 
 
-def save_part(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write one part's tensors to `path`, whole or not at all. Same tensors, same bytes."""
+def save_part(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write one part's tensors, wherever they lie, to `path`, whole or not at all. Same tensors, same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+    specs = [TensorSpec(name, _TORCH[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+    specs.sort(key=_file_order)
+    with unfinished.open("wb") as out:
+        out.write(_header(specs, metadata))
+        for spec in specs:
+            for chunk in _bytes_of(tensors[spec.name]):
+                out.write(chunk.data)
     unfinished.replace(path)
 
 
@@ -172,8 +180,37 @@ def _file_order(spec: TensorSpec) -> tuple[int, str]:
     return -_RANK[spec.dtype], spec.name
 
 
-def _header(shard: Sequence[TensorSpec]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _bytes_of(tensor: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+    """A tensor's elements as they lie in memory, piece by piece; each piece holds until the next is asked for."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if flat.is_cuda:
+        yield from _through_pinned(flat)
+    else:
+        yield flat.numpy()
+
+
+def _through_pinned(flat: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+    """Bytes on a card through pinned memory: a piece is on its way while the one before is used."""
+    stream = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(flat.device))
+    buffers = [torch.empty(min(_COPY_CHUNK, len(flat)), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+
+    def fetched(index: int, piece: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return buffers[index % 2][: len(piece)].copy_(piece, non_blocking=True), stream.record_event()
+
+    pieces = flat.split(_COPY_CHUNK)  # type: ignore[no-untyped-call]
+    coming = fetched(0, pieces[0])
+    for index in range(len(pieces)):
+        here, copied = coming
+        if index + 1 < len(pieces):
+            coming = fetched(index + 1, pieces[index + 1])
+        copied.synchronize()
+        yield here.numpy()
+
+
+def _header(shard: Sequence[TensorSpec], metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for spec in shard:
         entries[spec.name] = {

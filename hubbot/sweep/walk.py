@@ -172,10 +172,18 @@ class _Walk:
             return {}
 
     def _step(self, part: Part) -> list[Verdicts]:
-        passage = self._passage
-        if passage is None:
-            self._encode(part, {})
-            return []
+        verdicts = self._passed(part, self._passage) if self._passage else self._only_encoded(part)
+        for family in self._going:
+            with timed(self.progress.seconds, f"files {family.family}"):
+                family.holds(part)
+        return verdicts
+
+    def _only_encoded(self, part: Part) -> list[Verdicts]:
+        self._encode(part, {})
+        return []
+
+    def _passed(self, part: Part, passage: Passage) -> list[Verdicts]:
+        """A part through calibration, encoders and evaluation; what was measured, behind the head."""
         with timed(self.progress.seconds, "weights"):
             passage.enter(self._weights(part))
         match part.kind:

@@ -28,7 +28,7 @@ import torch
 
 from hubbot.domain import Bnb, Family, Source
 from hubbot.formats.bnb.layout import BLOCK, SCALES_PER_BLOCK, quantized_linears, texts_of
-from hubbot.formats.folder import VariantFolder, finish_folders
+from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model import ModelFacts
 from hubbot.model.parts import Part
@@ -148,6 +148,7 @@ class BnbFormat:
         self._settings = settings
         linears = quantized_linears(facts)
         self._linears = linears.by_name
+        self._writer = FolderWriter()
         self._folders = {
             variant.name: VariantFolder(
                 source=source,
@@ -161,6 +162,7 @@ class BnbFormat:
         }
 
     def holds(self, part: Part) -> bool:
+        self._writer.wait()
         return all(folder.holds(part) for folder in self._folders.values())
 
     def encode(
@@ -182,7 +184,7 @@ class BnbFormat:
                 else:
                     stored[variant.name][name] = weight
         for key, folder in self._folders.items():
-            folder.store(part, stored[key], covers=part.tensors)
+            self._writer.store(folder, part, stored[key], covers=part.tensors)
         return encoded
 
     def finish(self) -> Mapping[str, VariantFiles]:

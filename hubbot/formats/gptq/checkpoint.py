@@ -47,10 +47,9 @@ class GptqTensor:
     def decode(self) -> torch.Tensor:
         """float32 [out, in], each value rounded to float16 as by readers that multiply in the scales' type."""
         group = self.g_idx.long()
-        codes = unpack_codes(self.qweight, self.bits).to(torch.float32)
-        zeros = unpack_zeros(self.qzeros, self.bits).to(torch.float32) + self.zero_offset
-        weight = (codes - zeros[group]) * self.scales.to(torch.float32)[group]
-        return weight.to(torch.float16).to(torch.float32).t().contiguous()
+        zeros = unpack_zeros(self.qzeros, self.bits).to(torch.int16) + self.zero_offset
+        steps = unpack_codes(self.qweight, self.bits).to(torch.int16) - zeros[group]
+        return (steps * self.scales[group]).t().contiguous().float()  # a step of at most nine bits: rounded once
 
 
 def pack(solution: Solution, layout: Gptq) -> GptqTensor:

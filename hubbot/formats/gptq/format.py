@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hubbot.domain import Family, Gptq, Named, Source
 from hubbot.errors import Unsupported, UnsupportedShape
-from hubbot.formats.folder import VariantFolder, finish_folders, folder_cost, to_json
+from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.choice import Choice
@@ -151,6 +151,7 @@ class GptqFormat:
         self.variants = tuple(variants)
         self._container = container
         self._damping = settings.damping
+        self._writer = FolderWriter()
         self._layers = _layers(facts, settings, container)
         self._choices = {variant.name: self._layers.choose(variant.layout) for variant in self.variants}
         self._rounded = {name: layer for choice in self._choices.values() for name, layer in choice.rounded.items()}
@@ -167,6 +168,7 @@ class GptqFormat:
         }
 
     def holds(self, part: Part) -> bool:
+        self._writer.wait()
         return all(folder.holds(part) for folder in self._folders.values())
 
     def encode(
@@ -201,7 +203,7 @@ class GptqFormat:
         for key, folder in self._folders.items():
             left = self._layers.note(self._choices[key]) if part.kind is PartKind.EMBEDDING else None
             told = [*([left] if left else []), *notes[key], *note_of(part, here, seldom)]
-            folder.store(part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
+            self._writer.store(folder, part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
         return {key: self._by_tensor(found, weights) for key, found in encoded.items()}
 
     def _by_tensor(self, encoded: Mapping[str, Encoded], weights: Mapping[str, torch.Tensor]) -> dict[str, Encoded]:

@@ -21,6 +21,10 @@ def packed_rows(codes: int, bits: int) -> int:
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """uint8 [n, m] codes below 2**bits, n a multiple of 32 -> int32 [n * bits / 32, m], packed down the columns."""
+    if 32 % bits == 0:  # no code crosses a word's end
+        parted = codes.reshape(-1, 32 // bits, codes.shape[1]).to(torch.int32) << _shifts(bits, codes.device)
+        together: torch.Tensor = parted.sum(1, dtype=torch.int32)
+        return together
     units = codes.reshape(-1, CODES_PER_UNIT, codes.shape[1])
     words = torch.zeros(units.shape[0], bits, codes.shape[1], dtype=torch.int64, device=codes.device)
     for index in range(CODES_PER_UNIT):
@@ -36,15 +40,24 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack_codes(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 [n * bits / 32, m] -> uint8 [n, m]; undoes pack_codes."""
+    if 32 % bits == 0:
+        parted = (packed[:, None] >> _shifts(bits, packed.device)) & (2**bits - 1)
+        codes: torch.Tensor = parted.to(torch.uint8).flatten(0, 1)
+        return codes
     words = packed.reshape(-1, bits, packed.shape[1]).to(torch.int64) & 0xFFFFFFFF
-    codes = []
+    apart = []
     for index in range(CODES_PER_UNIT):
         word, shift = divmod(index * bits, 32)
         code = words[:, word] >> shift
         if shift + bits > 32:
             code = code | (words[:, word + 1] << (32 - shift))
-        codes.append((code & (2**bits - 1)).to(torch.uint8))
-    return torch.stack(codes, dim=1).reshape(-1, packed.shape[1])
+        apart.append((code & (2**bits - 1)).to(torch.uint8))
+    return torch.stack(apart, dim=1).reshape(-1, packed.shape[1])
+
+
+def _shifts(bits: int, device: torch.device) -> torch.Tensor:
+    """Where each code of a word begins, int32 [codes, 1]."""
+    return torch.arange(0, 32, bits, dtype=torch.int32, device=device)[:, None]
 
 
 def pack_zeros(zeros: torch.Tensor, bits: int) -> torch.Tensor:

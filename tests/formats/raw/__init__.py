@@ -60,6 +60,7 @@ def open_format(
     settings: Settings,
     calibration: TextRecord | None,
     decoded: bool,
+    device: str,
 ) -> Format:
     from .format import RawFormat
 
