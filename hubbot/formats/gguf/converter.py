@@ -21,6 +21,7 @@ from hubbot import llamacpp
 from hubbot.errors import HubbotError, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
+from hubbot.formats.gguf.pieces import sentencepiece_model
 from hubbot.formats.gguf.published import as_published, name_for
 from hubbot.model.config import read_values
 from hubbot.model.released import unquantized
@@ -230,13 +231,23 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
 
 @contextmanager
 def _called(folder: Path, name: str | None) -> Iterator[Path]:
-    """The folder under the model's own name: the converter reads name, version and size off the path."""
-    if name is None or folder.name == name:
+    """The folder under the model's own name: the converter reads name, version and size off the path.
+
+    With a SentencePiece model beside its files, where tokenizer.json says one and the folder has none.
+    """
+    made = sentencepiece_model(folder)
+    if made is None and (name is None or folder.name == name):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="hubbot-gguf-") as shelter:
-        link = Path(shelter) / name
-        link.symlink_to(folder.resolve(), target_is_directory=True)
+        link = Path(shelter) / (name or folder.name)
+        if made is None:
+            link.symlink_to(folder.resolve(), target_is_directory=True)
+        else:
+            link.mkdir()
+            for path in folder.resolve().iterdir():
+                (link / path.name).symlink_to(path)
+            (link / "tokenizer.model").write_bytes(made)
         yield link
 
 

@@ -20,6 +20,7 @@ from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
+from hubbot.formats.gguf.vocabulary import with_whole_vocabulary
 from hubbot.formats.protocol import Cost
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
 from hubbot.settings import GgufSettings
@@ -118,6 +119,7 @@ def plan_files(
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
     tokenizer = load_tokenizer(folder)
+    model = with_whole_vocabulary(model, tokenizer)
     chat = read_chat(folder, tokenizer)
     model = taught(model, chat.tokens, rehearsed(model, chat, names_of(tokenizer), work))
     file = f"{source.name}.imatrix" if imatrix else None
