@@ -20,7 +20,7 @@ from hubbot.model.front_matter import Front, read_front_matter
 from hubbot.model.parts import Part, part_layout_of
 from hubbot.model.pickles import read_pickled_tensors, unpickle
 from hubbot.model.prediction import note_on, prediction_tensors
-from hubbot.model.released import released_weights
+from hubbot.model.released import holds_codes, released_weights
 from hubbot.model.safetensors import TensorInfo
 from hubbot.model.tokenizer import check_tokenizer, read_chat_templates, read_tokenizer_json
 from hubbot.model.tokens import check_named_ids
@@ -102,6 +102,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     config = read_config(files["config.json"], _defaults)
     ties = config.ties_embeddings is not False
     tensors = read_pickled_tensors(files) if pickled else snapshot.read_tensors(files, tied=ties)
+    config, left = _with_release_of(tensors, config)
     tensors, notes = _decoded(tensors, config)
     _refuse_integers(tensors)
     check_tokenizer(files)
@@ -109,7 +110,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     check_named_ids(_naming_ids(files, config), config.vocab_size)
     front = read_front_matter(files["README.md"]) if "README.md" in files else Front()
     found = _facts(folder, config, tensors, front, read_chat_templates(files))
-    return replace(found, notes=(*notes, *found.notes))
+    return replace(found, notes=(*left, *notes, *found.notes))
 
 
 def part_layout(facts: ModelFacts) -> tuple[Part, ...]:
@@ -154,6 +155,22 @@ def _naming_ids(files: Mapping[str, Path], config: ModelConfig) -> dict[str, Map
 
 def _pickle_only(files: Mapping[str, Path]) -> bool:
     return snapshot.SINGLE not in files and snapshot.INDEX not in files
+
+
+def _with_release_of(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The configuration without the format that it speaks of where no tensor is stored in one, and a note on that.
+
+    Raises SourceRefused for weights in a format that is not read.
+    """
+    release = config.release
+    if release is None:
+        return config, ()
+    if holds_codes(tensors):
+        if release.refusal:
+            raise SourceRefused(release.refusal)
+        return config, ()
+    note = f"config.json speaks of quantized weights ({release.title}) and all that are stored are whole: they are taken as they are, and the variants' files say nothing of it"
+    return replace(config, release=None), (note,)
 
 
 def _decoded(tensors: dict[str, TensorInfo], config: ModelConfig) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:

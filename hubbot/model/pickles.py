@@ -13,6 +13,7 @@ from typing import Any
 
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model import snapshot
+from hubbot.model.companions import is_fetched
 from hubbot.model.safetensors import TensorInfo, read_header
 from hubbot.model.strict_json import object_of, read_object
 
@@ -48,6 +49,7 @@ def unpickle(folder: Path, into: Path) -> Path:
         return folder
     import json
 
+    import torch
     from safetensors.torch import save_file
 
     shards = _shards(files)
@@ -56,11 +58,17 @@ def unpickle(folder: Path, into: Path) -> Path:
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = _load(files[shard], device="cpu")
-        own = {key: value.clone() for key, value in tensors.items() if key not in weight_map}
+        # a tensor may be a view of another one, in any order of its dimensions; safetensors stores rows
+        own = {
+            key: value.clone(memory_format=torch.contiguous_format)
+            for key, value in tensors.items()
+            if key not in weight_map
+        }
         save_file(own, into / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(read_header(into / name), name)
     for name, path in files.items():
-        if "/" not in name and name.endswith((".json", ".md", ".txt", ".model", ".jinja")) and name != INDEX:
+        if is_fetched(name):
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, into / name)
     (into / snapshot.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
     return into

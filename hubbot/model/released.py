@@ -2,6 +2,7 @@
 
 Models are trained for FP8 and MXFP4 or published in them by their authors (DeepSeek-V3, Qwen3-…-FP8, gpt-oss), often with
 nothing better to be had. Integers of 4 bits and the like are made of such originals by others, so they are refused.
+A configuration alone says nothing: training on rounded weights leaves one over merged weights that are whole.
 compressed-tensors' W4A16 is read all the same, for who insists: `MADE_OF_ANOTHER` is refused at the child's door.
 Nothing is read here but config.json and headers; `hubbot.model.weights` decodes.
 """
@@ -11,15 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from hubbot.errors import SourceRefused, UnsafeSource
-from hubbot.model.safetensors import Coded, TensorInfo
+from hubbot.model.safetensors import DTYPE_BITS, Coded, TensorInfo
 
-__all__ = ["MADE_OF_ANOTHER", "Release", "read_release", "released_weights", "unquantized"]
+__all__ = ["MADE_OF_ANOTHER", "Release", "holds_codes", "read_release", "released_weights", "unquantized"]
 
 _KEYS = ("quantization_config", "compression_config")
 _FP8 = "F8_E4M3"
+_CODES = frozenset(kind for kind in DTYPE_BITS if kind[0] in "UIF" and kind not in ("I64", "U64", "F64", "F32", "F16"))
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 _BLOCK = (128, 128)  # rows and columns; what transformers takes where config.json gives none
 _LARGEST_BLOCK = 2**20
@@ -33,16 +35,21 @@ _OF_ACTIVATIONS = ("activation_scale", "input_scale", "k_scale", "v_scale", "q_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The format that a model was released in. block: rows and columns that share a scale; None: all of the matrix'."""
+    """The format that config.json says the weights are stored in.
 
-    title: Literal["FP8", "MXFP4", "W4A16"]  # as a card says it
+    title: as a card says it. block: rows and columns that share a scale; None: all of the matrix'. refusal: why weights
+    in it are not read; None where they are.
+    """
+
+    title: str
     block: tuple[int | None, int | None] = (None, None)
+    refusal: str | None = None
 
 
 def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release | None:
     """What config.json says of its quantization; None where it says nothing.
 
-    text: the language model's section. Raises SourceRefused for formats that are made of an original.
+    text: the language model's section. Formats that are made of an original come with a refusal.
     """
     found = next((part[key] for part in (config, text) for key in _KEYS if part.get(key)), None)
     if found is None:
@@ -58,7 +65,12 @@ def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release 
     if method == "compressed-tensors" and (group := _groups_of_int4(found)):
         return Release(title=_INT4, block=(1, group))
     msg = f"The model is already quantized ({ascii(method)[:40]} in config.json). Quantizing twice adds the errors of both; give the original model."
-    raise SourceRefused(msg)
+    return Release(title=ascii(method)[:40].strip("'"), refusal=msg)
+
+
+def holds_codes(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether any weights are stored as codes: all formats hold them in small integers or in FP8."""
+    return any(info.stored in _CODES and info.count > 1 for info in tensors.values())
 
 
 def _compressed(found: Mapping[str, Any]) -> Mapping[str, Any] | None:

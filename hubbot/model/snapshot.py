@@ -7,8 +7,10 @@ terminal or a card could trip over.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.model.safetensors import TensorInfo, read_header
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["is_head", "plain_name", "read_tensors", "require_weights", "visible_files"]
+__all__ = ["is_head", "no_weights", "plain_name", "read_tensors", "require_weights", "visible_files"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -24,6 +26,10 @@ _MOST_FILES = 10_000
 _DEEPEST = 6
 _LARGEST_INDEX = 32 * 2**20  # bytes; DeepSeek-V3's has 9 MB
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_OF_TRAINING = frozenset(
+    {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "rng_state.pth"}
+)
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
@@ -135,7 +141,7 @@ def read_tensors(files: dict[str, Path], *, tied: bool = False) -> dict[str, Ten
 def require_weights(files: dict[str, Path]) -> None:
     """Raise SourceRefused where neither safetensors nor their index are here, with what is."""
     if SINGLE not in files and INDEX not in files:
-        raise SourceRefused(_no_weights(files))
+        raise SourceRefused(no_weights(files))
 
 
 def is_head(name: str) -> bool:
@@ -162,17 +168,23 @@ def _shards(files: dict[str, Path]) -> dict[str, set[str] | None]:
     return {shard: shards[shard] for shard in sorted(shards)}
 
 
-def _no_weights(files: dict[str, Path]) -> str:
-    """Why a folder without the usual safetensors is refused, as specific as its files allow."""
-    names = list(files)
+def no_weights(files: Iterable[str]) -> str:
+    """Why a folder or repo of these files is refused, which has no weights where they are looked for, as specific as the names allow."""
+    names = [name for name in files if name not in _OF_TRAINING]
+    stored = [name for name in names if name.endswith(".safetensors")]
+    folders = sorted({name.rpartition("/")[0] for name in stored if name.endswith((f"/{SINGLE}", f"/{INDEX}"))})
     if "adapter_config.json" in names:
         return "This is an adapter (LoRA), not a whole model: adapter_config.json is here and no full weights are. Merge it into its base model first and give the merged one."
-    if any(name.endswith(".gguf") for name in names):
-        return "Only GGUF files are here, which are already quantized or converted. Give the original model with its safetensors."
-    if any(name.endswith(_PICKLES) for name in names):
-        return "Only pickle files are here (.bin or .pt), and unpickling a stranger's file can run code. Ask the author for safetensors, or pass --allow-pickle to read them with torch's weights-only loader."
     if "model_index.json" in names:
         return "This is a pipeline of diffusers, not a language model. Give a model with config.json and model.safetensors."
+    if shard := next(filter(_SHARD.fullmatch, stored), None):
+        return f"{INDEX} is missing, which says what each shard ({shard}, …) holds. Fetch the model whole, or load it with transformers and save it again."
+    if folders:
+        return f"No weights are here but in the folder{'s' if len(folders) > 1 else ''} {', '.join(map(ascii, folders[:3]))}. Give one model's own folder, with its config.json and tokenizer."
+    if any(name.endswith(".gguf") for name in names) and not stored:
+        return "Only GGUF files are here, which are already quantized or converted. Give the original model with its safetensors."
+    if any(name.endswith(_PICKLES) for name in names) and not stored:
+        return "Only pickle files are here (.bin or .pt), and unpickling a stranger's file can run code. Ask the author for safetensors, or pass --allow-pickle to read them with torch's weights-only loader."
     if any(name.endswith((".safetensors", ".onnx", ".msgpack", ".h5")) for name in names):
         return f"Neither {SINGLE} nor {INDEX} is here, only weights under other names. The layout that transformers writes is needed."
     return f"No weights are here: neither {SINGLE} nor {INDEX}. Check that this is the model's folder and that it was fetched whole."

@@ -409,6 +409,36 @@ def weights_under_another_name(folder):
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
 
 
+@bad(SourceRefused, "under other names")
+def weights_under_another_name_beside_what_training_leaves(folder):
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    (folder / "training_args.bin").write_bytes(b"x")
+
+
+@bad(
+    SourceRefused,
+    "model.safetensors.index.json is missing, which says what each shard (model-00001-of-00002.safetensors, …)",
+)
+def shards_without_an_index(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "training_args.bin").write_bytes(b"x")
+
+
+@bad(SourceRefused, "No weights are here but in the folders 'fp16', 'sft'")
+def two_models_in_folders(folder):
+    for name in ("fp16", "sft"):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_bytes(b"x")
+    (folder / "model.safetensors").unlink()
+
+
+@bad(SourceRefused, "diffusers")
+def a_diffusion_pipeline_with_pickles(folder):
+    a_diffusion_pipeline(folder)
+    (folder / "unet").mkdir()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+
+
 @bad(SourceRefused, "no config.json")
 def no_config(folder):
     (folder / "config.json").unlink()
@@ -500,6 +530,9 @@ def no_architecture(folder):
 @bad(SourceRefused, "already quantized")
 def an_already_quantized_model(folder):
     model.config(folder, quantization_config={"quant_method": "awq", "bits": 4})
+    header, size = model.entries({**model.shapes(), "model.layers.0.self_attn.q_proj.qweight": [8, 1]})
+    header["model.layers.0.self_attn.q_proj.qweight"]["dtype"] = "I32"
+    model.write_safetensors(folder / "model.safetensors", header, bytes(size))
 
 
 @bad(UnsafeSource, "text_config of config.json must be a JSON object")

@@ -193,3 +193,29 @@ def test_an_honest_pickle_becomes_safetensors_for_who_opts_in(folder, tmp_path):
 
     found = load_file(made / "model-00001-of-00001.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_pickle_of_tensors_in_another_order_becomes_the_same_safetensors(folder, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    (folder / "model.safetensors").unlink()
+    tensors = {name: torch.randn(shape) for name, shape in model.shapes().items()}
+    turned = {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in tensors.items()}
+    torch.save(turned, folder / "pytorch_model.bin")
+    found = load_file(unpickle(folder, tmp_path / "converted") / "model-00001-of-00001.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_what_belongs_to_a_pickled_model_is_beside_its_safetensors(folder, tmp_path):
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save({name: torch.zeros(shape) for name, shape in model.shapes().items()}, folder / "pytorch_model.bin")
+    kept = ("1_Pooling/config.json", "additional_chat_templates/rag.jinja", "LICENSE", "config.json")
+    for name in kept[:3]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    made = unpickle(folder, tmp_path / "converted")
+    assert all((made / name).is_file() for name in kept)
+    assert not (made / "pytorch_model.bin").exists()

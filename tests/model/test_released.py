@@ -280,6 +280,18 @@ def test_what_is_made_of_an_original_is_refused(fp8, tmp_path, weights):
     assert "already quantized ('compressed-tensors' in config.json)" in refusal(tmp_path / "made")
 
 
+@pytest.mark.parametrize("method", ["bitsandbytes", "awq", "fp8", "mxfp4", None])
+def test_whole_weights_under_a_configuration_of_codes_are_taken_as_they_are(method, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "left")
+    configure(folder, {"quant_method": method, "load_in_4bit": True})
+    facts = agreed(read_facts(folder))
+    assert facts.released_as is None
+    assert "quantization_config" not in facts.config
+    assert f"speaks of quantized weights ({method})".lower() in facts.notes[0].lower()
+    assert len(facts.notes) == 1
+    assert all(info.coded is None for info in facts.tensors.values())
+
+
 @pytest.mark.parametrize("block", [[0, 128], [128], "128", [128.0, 128], [2**40, 1]])
 def test_absurd_blocks_are_refused(fp8, tmp_path, block):
     shutil.copytree(fp8, tmp_path / "absurd")

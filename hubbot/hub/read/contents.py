@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.companions import check_companions, is_fetched
-from hubbot.model.snapshot import plain_name
+from hubbot.model.snapshot import no_weights, plain_name
 from hubbot.model.strict_json import object_of, parse_object
 
 __all__ = ["INDEX", "LARGEST_TEXT", "PICKLE_INDEX", "RemoteFile", "needed_files"]
@@ -48,7 +47,7 @@ def needed_files(
     if not weights and allow_pickle:
         weights = _weights(by_path, read, "pytorch_model.bin", PICKLE_INDEX)
     if not weights:
-        raise SourceRefused(_no_weights(by_path))
+        raise SourceRefused(no_weights(by_path))
     companions = [file for file in by_path.values() if is_fetched(file.path)]
     for file in companions:
         if file.size > LARGEST_TEXT:
@@ -84,16 +83,3 @@ def _shards(files: dict[str, RemoteFile], index: RemoteFile, read: Callable[[Rem
             msg = f"{index.path} names {name}, which the repo does not hold. The upload is unfinished; wait for its author or take another revision."
             raise SourceRefused(msg)
     return [files[name] for name in names]
-
-
-def _no_weights(files: dict[str, RemoteFile]) -> str:
-    endings = {PurePosixPath(path).suffix for path in files}
-    if "adapter_config.json" in files:
-        return "The repo holds an adapter (LoRA), not a whole model. Merge it into its base model first and give the merged one."
-    if ".safetensors" in endings:
-        return f"The repo holds safetensors under other names than model.safetensors or those in {INDEX}. The layout that transformers writes is needed."
-    if ".gguf" in endings:
-        return "The repo holds GGUF files, which are already quantized or converted. Name the repo with the original weights."
-    if endings & {".bin", ".pt", ".pth", ".ckpt"}:
-        return "The repo holds its weights as pickles only, which can run code when they are read. Ask its author for safetensors, or opt in to torch's weights-only loader with --allow-pickle."
-    return "The repo holds no safetensors. Name a repo with the original weights."
