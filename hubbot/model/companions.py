@@ -6,20 +6,23 @@ One list for all: what is fetched, what a variant's folder carries, what makes i
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubbot.errors import UnsafeSource
+from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.strict_json import parse_object, read_bytes
 
-__all__ = ["check_companions", "check_modules", "is_carried", "is_fetched", "is_licence"]
+__all__ = ["check_companions", "check_modules", "is_carried", "is_fetched", "is_licence", "modules_with_weights"]
 
 _MOST = 256  # files; an honest model has a dozen
 _LARGEST_SUM = 512 * 2**20  # bytes; the largest tokenizers have 35 MB
 _LARGEST_LICENCE = 8 * 2**20  # bytes; the longest have 100 KB, a notice of many parts a few MB
 _MODULES = "modules.json"
 _LARGEST_MODULES = 2**20  # bytes
+_LAYERS = frozenset(
+    {"Dense", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling"}
+)  # sentence-transformers' modules that are trained
 
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
@@ -73,17 +76,41 @@ def is_licence(path: str) -> bool:
 def check_modules(files: Mapping[str, Path]) -> None:
     """Refuse a modules.json that names a folder outside of the model's: sentence-transformers and llama.cpp's converter open it.
 
-    files: the snapshot's. Raises UnsafeSource, also for one that is no list of modules.
+    files: the snapshot's. Raises UnsafeSource, also for one that is no list of modules; SourceRefused where a module's
+    weights are not stored as safetensors, so that a folder made of the model would have that module without them.
     """
     if _MODULES not in files:
         return
-    listed = b'{"modules": ' + read_bytes(files[_MODULES], _LARGEST_MODULES) + b"}"
-    modules = parse_object(listed, name=_MODULES)["modules"]
-    for module in modules if isinstance(modules, list) else [str(modules)]:
+    modules = _modules(files[_MODULES])
+    for module in modules:
         path = module.get("path", "") if isinstance(module, dict) else module
         if not isinstance(module, dict) or not _inside(path):
             msg = f"{_MODULES} must list modules, each with the path of a folder inside of the model's, such as 1_Pooling; found {ascii(path)[:120]}."
             raise UnsafeSource(msg)
+    for path, kind in _with_weights(modules).items():
+        if f"{path}/model.safetensors" not in files:
+            msg = (
+                f"{_MODULES} names {path} ({kind}), and its weights are not stored as {path}/model.safetensors: what is made of the model would "
+                "give other embeddings without them. Save them as safetensors in a copy of the model (sentence-transformers does), or ask the author."
+            )
+            raise SourceRefused(msg)
+
+
+def modules_with_weights(folder: Path) -> dict[str, str]:
+    """Folder -> kind of the modules that sentence-transformers puts behind the model and that have weights of their own."""
+    path = folder / _MODULES
+    return _with_weights(_modules(path)) if path.is_file() else {}
+
+
+def _modules(path: Path) -> list[Any]:
+    listed = b'{"modules": ' + read_bytes(path, _LARGEST_MODULES) + b"}"
+    modules = parse_object(listed, name=_MODULES)["modules"]
+    return modules if isinstance(modules, list) else [str(modules)]
+
+
+def _with_weights(modules: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    kinds = {module.get("path", ""): str(module.get("type", "")).rpartition(".")[2] for module in modules}
+    return {path: kind for path, kind in kinds.items() if kind in _LAYERS}
 
 
 def _inside(path: Any) -> bool:

@@ -4,8 +4,15 @@ import json
 
 import pytest
 
-from hubbot.errors import UnsafeSource
-from hubbot.model.companions import check_companions, check_modules, is_carried, is_fetched, is_licence
+from hubbot.errors import SourceRefused, UnsafeSource
+from hubbot.model.companions import (
+    check_companions,
+    check_modules,
+    is_carried,
+    is_fetched,
+    is_licence,
+    modules_with_weights,
+)
 from hubbot.record.fingerprint import matters
 
 READ = (
@@ -81,3 +88,13 @@ def test_what_is_no_list_of_modules_is_refused(value, tmp_path):
 def test_modules_inside_of_the_folder_are_accepted(tmp_path):
     check_modules(_modules(tmp_path, [{"idx": 0, "path": ""}, {"path": "1_Pooling"}, {"path": "parts/2_Dense"}]))
     check_modules({})
+
+
+def test_a_modules_weights_are_safetensors_or_the_model_is_refused(tmp_path):
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    files = _modules(tmp_path, [{"path": ""}, {"path": "1_Pooling", "type": "a.models.Pooling"}, dense])
+    with pytest.raises(SourceRefused, match=r"names 2_Dense \(Dense\), and its weights are not stored as"):
+        check_modules({**files, "2_Dense/pytorch_model.bin": tmp_path})
+    check_modules({**files, "2_Dense/model.safetensors": tmp_path})
+    assert modules_with_weights(tmp_path) == {"2_Dense": "Dense"}
+    assert modules_with_weights(tmp_path / "elsewhere") == {}

@@ -113,6 +113,8 @@ def convert(
             values = _instance(named, gguf.LlamaFileType.ALL_F32, tensors)
             values.prepare_tensors()
         model.prepare_metadata(vocab_only=False)
+        if not any(key.endswith(".pooling_type") for key in model.gguf_writer.kv_data[0]):
+            model._try_set_pooling_type()  # which only some classes do; llama.cpp pools for every architecture
         return _converted(model, values, heard)
 
 

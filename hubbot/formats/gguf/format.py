@@ -25,7 +25,16 @@ from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
-from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files, window_notes
+from hubbot.formats.gguf.plan import (
+    Facts,
+    GgufPlan,
+    VariantPlan,
+    costs_of,
+    is_lossless,
+    module_notes,
+    plan_files,
+    window_notes,
+)
 from hubbot.formats.gguf.rounded import Curvatures, write_rounded
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
@@ -153,6 +162,7 @@ class GgufFormat:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the record should know about these files."""
         windows = window_notes(self._facts.config, self._plan.model.metadata)
+        windows += module_notes(self._facts.folder)
         windows += (self._vision.note,) if self._vision.note else ()
         transformed = self._origins.transformed
         if not transformed:

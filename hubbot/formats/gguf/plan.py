@@ -22,10 +22,11 @@ from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
 from hubbot.formats.gguf.vocabulary import with_whole_vocabulary
 from hubbot.formats.protocol import Cost
+from hubbot.model.companions import modules_with_weights
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
 from hubbot.settings import GgufSettings
 
-__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files", "window_notes"]
+__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "module_notes", "plan_files", "window_notes"]
 
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -257,6 +258,18 @@ def window_notes(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> tupl
     return (
         f"the model looks at the last {window:,} tokens (sliding_window), and llama.cpp's converter writes no window for its "
         "architecture: llama.cpp looks at the whole text, so that longer texts come out otherwise",
+    )
+
+
+def module_notes(folder: Path) -> tuple[str, ...]:
+    """A note where sentence-transformers puts layers behind the model, which no GGUF file holds."""
+    layers = modules_with_weights(folder)
+    if not layers:
+        return ()
+    named = ", ".join(f"{path} ({kind})" for path, kind in layers.items())
+    return (
+        f"modules.json puts {named} behind the model, which the GGUF files end before: llama.cpp's embeddings are the pooled "
+        "hidden states, not those of sentence-transformers",
     )
 
 

@@ -26,30 +26,36 @@ _BLANK = "\u2581"  # SentencePiece's
 
 
 def with_whole_vocabulary(model: Converted, tokenizer: PreTrainedTokenizerBase) -> Converted:
-    """The converted model with all that is known of the source's tokenizer, where it has a SentencePiece vocabulary.
-
-    Of byte-level vocabularies the converter asks transformers for added tokens.
-    """
+    """The converted model with all that is known of the source's tokenizer."""
     kind = model.metadata.get(f"{_KEY}model")
-    if kind is None or kind.value != "llama":
+    if kind is None:
         return model
-    return replace(model, metadata=_with_added(model.metadata, tokenizer) | _blank(model.metadata, tokenizer))
+    pieces = kind.value == "llama"  # SentencePiece's
+    blank = _blank(model.metadata, tokenizer) if pieces else {}
+    return replace(model, metadata=_with_added(model.metadata, tokenizer, pieces) | blank)
 
 
-def _with_added(metadata: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Every added token under its id, as one that texts are cut at; no other id keeps its text."""
+def _with_added(metadata: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, pieces: bool) -> dict[str, Any]:
+    """Every added token under its id, as one that texts are cut at; no other id keeps its text.
+
+    pieces: whether the vocabulary is SentencePiece's, whose blanks llama.cpp looks for as blanks in added tokens.
+    """
     names = [name for name in ("tokens", "token_type", "scores") if f"{_KEY}{name}" in metadata]
     lists = {name: list(metadata[_KEY + name].value) for name in names}
     tokens, kinds = [_text(token) for token in lists["tokens"]], lists["token_type"]
     place = {text: number for number, text in enumerate(tokens)}
     for number, token in tokenizer.added_tokens_decoder.items():
-        written, text = str(token), str(token).replace(_BLANK, " ")
-        if number >= len(tokens) or (kinds[number] not in (_NORMAL, _UNUSED) and tokens[number] in (written, text)):
+        written = str(token)
+        text = written.replace(_BLANK, " ") if pieces else written
+        known = number < len(tokens) and kinds[number] not in (_NORMAL, _UNUSED)
+        if number >= len(tokens) or (known and (not pieces or tokens[number] in (written, text))):
             continue
         for other in {place.get(written, number), place.get(text, number)} - {number}:
             lists["tokens"][other], kinds[other] = f"[PAD{other}]".encode(), _UNUSED
+        lists["tokens"][number] = text.encode()
         kinds[number] = _CONTROL if token.special else _USER_DEFINED
-        lists["tokens"][number], lists["scores"][number] = text.encode(), _UNTOLD
+        if "scores" in lists:
+            lists["scores"][number] = _UNTOLD
     return {**metadata, **{_KEY + name: replace(metadata[_KEY + name], value=lists[name]) for name in names}}
 
 

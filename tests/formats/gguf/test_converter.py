@@ -1,6 +1,7 @@
 """What stands in a GGUF is what convert_hf_to_gguf.py, run as a program over the same folder, writes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.converter import convert
 from hubbot.model import read_facts
 from tests.conformance.models import write_tiny
-from tests.formats.gguf.chain import keys_and_tensors, make, open_format, quantize
+from tests.formats.gguf.chain import checkpoint, keys_and_tensors, make, open_format, quantize
 from tests.models import make_model, make_other
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -105,6 +106,13 @@ def test_a_file_is_the_programs_own_with_llama_quantize_after_it(name, folders, 
     assert ours.read_bytes() == theirs.read_bytes()
     if name == "qwen-embedding":
         assert keys_and_tensors(ours)[0]["qwen3.pooling_type"] == llamacpp.gguf().PoolingType.LAST
+
+
+def test_a_model_is_pooled_as_its_modules_say_where_the_converters_class_does_not_look(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
+    _pool_the_last_token(folder)
+    found = convert(folder, read_facts(folder).tensors, checkpoint(folder).__getitem__).metadata
+    assert found["llama.pooling_type"].value == llamacpp.gguf().PoolingType.LAST
 
 
 def _quantized(shape):
