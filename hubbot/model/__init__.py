@@ -62,6 +62,7 @@ class ModelFacts:
     base_model: tuple[str, ...] = ()
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # name -> template
     prediction: tuple[str, ...] = ()  # tensors of blocks that predict further tokens: stored, not computed with
+    unused: tuple[str, ...] = ()  # stored tensors that the model has no place for; known once it was built
     twins: tuple[tuple[str, str], ...] = ()  # stored tensors that are one parameter of the model, in pairs
     notes: tuple[str, ...] = ()
 

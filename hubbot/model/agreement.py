@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hubbot.model import ModelFacts
+    from hubbot.model.safetensors import TensorInfo
 
 __all__ = ["agreed", "refuse_gaps"]
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
+_WEIGHTS = (".weight", ".bias")
+_COMPUTED = re.compile(r"(inv_freq|masked_bias|(cos|sin)_cached)$")
 
 
 def agreed(facts: ModelFacts) -> ModelFacts:
@@ -40,8 +43,9 @@ def agreed(facts: ModelFacts) -> ModelFacts:
     _refuse_twice(places)
     _refuse_shapes(model, checkpoint, facts)
     refuse_gaps(model, checkpoint)
-    left = _left_out(model, checkpoint.group_of, facts)
-    return replace(facts, tied=is_tied(model), twins=_twins(model, places), notes=(*facts.notes, *left))
+    unused = _unused(model, checkpoint.group_of, facts)
+    notes = (*facts.notes, *_notes_on(unused, model, facts))
+    return replace(facts, tied=is_tied(model), twins=_twins(model, places), unused=unused, notes=notes)
 
 
 def _twins(model: PreTrainedModel, places: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -157,21 +161,24 @@ def _ties(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
-def _left_out(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelFacts) -> tuple[str, ...]:
-    """A note on stored weights that no parameter takes; raises SourceRefused for one inside of a decoder block."""
+def _unused(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelFacts) -> tuple[str, ...]:
+    """Stored tensors that the model has no place for and that nothing says are left over; those of prediction blocks are told apart."""
     known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    strays = [
+    return tuple(
         name
-        for name, info in facts.tensors.items()
-        if name not in places
-        and name not in facts.prediction
-        and info.dtype in _FLOATS
-        and name.endswith((".weight", ".bias"))
-        and len(info.shape) in (1, 2)
-        and not any(pattern.search(name) for pattern in known)
-    ]
-    blocks = [part for part in part_layout_of(facts.tensors, facts.layers) if part.kind is PartKind.BLOCK]
-    inside = [name for part in blocks for name in part.tensors if name in strays]
+        for name in facts.tensors
+        if name not in places and name not in facts.prediction and not any(pattern.search(name) for pattern in known)
+    )
+
+
+def _notes_on(unused: Sequence[str], model: PreTrainedModel, facts: ModelFacts) -> tuple[str, ...]:
+    """A note on stored numbers that no parameter takes; raises SourceRefused for a weight of a block, or of another module of the model."""
+    strays = [name for name in unused if _is_learned(name, facts.tensors[name])]
+    parts = part_layout_of(facts.tensors, facts.layers)
+    blocks = {name for part in parts if part.kind is PartKind.BLOCK for name in part.tensors}
+    modules = {name.removeprefix(f"{model.base_model_prefix}.") for name, _ in model.named_modules()}
+    weights = [name for name in strays if name.endswith(_WEIGHTS)]
+    inside = [name for name in weights if name in blocks or _module(name, model) in modules]
     if inside:
         msg = (
             f"{inside[0]} is stored, and the model that config.json describes has no such weight ({len(inside)} in all): "
@@ -182,4 +189,14 @@ def _left_out(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelF
     if not strays:
         return ()
     some = f"{strays[0]} and {len(strays) - 1} more tensors are" if len(strays) > 1 else f"{strays[0]} is"
-    return (f"{some} stored but no part of the model that config.json describes; not measured",)
+    return (f"{some} stored but no part of the model that config.json describes; not measured, and in no GGUF file",)
+
+
+def _module(name: str, model: PreTrainedModel) -> str:
+    """Whose weight a tensor is, by the checkpoint's name without the prefix that some leave out."""
+    return name.removeprefix(f"{model.base_model_prefix}.").rpartition(".")[0]
+
+
+def _is_learned(name: str, info: TensorInfo) -> bool:
+    """Whether a tensor may have been trained: not a mask, a table of positions or a number that follows from config.json."""
+    return info.dtype in _FLOATS and info.count > 0 and len(info.shape) <= 2 and not _COMPUTED.search(name)

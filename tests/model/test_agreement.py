@@ -124,12 +124,28 @@ def test_a_stored_bias_that_the_model_has_no_place_for_is_named(folder):
     assert "model.layers.0.self_attn.q_proj.bias is stored, and the model" in refusal(folder)
 
 
-def test_a_weight_beside_the_blocks_that_nothing_takes_is_noted(folder):
-    def edit(tensors):
-        tensors["v_head.summary.weight"] = torch.ones(1, 256)
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.bias", "norm.bias"])
+def test_a_stored_bias_beside_the_blocks_that_its_module_lacks_is_named(name, folder):
+    rewrite(folder, lambda tensors: {**tensors, name: torch.ones(256)})
+    assert f"{name} is stored, and the model" in refusal(folder)
 
-    rewrite(folder, edit)
-    assert any("v_head.summary.weight is stored but no part" in note for note in examined(folder).notes)
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("v_head.summary.weight", (1, 256)), ("model.layers.0.self_attn.sinks", (4,)), ("model.layers.1.mlp.k_scale", ())],
+)
+def test_what_nothing_takes_and_is_no_weight_of_a_module_is_noted(name, shape, folder):
+    rewrite(folder, lambda tensors: {**tensors, name: torch.ones(shape)})
+    facts = examined(folder)
+    assert facts.unused == (name,)
+    assert any(f"{name} is stored but no part" in note for note in facts.notes)
+
+
+def test_tables_that_follow_from_the_configuration_are_passed_over(folder):
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32), "position_ids": torch.arange(8)}
+    rewrite(folder, lambda tensors: {**tensors, **table})
+    facts = examined(folder)
+    assert (set(facts.unused), facts.notes) == (set(table), ())
 
 
 def test_one_parameter_stored_under_two_names_is_refused(folder):

@@ -47,6 +47,9 @@ class Facts(Protocol):
     def prediction(self) -> Collection[str]: ...  # tensors of prediction blocks
 
     @property
+    def unused(self) -> Collection[str]: ...  # tensors that the model has no place for
+
+    @property
     def chat_templates(self) -> Mapping[str, str]: ...  # name -> template
 
 
@@ -207,14 +210,18 @@ def _static(variant: Gguf) -> Unsupported:
 
 
 def _converted(facts: Facts, read: Callable[[str], torch.Tensor], name: str) -> Converted:
-    """The converted model; without its prediction blocks where the converter has no place for them."""
+    """The converted model; without its prediction blocks where the converter has no place for them.
+
+    What the model itself has no place for is left out as it is everywhere: the converter refuses names that it does not know.
+    """
     folder = Path(facts.folder)
+    tensors = {key: fact for key, fact in facts.tensors.items() if key not in facts.unused}
     try:
-        return convert(folder, facts.tensors, read, name=name)
+        return convert(folder, tensors, read, name=name)
     except Unsupported:
         if not facts.prediction:
             raise
-    kept = {key: fact for key, fact in facts.tensors.items() if key not in facts.prediction}
+    kept = {key: fact for key, fact in tensors.items() if key not in facts.prediction}
     return convert(folder, kept, read, name=name)
 
 

@@ -7,14 +7,19 @@ import sys
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from hubbot import llamacpp
+from hubbot.domain import Gguf, Source
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.converter import convert
+from hubbot.formats.gguf.plan import plan_files
 from hubbot.model import read_facts
+from hubbot.model.agreement import agreed
+from hubbot.settings import GgufSettings
 from tests.conformance.models import write_tiny
 from tests.formats.gguf.chain import checkpoint, keys_and_tensors, make, open_format, quantize
 from tests.models import make_model, make_other
@@ -113,6 +118,18 @@ def test_a_model_is_pooled_as_its_modules_say_where_the_converters_class_does_no
     _pool_the_last_token(folder)
     found = convert(folder, read_facts(folder).tensors, checkpoint(folder).__getitem__).metadata
     assert found["llama.pooling_type"].value == llamacpp.gguf().PoolingType.LAST
+
+
+def test_what_the_model_has_no_place_for_is_in_no_file(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
+    strays = {"v_head.summary.weight": torch.ones(1, 256), "model.position_ids": torch.arange(8)}
+    save_file({**checkpoint(folder), **strays}, folder / "model.safetensors", metadata={"format": "pt"})
+    facts = agreed(read_facts(folder))
+    source = Source(folder=str(folder), repo=None, revision=None, files={})
+    planned = plan_files(
+        [Gguf(type="Q8_0")], source, facts, tmp_path, imatrix=None, settings=GgufSettings(imatrix=False), read=checkpoint(folder).__getitem__
+    )  # fmt: skip
+    assert not any(set(tensor.leaves) & strays.keys() for tensor in planned.model.tensors)
 
 
 def _quantized(shape):
