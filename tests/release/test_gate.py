@@ -139,6 +139,25 @@ def test_a_file_that_computes_something_else_is_refused_with_both_numbers() -> N
     assert "divergence 0.02 nats, tolerance 0.001" in str(verdict.reason)
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "apart", "passes"),
+    [
+        ("Q8_0", 0.0003, 0.0002, True),
+        ("Q8_0", 0.0003, 0.0144, False),  # another activation function, on a random model
+        ("Q8_0", 0.0049, 0.0144, True),  # a model that is as sensitive to rounded weights
+        ("Q4_K_M", 0.03, 0.0144, False),
+        ("BF16", 1e-6, 0.0049, True),
+        ("BF16", 1e-6, 0.0051, False),
+        ("bnb-int8", 0.0003, 0.0144, True),  # its runtime has a tolerance of its own
+    ],
+)
+def test_llama_cpp_may_be_as_far_from_the_sweep_as_8_bits_cost_the_model(name, own, apart, passes) -> None:
+    check = LoadCheck(runtime="llama.cpp b1", loaded=True, kld=apart, tolerance=0.02, passed=True)
+    verdict = judged(replace(scored(name, kld=own), load_check=check))
+    assert (verdict.status is Status.PASSED) is passes
+    assert passes or f"divergence {apart:.3g} nats, tolerance " in str(verdict.reason)
+
+
 def test_what_was_noted_of_a_variant_stands_beside_the_numbers_that_it_may_explain() -> None:
     noted = replace(scored("Q4_K_M", ratio=2.0), notes=("the model looks at the last 32 tokens",))
     assert str(judged(noted).reason).endswith("4-bit variants. Noted of it: the model looks at the last 32 tokens")

@@ -25,16 +25,7 @@ from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
-from hubbot.formats.gguf.plan import (
-    Facts,
-    GgufPlan,
-    VariantPlan,
-    costs_of,
-    is_lossless,
-    module_notes,
-    plan_files,
-    window_notes,
-)
+from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
 from hubbot.formats.gguf.rounded import Curvatures, write_rounded
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
@@ -65,8 +56,9 @@ def costs(
     """
     plan = plan_unread(variants, source, facts, work, settings, text=text, quantized_by=quantized_by)
     vision = plan_vision(source, facts, Snapshot(facts).read, quantized_by=quantized_by)
+    note = "; ".join(filter(None, (*plan.notes, vision.note))) or None
     found = {
-        name: replace(cost, file_bytes=cost.file_bytes + vision.bytes, note=vision.note)
+        name: replace(cost, file_bytes=cost.file_bytes + vision.bytes, note=note)
         for name, cost in costs_of(plan).items()
     }
     return {**found, **plan.refused}
@@ -161,14 +153,12 @@ class GgufFormat:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the record should know about these files."""
-        windows = window_notes(self._facts.config, self._plan.model.metadata)
-        windows += module_notes(self._facts.folder)
-        windows += (self._vision.note,) if self._vision.note else ()
+        told = self._plan.notes + ((self._vision.note,) if self._vision.note else ())
         transformed = self._origins.transformed
         if not transformed:
-            return windows
+            return told
         return (
-            *windows,
+            *told,
             f"{len(transformed)} tensors are transformed by llama.cpp's converter and not measured ({transformed[0]}, …)",
         )
 

@@ -17,16 +17,16 @@ from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
 from hubbot.formats.gguf.vocabulary import with_whole_vocabulary
 from hubbot.formats.protocol import Cost
-from hubbot.model.companions import modules_with_weights
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
 from hubbot.settings import GgufSettings
 
-__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "module_notes", "plan_files", "window_notes"]
+__all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
 
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -97,6 +97,7 @@ class VariantPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufPlan:
     model: Converted
+    notes: tuple[str, ...]  # what llama.cpp computes otherwise than config.json says
     variants: Mapping[str, VariantPlan]
     refused: Mapping[str, Unsupported]  # those that llama.cpp has no recipe for
     imatrix_file: str | None  # its name, where one is used
@@ -119,6 +120,7 @@ def plan_files(
     entries: how many matrices the importance matrix covers, where it is known already.
     Raises Unsupported where llama.cpp's converter cannot take the model, or llama.cpp what it makes of it.
     """
+    refuse_other_activation(facts.config)
     model = _converted(facts, read, source.name)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
@@ -161,7 +163,8 @@ def plan_files(
             ordered[variant.name] = found
         except Unsupported as refusal:
             left[variant.name] = refusal
-    return GgufPlan(model=model, variants=ordered, refused=left, imatrix_file=file)
+    notes = notes_on(facts.config, model.metadata, [tensor.name for tensor in model.tensors], folder)
+    return GgufPlan(model=model, notes=notes, variants=ordered, refused=left, imatrix_file=file)
 
 
 def _of_variant(
@@ -253,31 +256,6 @@ def costs_of(plan: GgufPlan) -> dict[str, Cost]:
         )
         for name, variant in plan.variants.items()
     }
-
-
-def window_notes(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note where the model's attention slides over the text, and the converter has no key for it in this architecture."""
-    text = config.get("text_config", config)
-    window, kinds = text.get("sliding_window"), text.get("layer_types") or ["sliding_attention"]
-    slides = type(window) is int and text.get("use_sliding_window", True) and "sliding_attention" in kinds
-    if not slides or any(key.endswith(".attention.sliding_window") for key in metadata):
-        return ()
-    return (
-        f"the model looks at the last {window:,} tokens (sliding_window), and llama.cpp's converter writes no window for its "
-        "architecture: llama.cpp looks at the whole text, so that longer texts come out otherwise",
-    )
-
-
-def module_notes(folder: Path) -> tuple[str, ...]:
-    """A note where sentence-transformers puts layers behind the model, which no GGUF file holds."""
-    layers = modules_with_weights(folder)
-    if not layers:
-        return ()
-    named = ", ".join(f"{path} ({kind})" for path, kind in layers.items())
-    return (
-        f"modules.json puts {named} behind the model, which the GGUF files end before: llama.cpp's embeddings are the pooled "
-        "hidden states, not those of sentence-transformers",
-    )
 
 
 def _matrices_in_blocks(model: Converted) -> int:

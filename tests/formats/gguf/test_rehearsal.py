@@ -9,7 +9,6 @@ from hubbot.domain import Source
 from hubbot.errors import Unsupported
 from hubbot.formats import costs_of
 from hubbot.formats.gguf.check import read
-from hubbot.formats.gguf.plan import module_notes, window_notes
 from hubbot.formats.gguf.rehearsal import rehearsed
 from hubbot.formats.names import parse_variants
 from hubbot.model import read_facts
@@ -152,27 +151,3 @@ def test_a_text_that_llama_cpp_cuts_otherwise_is_refused_before_anything_is_made
         Unsupported, match=r"in place 0 it has \d+ '.*', the source \d+ '.*'\. Leave the GGUF types out"
     ):
         open_format(folder, ["Q8_0"], tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("config", "keys", "noted"),
-    [
-        ({"sliding_window": 4096}, [], True),
-        ({"text_config": {"sliding_window": 4096}}, [], True),
-        ({"sliding_window": 4096}, ["gemma3.attention.sliding_window"], False),
-        ({"sliding_window": 4096, "use_sliding_window": False}, [], False),
-        ({"sliding_window": 4096, "layer_types": ["full_attention"]}, [], False),
-        ({"sliding_window": None}, [], False),
-        ({}, [], False),
-    ],
-)
-def test_a_window_that_the_file_has_no_key_for_is_noted(config, keys, noted):
-    notes = window_notes(config, dict.fromkeys(keys))
-    assert [("the last 4,096 tokens (sliding_window)" in note) for note in notes] == [True] * noted
-
-
-def test_layers_behind_the_model_that_no_file_holds_are_noted(tmp_path):
-    assert module_notes(tmp_path) == ()
-    modules = [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    assert "modules.json puts 2_Dense (Dense) behind the model" in module_notes(tmp_path)[0]

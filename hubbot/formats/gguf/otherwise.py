@@ -1,0 +1,83 @@
+"""What config.json asks for and llama.cpp would compute otherwise, since its converter has no key for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hubbot.errors import Unsupported
+from hubbot.model.companions import modules_with_weights
+from hubbot.model.empty import config_defaults
+
+__all__ = ["notes_on", "refuse_other_activation"]
+
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+_ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
+_OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
+
+
+def refuse_other_activation(config: Mapping[str, Any]) -> None:
+    """Raise Unsupported for another activation function than the architecture's, which llama.cpp has in its program.
+
+    Names of one function, and GELU with its approximation by tanh, count as the same.
+    """
+    text = config.get("text_config", config)
+    defaults = config_defaults(str(text.get("model_type")))
+    for key in _ACTIVATIONS:
+        asked, own = text.get(key), defaults.get(key)
+        if isinstance(asked, str) and isinstance(own, str) and _ALIKE.get(asked, asked) != _ALIKE.get(own, own):
+            msg = (
+                f"{key} of config.json is {asked!a}; llama.cpp computes {own!a} for every {text['model_type']} model, and no key of a "
+                "file tells it otherwise. Leave the GGUF types out of --variants."
+            )
+            raise Unsupported(msg)
+
+
+def notes_on(
+    config: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str], folder: Path
+) -> tuple[str, ...]:
+    """What a reader of the files should know. metadata and tensors: names of the file's; folder: the model's."""
+    text = config.get("text_config", config)
+    return (*_on_window(text, metadata), *_on_rope(text, metadata, tensors), *_on_modules(folder))
+
+
+def _on_window(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[str]:
+    """Attention that slides over the text, where the converter has no key for it in this architecture."""
+    window, kinds = text.get("sliding_window"), text.get("layer_types") or ["sliding_attention"]
+    slides = type(window) is int and text.get("use_sliding_window", True) and "sliding_attention" in kinds
+    if slides and not any(key.endswith(".attention.sliding_window") for key in metadata):
+        yield (
+            f"the model looks at the last {window:,} tokens (sliding_window), and llama.cpp's converter writes no window for its "
+            "architecture: llama.cpp looks at the whole text, so that longer texts come out otherwise"
+        )
+
+
+def _on_rope(text: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str]) -> Iterator[str]:
+    """Stretched rotary positions of which a file says nothing, or less than config.json."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    if not isinstance(kind, str) or kind == "default":
+        return
+    told = any(key.endswith(".rope.scaling.type") for key in metadata) or any(
+        key.startswith("rope_f") for key in tensors
+    )
+    if kind == "dynamic" and not told:
+        yield "the model stretches its rotary positions for texts beyond its context (rope_type dynamic), and llama.cpp does not: such texts come out otherwise"
+    elif kind in ("linear", "longrope", "su", "yarn") and not told:
+        yield f"the model stretches its rotary positions (rope_type {kind}), and llama.cpp's converter writes nothing of it for its architecture"
+    elif kind == "longrope" and not any(key.startswith("rope_f") for key in tensors):
+        yield "the model stretches its rotary positions by factors of its own (rope_type longrope), and llama.cpp's converter writes none for its architecture"
+    given = [key for key in _OWN_FACTORS if rope.get(key) is not None]
+    if kind == "yarn" and given and not any(key.endswith(".yarn_log_multiplier") for key in metadata):
+        yield f"the model scales its attention by {given[0]} {rope[given[0]]} (rope_type yarn), and llama.cpp by 1 + 0.1 ln(factor) for its architecture"
+
+
+def _on_modules(folder: Path) -> Iterator[str]:
+    """Layers that sentence-transformers puts behind the model, which no GGUF file holds."""
+    if layers := modules_with_weights(folder):
+        named = ", ".join(f"{path} ({kind})" for path, kind in layers.items())
+        yield (
+            f"modules.json puts {named} behind the model, which the GGUF files end before: llama.cpp's embeddings are the pooled "
+            "hidden states, not those of sentence-transformers"
+        )

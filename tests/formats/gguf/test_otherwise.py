@@ -1,0 +1,78 @@
+"""What llama.cpp would compute otherwise than config.json says is refused or noted before anything is made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hubbot.errors import Unsupported
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "noted"),
+    [
+        ({"sliding_window": 4096}, [], True),
+        ({"text_config": {"sliding_window": 4096}}, [], True),
+        ({"sliding_window": 4096}, ["gemma3.attention.sliding_window"], False),
+        ({"sliding_window": 4096, "use_sliding_window": False}, [], False),
+        ({"sliding_window": 4096, "layer_types": ["full_attention"]}, [], False),
+        ({"sliding_window": None}, [], False),
+        ({}, [], False),
+    ],
+)
+def test_a_window_that_the_file_has_no_key_for_is_noted(config, keys, noted):
+    notes = notes_on(config, keys, (), Path("nowhere"))
+    assert [("the last 4,096 tokens (sliding_window)" in note) for note in notes] == [True] * noted
+
+
+def test_layers_behind_the_model_that_no_file_holds_are_noted(tmp_path):
+    assert notes_on({}, (), (), tmp_path) == ()
+    modules = [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert "modules.json puts 2_Dense (Dense) behind the model" in notes_on({}, (), (), tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("rope", "keys", "tensors", "noted"),
+    [
+        (None, [], [], None),
+        ({"rope_type": "default"}, [], [], None),
+        ({"rope_type": "dynamic", "factor": 4.0}, [], [], "rope_type dynamic"),
+        ({"type": "linear", "factor": 4.0}, ["llama.rope.scaling.type"], [], None),
+        ({"rope_type": "llama3", "factor": 8.0}, [], ["rope_freqs.weight"], None),
+        ({"rope_type": "longrope"}, ["llama.rope.scaling.type"], [], "writes none for its architecture"),
+        ({"rope_type": "longrope"}, ["phi3.rope.scaling.type"], ["rope_factors_long.weight"], None),
+        ({"rope_type": "yarn", "factor": 4.0}, ["llama.rope.scaling.type"], [], None),
+        ({"rope_type": "yarn", "mscale": 1.0}, ["llama.rope.scaling.type"], [], "by mscale 1.0"),
+        ({"rope_type": "yarn", "mscale": 1.0}, ["a.rope.scaling.type", "a.rope.scaling.yarn_log_multiplier"], [], None),
+        ({"rope_type": "yarn"}, [], [], "writes nothing of it"),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_stretched_positions_that_the_file_says_less_of_are_noted(key, rope, keys, tensors, noted):
+    found = notes_on({key: rope}, keys, tensors, Path("nowhere"))
+    assert [noted in note for note in found] == ([True] if noted else [])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "asked"),
+    [
+        ("llama", "hidden_act", "swish"),
+        ("llama", "hidden_act", None),
+        ("gemma2", "hidden_activation", "gelu"),
+        ("gpt2", "activation_function", "gelu"),
+        ("no_such_type", "hidden_act", "relu"),
+    ],
+)
+def test_the_architectures_own_activation_function_passes_under_any_of_its_names(model_type, key, asked):
+    refuse_other_activation({"model_type": model_type, key: asked})
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_another_activation_function_than_the_architectures_is_refused_by_its_key(inside):
+    text = {"model_type": "llama", "hidden_act": "gelu"}
+    with pytest.raises(
+        Unsupported, match=r"hidden_act of config\.json is 'gelu'; llama\.cpp computes 'silu' for every llama"
+    ):
+        refuse_other_activation({"model_type": "llava", "text_config": text} if inside else text)
