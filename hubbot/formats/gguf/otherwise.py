@@ -55,8 +55,9 @@ def _on_window(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[s
 
 def _on_rope(text: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str]) -> Iterator[str]:
     """Stretched rotary positions of which a file says nothing, or less than config.json."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling")
-    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    found = text.get("rope_parameters") or text.get("rope_scaling")
+    rope: dict[str, Any] = found if isinstance(found, dict) else {}
+    kind = rope.get("rope_type", rope.get("type"))
     if not isinstance(kind, str) or kind == "default":
         return
     told = any(key.endswith(".rope.scaling.type") for key in metadata) or any(
