@@ -46,7 +46,8 @@ _VLLM = {
 }
 _PATIENCE = 3600.0  # seconds for one folder
 _NEW_TOKENS = 8  # that the card's lines say here; loading is what may go wrong
-_ABSENT = "requires the Torchvision library"  # transformers' words; most image processors of a model that sees films too want it
+# transformers' words: most image processors of a model that sees films too want the one, Gemma 3n's part that sees the other.
+_ABSENT = ("requires the Torchvision library", "requires the timm library")
 # GPTQModel's words where it would build a kernel from sources that it has to fetch, or with a compiler that fails: on a card it
 # asks for that at once, and here is no network. Its kernel in torch needs nothing.
 _UNBUILT = ("GPTQMODEL_OFFLINE", "kernels are not properly installed")
@@ -140,7 +141,7 @@ def _by_card(
         answers |= run(unbuilt, kernel=_KERNEL) if unbuilt else {}
     trials = {}
     for name, found in answers.items():
-        if _ABSENT in found.get("error", ""):
+        if any(word in found.get("error", "") for word in _ABSENT):
             continue  # nothing was tried
         check = checked[name].load_check
         runtime, _, release = (check.runtime if check else "transformers").partition(" ")

@@ -28,6 +28,7 @@ from hubbot.errors import ToolMissing
 from hubbot.formats.protocol import Reading
 from hubbot.formats.samples import greedy, plainly
 from hubbot.machine.versions import INSTALL
+from hubbot.model.absent import parts_left_out
 from hubbot.model.chat import Chat, Tokens, end_tokens
 from hubbot.model.digests import template_digest, tokenizer_digest
 from hubbot.model.empty import auto_class
@@ -42,10 +43,11 @@ _PATIENCE = 3600.0  # seconds
 
 
 def from_pretrained(folder: Path, device: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
-    kind = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-    model: PreTrainedModel = kind.from_pretrained(
-        folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
-    )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with parts_left_out(config):
+        model: PreTrainedModel = auto_class(config).from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False, **options
+        )
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, expert_name
 from hubbot.model import ModelFacts, part_layout
+from hubbot.model.absent import absent_part_of, absent_parts, part_of_timm
 from hubbot.model.empty import build_model, decoder_blocks
 from hubbot.model.finite import Large
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
@@ -101,6 +102,7 @@ class Linears:
     of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
     without calling them, and which no family can hold as codes; they are outside too. split_biases: module path and `.bias` -> where that lies.
     targets: checkpoint tensor -> the parameter that it fills as it stands. joined: those that fill one otherwise, as experts do.
+    timm: path of a part that is a model of timm's.
     """
 
     blocks: tuple[Linear, ...]
@@ -114,6 +116,7 @@ class Linears:
     split_biases: Mapping[str, Cut] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
+    timm: str | None = None
 
     @property
     def by_name(self) -> dict[str, Linear]:
@@ -151,6 +154,7 @@ def find_linears(facts: ModelFacts) -> Linears:
             outside.append(path)
         else:
             blocks.append(_linear(name, path, module))
+    outside += _of_absent(model, facts)
     experts, stacked = _experts(model, stack, checkpoint, facts)
     if not blocks and not experts:
         msg = (
@@ -172,7 +176,15 @@ def find_linears(facts: ModelFacts) -> Linears:
         biases,
         checkpoint.alone,
         tuple(name for group in checkpoint.groups if group.converter is not None for name in group.members),
+        part_of_timm(model),
     )
+
+
+def _of_absent(model: PreTrainedModel, facts: ModelFacts) -> list[str]:
+    """The matrices of parts that the model was built without: layers to readers that have them."""
+    absent = absent_parts(model)
+    matrices = [name for name, info in facts.tensors.items() if name.endswith(".weight") and len(info.shape) == 2]
+    return [name.removesuffix(".weight") for name in matrices if absent_part_of(name, absent)]
 
 
 def _unfilled(path: str, checkpoint: CheckpointMap) -> str:

@@ -7,6 +7,7 @@ leave out in silence, and every runtime in its own way; so each disagreement is 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hubbot.errors import SourceRefused
+from hubbot.model.absent import absent_part_of, absent_parts
 from hubbot.model.empty import build_model, is_tied
 from hubbot.model.mapping import CheckpointMap, Group, map_checkpoint
 from hubbot.model.parts import PartKind, part_layout_of
@@ -44,7 +46,7 @@ def agreed(facts: ModelFacts) -> ModelFacts:
     _refuse_shapes(model, checkpoint, facts)
     refuse_gaps(model, checkpoint)
     unused = _unused(model, checkpoint.group_of, facts)
-    notes = (*facts.notes, *_notes_on(unused, model, facts))
+    notes = (*facts.notes, *_absent(model, facts), *_notes_on(unused, model, facts))
     return replace(facts, tied=is_tied(model), twins=_twins(model, places), unused=unused, notes=notes)
 
 
@@ -164,10 +166,14 @@ def _ties(model: PreTrainedModel) -> bool:
 def _unused(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelFacts) -> tuple[str, ...]:
     """Stored tensors that the model has no place for and that nothing says are left over; those of prediction blocks are told apart."""
     known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    absent = absent_parts(model)
     return tuple(
         name
         for name in facts.tensors
-        if name not in places and name not in facts.prediction and not any(pattern.search(name) for pattern in known)
+        if name not in places
+        and name not in facts.prediction
+        and absent_part_of(name, absent) is None
+        and not any(pattern.search(name) for pattern in known)
     )
 
 
@@ -200,3 +206,13 @@ def _module(name: str, model: PreTrainedModel) -> str:
 def _is_learned(name: str, info: TensorInfo) -> bool:
     """Whether a tensor may have been trained: not a mask, a table of positions or a number that follows from config.json."""
     return info.dtype in _FLOATS and info.count > 0 and len(info.shape) <= 2 and not _COMPUTED.search(name)
+
+
+def _absent(model: PreTrainedModel, facts: ModelFacts) -> tuple[str, ...]:
+    """A note on every part that the model was built without."""
+    absent = absent_parts(model)
+    counts = Counter(absent_part_of(name, absent) for name in facts.tensors)
+    return tuple(
+        f"{path} was not run, and nothing is said of it: {part.wants}; its {counts[path]} tensors go into folders as they are"
+        for path, part in absent.items()
+    )

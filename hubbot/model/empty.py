@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from hubbot.errors import Unsupported
+from hubbot.model.absent import parts_left_out
 from hubbot.model.architectures import sees_images
 from hubbot.model.foreign import foreign
 
@@ -30,6 +31,8 @@ __all__ = ["auto_class", "build_model", "config_defaults", "decoder_blocks", "is
 
 def build_model(folder: Path) -> PreTrainedModel:
     """The model of a folder with parameters on the meta device, buffers (rotary tables) on the CPU, in float32.
+
+    A part that wants a package which is not here, and that no text passes through, is left out (`hubbot.model.absent`).
 
     Raises Unsupported where transformers cannot build it, with what it says.
     """
@@ -40,7 +43,7 @@ def build_model(folder: Path) -> PreTrainedModel:
     what = f"build a language model from {folder.name}/config.json"
     with foreign("transformers", what, then=then, kind=Unsupported):
         config = plain_config(folder)
-        with _without_weights():
+        with _without_weights(), parts_left_out(config):
             model: PreTrainedModel = auto_class(config).from_config(
                 config,
                 dtype=torch.float32,

@@ -56,6 +56,15 @@ class BlockModel(InstalledModel):
         super().__init__(folder, parts, device)
         self._output: Output = _OUTPUTS[0]  # found out by `passage`
         self._ordinary = _ordinary_tokens(self.model)
+        if self._towers:
+            self._towers -= self._read_by_text()
+
+    def _read_by_text(self) -> frozenset[str]:
+        """Tensors of modules that a text passes too, such as Gemma 3n's embeddings of the marks around images."""
+        run: set[nn.Module] = set()
+        self._noted(torch.full((1, _WINDOW), self._ordinary[0]), run.add)
+        places = {name: self._places.get(self._map.alone.get(name, ""), ()) for name in self._towers}
+        return frozenset(name for name, held in places.items() if any(module in run for module, _ in held))
 
     @cached_property
     def passage(self) -> Passable:
@@ -97,14 +106,14 @@ class BlockModel(InstalledModel):
         return self._noted(torch.full((count, length), self._ordinary[0])).blocks
 
     @torch.inference_mode()
-    def _noted(self, tokens: torch.Tensor) -> Given:
+    def _noted(self, tokens: torch.Tensor, asking: Callable[[nn.Module], None] = lambda _: None) -> Given:
         """What a forward with stand-ins gives the blocks, once it is known what they have to return."""
         told: list[str] = []
         for output in _OUTPUTS:
             self._output = output
             try:
                 with foreign("transformers", "run the model without weights", then="", kind=Unsupported):
-                    return self._see(tokens)
+                    return self._see(tokens, asking=asking)
             except Unsupported as error:
                 told.append(str(error).strip())
         raise self._unwalkable(told[0])
@@ -135,11 +144,12 @@ class BlockModel(InstalledModel):
         until: int | None = None,
         hollow: Iterable[nn.Module] | None = None,
         marks: Mapping[int, torch.Tensor] | None = None,
+        asking: Callable[[nn.Module], None] = lambda _: None,
     ) -> Given:
         """One forward with stand-ins; raises ValueError where the blocks' output was taken for something else.
 
         until: the block that it stops at; else it goes through the head. hollow: what has no weights, if not all that is.
-        marks: what the blocks return beside their hidden states, by its place.
+        marks: what the blocks return beside their hidden states, by its place. asking: called with each hollow module that is run.
         """
         hiddens: list[torch.Tensor] = []
         seen: dict[int, BlockArguments] = {}
@@ -162,7 +172,7 @@ class BlockModel(InstalledModel):
 
         modules = self._hollow() if hollow is None else hollow
         logits = None
-        with stand_ins(self.blocks, note), self._over(modules), contextlib.suppress(_Stop):
+        with stand_ins(self.blocks, note), self._over(modules, asking), contextlib.suppress(_Stop):
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
         if logits is not None and logits.shape[:2] != tokens.shape:
             msg = f"the model returns {list(logits.shape)}"
@@ -172,9 +182,7 @@ class BlockModel(InstalledModel):
             raise ValueError(msg)
         return Given(hiddens[0], [seen[index] for index in sorted(seen)])
 
-    def _over(
-        self, modules: Iterable[nn.Module], asking: Callable[[nn.Module], None] = lambda _: None
-    ) -> AbstractContextManager[None]:
+    def _over(self, modules: Iterable[nn.Module], asking: Callable[[nn.Module], None]) -> AbstractContextManager[None]:
         return passed_over(modules, asking, device=self.device, as_given=self.model.get_output_embeddings())
 
     def _handed(self, tokens: torch.Tensor) -> tuple[dict[Key, int], ...]:

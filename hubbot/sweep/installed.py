@@ -175,7 +175,7 @@ def _largest(model: PreTrainedModel, blocks: nn.ModuleList) -> int:
 
 
 def _towers(model: PreTrainedModel, parts: tuple[Part, ...]) -> frozenset[str]:
-    """Of a model that sees images, the tensors that only images pass through: they stay on the disk."""
+    """Of a model that sees images, the tensors that by their names only images and sounds pass through: they stay on the disk."""
     if not any(map(sees_images, model.config.architectures or ())):
         return frozenset()
     first = next(part for part in parts if part.kind is PartKind.EMBEDDING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hubbot.demo.tokenizer import write_tokenizer
+from tests.conformance.gemma3n import complete
 from tests.conformance.seeing import PLANS, PUBLISHED, transpose_experts
 from tests.gpt2 import END_OF_TEXT, write_gpt2_tokenizer
 from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
@@ -199,6 +200,9 @@ _STORED = {
 # Tensors of the last layers that the Hub's files hold, llama.cpp asks for and nothing computes with: layers, names.
 _UNUSED = {"gemma3n_text": (range(20, 25), ("k_proj", "v_proj", "k_norm"))}
 
+# What is done to a folder of a model that sees so that it is as on the Hub.
+_FURTHER: dict[str, Callable[[Path], Path]] = {"qwen3_vl_moe": transpose_experts, "gemma3n": complete}
+
 # Of many layers with random weights, logits are sharper than a trained model's, and so is what 8-bit activations do to them.
 _CALM = {"gemma3n_text": 0.5}
 
@@ -267,7 +271,7 @@ def write_tiny(architecture: str, into: Path) -> Path:
         kind = SEEING[architecture]
         folder = make_vision(kind, into, plan=PLANS[kind])
         _publish(folder / "config.json", PUBLISHED.get(kind, {}))
-        return transpose_experts(folder) if kind == "qwen3_vl_moe" else folder
+        return _FURTHER.get(kind, Path)(folder)
     kind = model_type_of(architecture)
     assert kind, f"{architecture} has no configuration of text alone"
     into.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from tests.conformance.gemma3n import GEMMA3N
 from tests.vision import _HALF, _PATCHES, _QWEN, _SIGLIP, _TEXT, VISION, Vision
 
 __all__ = ["PLANS", "PUBLISHED", "transpose_experts"]
@@ -73,6 +74,7 @@ _GLM: dict[str, Any] = {
 _GLM_TOWER = _tower(patch_size=14, image_size=112)
 
 PLANS: dict[str, Vision] = VISION | {
+    "gemma3n": GEMMA3N,
     "llava": replace(  # Pixtral, the tower that llama.cpp's converter knows under this class
         VISION["mistral3"],
         config="LlavaConfig",

@@ -25,6 +25,7 @@ from hubbot.errors import HubbotError
 from hubbot.formats import FAMILIES, costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
+from hubbot.model.absent import parts_left_out
 from hubbot.model.architectures import sees_images
 from hubbot.model.empty import auto_class
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
@@ -115,8 +116,9 @@ def _compare_base(source: Source, settings: Settings, question: MakeQuestion, an
     windows = cut_evaluation(
         question.texts.evaluation, load_tokenizer(folder), facts_of(source, settings, question.work), settings
     )
-    kind = auto_class(AutoConfig.from_pretrained(folder))
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    config = AutoConfig.from_pretrained(folder)
+    with parts_left_out(config):
+        model = auto_class(config).from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         told = torch.cat([model(row[None]).logits[0, :-1].double().log_softmax(-1) for row in windows.tokens])
     plain = math.exp(-told.gather(1, windows.tokens[:, 1:].reshape(-1, 1)).mean())

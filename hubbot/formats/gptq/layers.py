@@ -107,6 +107,8 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool)
     """
     linears = find_linears(facts)
     _refuse_experts(linears, family, gptqmodel=gptqmodel)
+    if gptqmodel:
+        _refuse_timm(linears)
     names = Names(names={}, left=())
     if gptqmodel and (linears.taken or any(linear.expert for linear in (*linears.blocks, *linears.pieces))):
         names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
@@ -119,6 +121,16 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool)
         )
         raise Unsupported(msg)
     return Layers(linears=linears, head=linears.head, names=names, gptqmodel=gptqmodel)
+
+
+def _refuse_timm(linears: Linears) -> None:
+    if linears.timm:
+        msg = (
+            f"{linears.timm} is a model of timm's, at which optimum stops, by which transformers reads GPTQ: it asks every module for all that "
+            "its class names, and supports_pp_plan of such a part raises AttributeError. Leave GPTQ variants out for this model, "
+            "or make w4a16-128g: the same codes in a layout that transformers reads without optimum."
+        )
+        raise Unsupported(msg)
 
 
 def _refuse_undecoded(linears: Linears, choice: Choice, layout: Gptq) -> None:
