@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def agreed(facts: ModelFacts) -> ModelFacts:
     places = checkpoint.alone
     _refuse_twice(places)
     _refuse_shapes(model, checkpoint, facts)
-    refuse_gaps(model, checkpoint)
+    refuse_gaps(model, checkpoint, facts.tensors)
     unused = _unused(model, checkpoint.group_of, facts)
     notes = (*facts.notes, *_absent(model, facts), *_notes_on(unused, model, facts))
     return replace(facts, tied=is_tied(model), twins=_twins(model, places), unused=unused, notes=notes)
@@ -111,8 +111,11 @@ def _keys(config: Mapping[str, Any], sizes: Set[int]) -> str:
     return f" ({found} {text[found]})" if found else ""
 
 
-def refuse_gaps(model: PreTrainedModel, checkpoint: CheckpointMap) -> None:
-    """Raise SourceRefused for parameters that no stored tensor fills; transformers would take random numbers."""
+def refuse_gaps(model: PreTrainedModel, checkpoint: CheckpointMap, stored: Iterable[str] = ()) -> None:
+    """Raise SourceRefused for parameters that no stored tensor fills; transformers would take random numbers.
+
+    stored: names of all tensors, of which those that fill nothing are told beside the gaps.
+    """
     places = checkpoint.alone
     parameters = dict(model.named_parameters(remove_duplicate=False))
     filled = {id(parameters[place]) for place in checkpoint.filled if place in parameters}
@@ -125,10 +128,12 @@ def refuse_gaps(model: PreTrainedModel, checkpoint: CheckpointMap) -> None:
     _refuse_untied_head(model, missing, places)
     _refuse_lone_head(model, places)
     if missing:
+        left = next((name for name in stored if name not in checkpoint.group_of), None)
+        beside = f" What it stores and the model has no place for begins with {left}." if left else ""
         msg = (
             f"The checkpoint has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} "
-            f"({len(missing)} of {len(parameters)} tensors). A complete checkpoint is needed: "
-            "check that all shards are there and that config.json belongs to them."
+            f"({len(missing)} of {len(parameters)} tensors).{beside} A complete checkpoint is needed: "
+            "check that all shards are there, that config.json belongs to them, and that names are as transformers saves them."
         )
         raise SourceRefused(msg)
 
@@ -164,22 +169,23 @@ def _ties(model: PreTrainedModel) -> bool:
 
 
 def _unused(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelFacts) -> tuple[str, ...]:
-    """Stored tensors that the model has no place for and that nothing says are left over; those of prediction blocks are told apart."""
-    known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    """Stored tensors that the model has no place for; those of prediction blocks and of absent parts are told apart."""
     absent = absent_parts(model)
     return tuple(
         name
         for name in facts.tensors
-        if name not in places
-        and name not in facts.prediction
-        and absent_part_of(name, absent) is None
-        and not any(pattern.search(name) for pattern in known)
+        if name not in places and name not in facts.prediction and absent_part_of(name, absent) is None
     )
 
 
 def _notes_on(unused: Sequence[str], model: PreTrainedModel, facts: ModelFacts) -> tuple[str, ...]:
     """A note on stored numbers that no parameter takes; raises SourceRefused for a weight of a block, or of another module of the model."""
-    strays = [name for name in unused if _is_learned(name, facts.tensors[name])]
+    known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    strays = [
+        name
+        for name in unused
+        if _is_learned(name, facts.tensors[name]) and not any(pattern.search(name) for pattern in known)
+    ]
     parts = part_layout_of(facts.tensors, facts.layers)
     blocks = {name for part in parts if part.kind is PartKind.BLOCK for name in part.tensors}
     modules = {name.removeprefix(f"{model.base_model_prefix}.") for name, _ in model.named_modules()}

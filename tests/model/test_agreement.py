@@ -141,6 +141,24 @@ def test_what_nothing_takes_and_is_no_weight_of_a_module_is_noted(name, shape, f
     assert any(f"{name} is stored but no part" in note for note in facts.notes)
 
 
+def test_names_with_a_prefix_that_the_model_has_not_are_told(folder):
+    rewrite(folder, lambda tensors: {f"_orig_mod.{name}": value for name, value in tensors.items()})
+    said = refusal(folder)
+    assert "no weights for model.embed_tokens.weight" in said
+    assert "What it stores and the model has no place for begins with _orig_mod." in said
+
+
+def test_masks_that_transformers_knows_to_pass_over_are_in_no_file_and_not_spoken_of(tmp_path):
+    folder = make_model("gpt_neox", tmp_path / "tiny")
+    mask = {
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8),
+    }
+    rewrite(folder, lambda tensors: {**tensors, **mask})
+    facts = examined(folder)
+    assert (set(facts.unused), facts.notes) == (set(mask), ())
+
+
 def test_tables_that_follow_from_the_configuration_are_passed_over(folder):
     table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32), "position_ids": torch.arange(8)}
     rewrite(folder, lambda tensors: {**tensors, **table})

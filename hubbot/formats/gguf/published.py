@@ -29,6 +29,8 @@ def as_published(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dic
     Rotary positions stay as transformers has them, but for the shares of the channels that converters ask for by other names.
     """
     whole = _with_lost_keys(parsed, published)
+    if "n_positions" in whole:  # GPT-2's converter: transformers 5 saves the one name of two
+        whole.setdefault("n_ctx", whole["n_positions"])
     rope = whole.get("rope_parameters") or {}
     if "rotary_pct" not in whole and "full_attention" not in rope:  # GPT-NeoX' and Cohere's converters
         return {**whole, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}

@@ -37,3 +37,9 @@ def test_rotary_positions_stay_as_transformers_has_them_with_the_share_that_conv
     assert as_published({"rope_parameters": {"partial_rotary_factor": 0.25}}, {})["rotary_pct"] == 0.25
     indexed = {"indexed_attention": {"rope_theta": 1e7}, "sliding_attention": {"rope_theta": 5e4}}
     assert as_published({"rope_parameters": indexed}, {})["rope_parameters"]["full_attention"] == {"rope_theta": 1e7}
+
+
+def test_the_context_of_a_gpt_2_that_transformers_saved_has_both_of_its_names() -> None:
+    assert as_published({"n_positions": 1024}, {})["n_ctx"] == 1024
+    assert as_published({"n_positions": 1024}, {"n_ctx": 512})["n_ctx"] == 512
+    assert "n_ctx" not in as_published({"max_position_embeddings": 1024}, {})

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from hubbot.errors import Unsupported
 from hubbot.formats.gguf.pieces import sentencepiece_model
 from hubbot.llamacpp import gguf
 from hubbot.model.own_tokenizer import load_tokenizer, token_ids
-from tests.formats.gguf.chain import make
+from tests.formats.gguf.chain import make, open_format
 from tests.model.folders import change
 from tests.models import make_model
 
@@ -48,11 +49,25 @@ def test_an_added_token_that_only_tokenizer_json_names_is_one_token_in_llama_cpp
     assert kinds[508:511] == [4, 4, 3]
 
 
-def test_an_id_that_two_files_give_one_token_is_the_one_of_tokenizer_json(folder, tmp_path):
+def test_an_added_token_has_the_id_of_tokenizer_json_where_another_file_gives_it_a_row_without_a_token(
+    folder, tmp_path
+):
     _added(folder, **{"<think>": False})
-    change(folder / "added_tokens.json", **{"<think>": 300})
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    last = next(text for text, number in whole["model"]["vocab"].items() if number == 511)
+    del whole["model"]["vocab"][last]
+    whole["model"]["merges"] = [pair for pair in whole["model"]["merges"] if last not in (*pair, "".join(pair))]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    change(folder / "added_tokens.json", **{"<think>": 511})
     files, _ = make(folder, ["Q8_0"], tmp_path / "out", decoded=False)
     assert _cut(files["Q8_0"].paths[0], "<think>") == token_ids(load_tokenizer(folder), "<think>", whole=False)
+
+
+def test_an_added_token_that_another_file_puts_in_the_place_of_a_token_is_refused(folder, tmp_path):
+    _added(folder, **{"<think>": False})
+    change(folder / "added_tokens.json", **{"<think>": 300})
+    with pytest.raises(Unsupported, match=r"finds '<think>' for token 300, which the tokenizer calls"):
+        open_format(folder, ["Q8_0"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma3"])
@@ -84,3 +99,13 @@ def test_a_blank_is_put_before_texts_where_the_sources_tokenizer_puts_one(folder
     (folder / "tokenizer.json").write_text(json.dumps({**whole, "normalizer": None}))
     files, _ = make(folder, ["Q8_0"], tmp_path / "out", decoded=False)
     assert _cut(files["Q8_0"].paths[0], "no blank") == token_ids(load_tokenizer(folder), "no blank", whole=False)
+
+
+def test_a_seldom_token_that_tokenizer_model_calls_otherwise_is_refused(folder, tmp_path):
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    old = next(text for text, number in whole["model"]["vocab"].items() if number == 508)
+    whole["model"]["vocab"] = {"Ⱡ" if text == old else text: number for text, number in whole["model"]["vocab"].items()}
+    whole["model"]["merges"] = [pair for pair in whole["model"]["merges"] if old not in (*pair, "".join(pair))]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(Unsupported, match=r"for token 508, which the tokenizer calls '\\u2c60'"):
+        open_format(folder, ["Q8_0"], tmp_path / "out")
