@@ -22,6 +22,7 @@ from hubbot.child.device import settle_device
 from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
+from hubbot.child.source import facts_of
 from hubbot.child.trials import try_as_users
 from hubbot.domain import Family, LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
@@ -30,7 +31,6 @@ from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import is_vision
 from hubbot.formats.protocol import Reading
 from hubbot.machine.room import room_on
-from hubbot.model import read_facts
 from hubbot.model.chat import differences, settled
 from hubbot.model.digests import tokenizer_digest
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
@@ -197,8 +197,9 @@ class _Original:
     """
 
     def __init__(self, source: Source, settings: Settings, work: Path) -> None:
-        self._folder, self._work, self._device = Path(source.folder), work, settle_device(settings.device)
-        folder = self._folder
+        facts = facts_of(source, settings, work)  # pickled weights are turned into safetensors first
+        self._facts, self._work, self._device = facts, work, settle_device(settings.device)
+        folder = facts.folder
         self.tokenizer = load_tokenizer(folder)
         self.chat = read_chat(folder, self.tokenizer, _conversation(folder, self.tokenizer))
         self.prompts = samples.encode_prompts(self.tokenizer) if settings.evaluation.samples else []
@@ -212,13 +213,13 @@ class _Original:
 
     @cached_property
     def _fits_whole(self) -> bool:
-        return _fits(read_facts(self._folder).decoded_bytes, self._device)
+        return _fits(self._facts.decoded_bytes, self._device)
 
     @cached_property
     def gallery(self) -> Gallery:
         """What the original makes of a test image; asked for where a variant sees."""
         ends = self.chat.tokens.ends
-        return Gallery(self._folder, self._work, self.tokenizer, ends, fits=self._fits_whole, device=self._device)
+        return Gallery(self._facts.folder, self._work, self.tokenizer, ends, fits=self._fits_whole, device=self._device)
 
     def compared(self, reading: Reading) -> tuple[LoadCheck, tuple[str, ...]]:
         """The check with what its runtime makes of a chat otherwise than the source; notes on what is let pass."""

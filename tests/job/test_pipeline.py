@@ -249,3 +249,15 @@ def test_unknown_keys_of_the_configuration_are_refused_by_their_path(
         main(["plan", "model", "--config", str(tmp_path / "hubbot.toml")])
     assert stop.value.code == 2
     assert "calibration.sample is no setting" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_pickled_model_goes_through_the_whole_job_for_who_opts_in(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (variant,) = make(folder, tmp_path, variants="bnb-int8", allow_pickle=True).variants
+    assert (variant.status, variant.reason) == (Status.PASSED, None)
+    assert len(variant.samples) > 0
