@@ -16,7 +16,7 @@ from typing import Any
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
 
-__all__ = ["known_to_llama_cpp", "known_to_transformers", "read_from", "sees_images"]
+__all__ = ["known_to_llama_cpp", "known_to_transformers", "other_purpose", "read_from", "sees_images"]
 
 
 def known_to_transformers(architecture: str) -> bool:
@@ -26,6 +26,24 @@ def known_to_transformers(architecture: str) -> bool:
     PhimoeForCausalLM, and finds them by `model_type`.
     """
     return sees_images(architecture) or architecture.lower() in _transformers("CAUSAL_LM")
+
+
+# What a class of transformers does, by the table that it stands in; the first that has it counts.
+_OTHERWISE = {
+    "MODEL_FOR_MULTIMODAL_LM": "reads sounds or further kinds of input",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION": "judges texts (a classifier or reward model)",
+    "MODEL_FOR_TOKEN_CLASSIFICATION": "judges tokens",
+    "MODEL_FOR_QUESTION_ANSWERING": "marks answers in a text",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM": "is an encoder-decoder",
+    "MODEL_FOR_MASKED_LM": "fills gaps in a text (an encoder)",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ": "writes down speech",
+    "MODEL": "has no head that writes text (an encoder, or the base of an embedding model)",
+}
+
+
+def other_purpose(architecture: str) -> str | None:
+    """What a class does that transformers knows and that is no model of text, as the end of a sentence about it."""
+    return next((does for table, does in _OTHERWISE.items() if architecture.lower() in _classes(table)), None)
 
 
 def sees_images(architecture: str) -> bool:
@@ -43,17 +61,22 @@ def read_from() -> str:
     return f"transformers {metadata.version('transformers')}, llama-cpp-python {llamacpp.PIN}"
 
 
-@cache
 def _transformers(task: str) -> frozenset[str]:
-    """Names of a task's classes without capitals."""
+    return _classes(f"MODEL_FOR_{task}")
+
+
+@cache
+def _classes(table: str) -> frozenset[str]:
+    """Names of the classes in one of transformers' tables, without capitals."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
         msg = "transformers is not installed. Run `pip install hubbot` again (`make setup` in a checkout)."
         raise ToolMissing(msg)
     source = Path(found.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
-    call = _assigned(source, f"MODEL_FOR_{task}_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
+    call = _assigned(source, f"{table}_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
     classes: set[str] = set()
-    for _, names in ast.literal_eval(call.args[0]):
+    pairs = (node for node in ast.walk(call) if isinstance(node, ast.Tuple) and len(node.elts) == 2)
+    for names in (ast.literal_eval(pair.elts[1]) for pair in pairs):  # what one table takes from another is left out
         classes.update([names] if isinstance(names, str) else names)
     return frozenset(name.lower() for name in classes)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubbot.errors import UnsafeSource, Unsupported
-from hubbot.model.architectures import known_to_transformers
+from hubbot.model.architectures import known_to_transformers, other_purpose
 from hubbot.model.released import Release, read_release, unquantized
 from hubbot.model.strict_json import object_of, read_object
 
@@ -158,6 +158,9 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
     if "auto_map" in values and not known:
         msg = f"{architecture} needs Python code from the model's repo (auto_map in config.json). hubbot never runs such code; a model whose architecture is part of transformers is needed."
         raise UnsafeSource(msg)
+    if not known and (purpose := other_purpose(architecture)):
+        msg = f"{architecture} {purpose}; hubbot makes language models that write text, with images or without. Name the repo of such a model."
+        raise Unsupported(msg)
     if not known:
         msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. {_written_by(values)}A newer hubbot may; see docs/formats.md for what is supported."
         raise Unsupported(msg)
@@ -170,9 +173,10 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
 def _written_by(values: Mapping[str, Any]) -> str:
     """The release that has written the configuration, which knew the architecture, beside the one that is here."""
     written = values.get("transformers_version")
-    if not isinstance(written, str) or not _RELEASE.fullmatch(written):
+    here = metadata.version("transformers")
+    if not isinstance(written, str) or not _RELEASE.fullmatch(written) or written == here:
         return ""
-    return f"Its config.json was written by transformers {written}; here is {metadata.version('transformers')}. "
+    return f"Its config.json was written by transformers {written}; here is {here}. "
 
 
 def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int, *, listed: bool) -> int | None:

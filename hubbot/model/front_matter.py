@@ -88,10 +88,10 @@ def parse_front_matter(text: str) -> Front:
         license_name=_phrase(values, "license_name") or (", ".join(licences) if len(licences) > 1 else None),
         license_link=_one(_strings(values, "license_link", _LINK, "an http(s) address or a file of the repo")),
         gated=any(str(key).startswith("extra_gated_") for key in values),
-        language=_strings(values, "language", _TAG, "a language code"),
-        pipeline_tag=_one(_strings(values, "pipeline_tag", _TAG, "a task such as text-generation")),
-        tags=tuple(tag for tag in _loose(values.get("tags")) if _TAG.fullmatch(tag)),
-        base_model=tuple(name for name in _loose(values.get("base_model")) if _TAG.fullmatch(name)),
+        language=_loose(values.get("language"), no=True),
+        pipeline_tag=_one(_loose(values.get("pipeline_tag"))),
+        tags=_loose(values.get("tags")),
+        base_model=_loose(values.get("base_model")),
     )
 
 
@@ -146,21 +146,23 @@ def _broken(why: str) -> str:
 def _strings(
     values: dict[str, Any], key: str, form: re.Pattern[str], wanted: str, *, lower: bool = False
 ) -> tuple[str, ...]:
-    """A string or list of strings, each of which has the form."""
+    """A string or list of strings, each of which has the form; what a licence is read from is not guessed at."""
     found = values.get(key)
     items = [] if found is None or found == "" else found if isinstance(found, list) else [found]
-    # `language: no` is Norwegian to the author and False to YAML 1.1
-    words = ["no" if item is False and key == "language" else item for item in items]
-    for word in words:
+    for word in items:
         if not isinstance(word, str) or not form.fullmatch(word.lower() if lower else word):
             raise UnsafeSource(_broken(f"{key} must be {wanted}; found {ascii(word)[:80]}"))
-    return tuple(word.lower() if lower else word for word in words)
+    return tuple(word.lower() if lower else word for word in items)
 
 
-def _loose(found: Any) -> list[str]:
-    """Strings of a list that is free for all: what has another type is passed over."""
+def _loose(found: Any, *, no: bool = False) -> tuple[str, ...]:
+    """Words of what only adorns a card: what has another type or form is passed over.
+
+    no: `language: no` is Norwegian to the author and False to YAML 1.1.
+    """
     items = found if isinstance(found, list) else [found]
-    return [item for item in items[:500] if isinstance(item, str)]
+    words = ["no" if no and item is False else item for item in items[:500]]
+    return tuple(word for word in words if isinstance(word, str) and _TAG.fullmatch(word))
 
 
 def _phrase(values: dict[str, Any], key: str) -> str | None:

@@ -51,6 +51,21 @@ def test_an_unknown_architecture_is_told_with_the_release_that_wrote_its_configu
         layers(tmp_path, architectures=["NewForCausalLM"], layer_types=["full_attention"], transformers_version=written)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "does"),
+    [
+        ("LlamaForSequenceClassification", "judges texts (a classifier or reward model)"),
+        ("BertForMaskedLM", "fills gaps in a text (an encoder)"),
+        ("BartForConditionalGeneration", "is an encoder-decoder"),
+        ("Qwen2AudioForConditionalGeneration", "reads sounds"),
+        ("MistralModel", "has no head that writes text"),
+    ],
+)
+def test_a_class_of_another_purpose_is_told_by_what_it_does(architecture, does, tmp_path):
+    with pytest.raises(Unsupported, match=re.escape(f"{architecture} {does}")):
+        layers(tmp_path, architectures=[architecture], layer_types=["full_attention"])
+
+
 def test_a_size_that_is_listed_for_every_block_counts_as_its_greatest(tmp_path):
     several = {"num_hidden_layers": 2, "num_attention_heads": [4, 8], "num_key_value_heads": 2, "num_experts": [4, 16]}
     path = tmp_path / "config.json"
