@@ -29,6 +29,7 @@ from hubbot.model.released import unquantized
 __all__ = ["NEXT", "Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
 
 
+_QUANTIZED = "hf_quant_config.json"
 NEXT = (
     "GGUF variants cannot be made of it with this version of llama.cpp; leave them out of --variants, or use a model whose "
     "architecture and tokenizer llama.cpp knows."
@@ -235,22 +236,30 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
 def _called(folder: Path, name: str | None) -> Iterator[Path]:
     """The folder under the model's own name: the converter reads name, version and size off the path.
 
-    With a SentencePiece model beside its files, where tokenizer.json says one and the folder has none.
+    With a SentencePiece model beside its files, where tokenizer.json says one and the folder has none; without what another
+    tool says of a quantization, for the weights that the converter is given are whole.
     """
     made = sentencepiece_model(folder)
-    if made is None and (name is None or folder.name == name):
+    as_it_is = made is None and not (folder / _QUANTIZED).exists()
+    if as_it_is and (name is None or folder.name == name):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="hubbot-gguf-") as shelter:
         link = Path(shelter) / (name or folder.name)
-        if made is None:
+        if as_it_is:
             link.symlink_to(folder.resolve(), target_is_directory=True)
         else:
-            link.mkdir()
-            for path in folder.resolve().iterdir():
-                (link / path.name).symlink_to(path)
+            _link_files(folder.resolve(), link)
+        if made is not None:
             (link / "tokenizer.model").write_bytes(made)
         yield link
+
+
+def _link_files(folder: Path, into: Path) -> None:
+    into.mkdir()
+    for path in folder.iterdir():
+        if path.name != _QUANTIZED:
+            (into / path.name).symlink_to(path)
 
 
 @contextmanager

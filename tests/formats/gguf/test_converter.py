@@ -120,6 +120,12 @@ def test_a_model_is_pooled_as_its_modules_say_where_the_converters_class_does_no
     assert found["llama.pooling_type"].value == llamacpp.gguf().PoolingType.LAST
 
 
+def test_what_another_tool_says_of_a_quantization_does_not_stop_whole_weights(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": None}}))
+    assert convert(folder, read_facts(folder).tensors, checkpoint(folder).__getitem__).architecture == "llama"
+
+
 def test_what_the_model_has_no_place_for_is_in_no_file(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
     strays = {"v_head.summary.weight": torch.ones(1, 256), "model.position_ids": torch.arange(8)}
