@@ -33,6 +33,7 @@ from hubbot.errors import (
 from hubbot.hub.client import Hub as Seen
 from hubbot.hub.read import download
 from hubbot.hub.read.download import Mismatch
+from hubbot.hub.read.local import local_source
 from hubbot.hub.read.source import fetch, fetch_headers, resolve
 from hubbot.hub.retry import Retry
 from hubbot.model.safetensors import read_header
@@ -661,3 +662,11 @@ def test_a_missing_folder_and_a_revision_of_a_folder_are_refused(tmp_path: Path)
         fetch("./nothing/here", Seen(), into=tmp_path)
     with pytest.raises(SourceRefused, match="no revision"):
         fetch(str(tmp_path), Seen(), revision="main", into=tmp_path / "in")
+
+
+def test_a_folder_whose_name_leaves_no_room_for_the_names_of_files_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / ("模型" * 32)
+    folder.mkdir()
+    with pytest.raises(SourceRefused, match=r"name has 192 bytes in UTF-8; at most 190 .* Rename the folder"):
+        local_source(folder, tmp_path / "gathered", None)
+    assert local_source(folder.rename(tmp_path / ("模型" * 31)), tmp_path / "gathered", None).files == {}

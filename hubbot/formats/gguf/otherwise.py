@@ -14,6 +14,8 @@ __all__ = ["notes_on", "refuse_other_activation"]
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
+# Whether llama.cpp's program makes the weights of a token's experts sum to one, where no key of a file says so.
+_SUM_TO_ONE = {"qwen2_moe": False, "olmoe": False, "qwen3_moe": True, "qwen3_next": True}
 _OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
 
 
@@ -39,7 +41,12 @@ def notes_on(
 ) -> tuple[str, ...]:
     """What a reader of the files should know. metadata and tensors: names of the file's; folder: the model's."""
     text = config.get("text_config", config)
-    return (*_on_window(text, metadata), *_on_rope(text, metadata, tensors), *_on_modules(folder))
+    return (
+        *_on_window(text, metadata),
+        *_on_rope(text, metadata, tensors),
+        *_on_experts(text, metadata),
+        *_on_modules(folder),
+    )
 
 
 def _on_window(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[str]:
@@ -72,6 +79,18 @@ def _on_rope(text: Mapping[str, Any], metadata: Collection[str], tensors: Collec
     given = [key for key in _OWN_FACTORS if rope.get(key) is not None]
     if kind == "yarn" and given and not any(key.endswith(".yarn_log_multiplier") for key in metadata):
         yield f"the model scales its attention by {given[0]} {rope[given[0]]} (rope_type yarn), and llama.cpp by 1 + 0.1 ln(factor) for its architecture"
+
+
+def _on_experts(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[str]:
+    """Weights of a token's experts that sum to one in the model and not in llama.cpp, or the other way round."""
+    kind = str(text.get("model_type"))
+    asked = text.get("norm_topk_prob", config_defaults(kind).get("norm_topk_prob")) if kind in _SUM_TO_ONE else None
+    told = any(key.endswith(".expert_weights_norm") for key in metadata)
+    if isinstance(asked, bool) and asked is not _SUM_TO_ONE[kind] and not told:
+        yield (
+            f"norm_topk_prob of config.json is {str(asked).lower()}, and llama.cpp computes every {kind} model as if it were "
+            f"{str(not asked).lower()}: the weights of a token's experts sum to one in one of the two alone"
+        )
 
 
 def _on_modules(folder: Path) -> Iterator[str]:

@@ -14,6 +14,8 @@ from hubbot.model.snapshot import visible_files
 
 __all__ = ["is_local", "local_source"]
 
+_LONGEST_NAME = 190  # bytes of 255: `-IQ3_XXS_DH-00001-of-00012.gguf.partial` and the like come behind it
+
 
 def is_local(model: str) -> bool:
     """Whether a name stands for a folder of this machine: it exists, or is written as a path."""
@@ -26,6 +28,9 @@ def local_source(folder: Path, into: Path, revision: str | None) -> Source:
         raise SourceRefused(f"{folder} is a local folder and has no revision {revision!r}. Leave --revision out.")
     if not folder.is_dir():
         raise SourceNotFound(f"{folder} is no folder. Name one that exists, or a Hub id such as org/name.")
+    if (size := len(folder.resolve().name.encode())) > _LONGEST_NAME:
+        msg = f"The folder's name has {size} bytes in UTF-8; at most {_LONGEST_NAME} leave room for the names of the files that are made of it. Rename the folder."
+        raise SourceRefused(msg)
     blobs = folder.resolve().parent.parent / "blobs"
     if folder.resolve().parent.name == "snapshots" and blobs.is_dir():
         folder = _gathered(folder.resolve(), blobs, into)

@@ -76,3 +76,20 @@ def test_another_activation_function_than_the_architectures_is_refused_by_its_ke
         Unsupported, match=r"hidden_act of config\.json is 'gelu'; llama\.cpp computes 'silu' for every llama"
     ):
         refuse_other_activation({"model_type": "llava", "text_config": text} if inside else text)
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "noted"),
+    [
+        ({"model_type": "qwen3_moe", "norm_topk_prob": True}, [], False),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": False}, [], True),
+        ({"model_type": "qwen3_moe"}, [], True),  # false is what transformers takes then
+        ({"model_type": "qwen3_moe"}, ["qwen3moe.expert_weights_norm"], False),
+        ({"model_type": "olmoe"}, [], False),
+        ({"model_type": "qwen2_moe", "norm_topk_prob": True}, [], True),
+        ({"model_type": "mixtral", "norm_topk_prob": False}, [], False),
+    ],
+)
+def test_weights_of_experts_that_llama_cpp_sums_up_otherwise_are_noted(config, keys, noted):
+    found = notes_on(config, keys, (), Path("nowhere"))
+    assert [note.startswith("norm_topk_prob of config.json is ") for note in found] == [True] * noted
