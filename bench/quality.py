@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,9 +33,16 @@ from hubbot.demo.train import demo_model
 from hubbot.domain import Gptq
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.columns import nearest_code
-from hubbot.formats.gptq.solver import Curvature, prepare, solve
+from hubbot.formats.gptq.solver import Curvature, prepare, solve, solve_weighed
 from hubbot.formats.names import parse_variant
+from hubbot.formats.protocol import Band
+from hubbot.model import part_layout, read_facts
 from hubbot.settings import GptqSettings
+from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.gradients import bands_of, measure_gradients
+from hubbot.sweep.group import ALONE
+from hubbot.sweep.weights import CheckpointWeights
+from hubbot.sweep.windows import Windows
 
 VARIANTS = ("gptq-4bit-128g", "gptq-4bit-32g-actorder", "gptq-3bit-128g", "gptq-8bit-128g", "gptq-2bit-64g")
 WINDOWS, LENGTH = 128, 128  # calibration
@@ -63,6 +71,26 @@ class Bench:
         self.original: Weights = {name: module.weight.detach().clone() for name, module in self.linears.items()}
         self._base = [self._log_probabilities(batch) for batch in self.evaluation.split(16)]
         self.hessians = self.collect(list(self.linears))
+
+    @cached_property
+    def bands(self) -> dict[str, tuple[Band, ...]]:
+        """Layer -> what errors of its outputs do to the model's loss, by the sweep's own pass over the calibration windows."""
+        facts = read_facts(self.folder)
+        parts = part_layout(facts)
+        windows = Windows(tokens=self.calibration, first_target=(1,) * len(self.calibration))
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as work:
+            kept = Path(work, "gradients")
+            measure_gradients(
+                BlockModel(self.folder, parts, torch.device("cpu")),
+                parts,
+                lambda part: CheckpointWeights(self.folder, facts.tensors, part.tensors),
+                windows,
+                kept,
+                ALONE,
+            )
+            print(f"gradients: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+            return {name: own for part in parts for name, own in bands_of(kept, part, torch.device("cpu")).items()}
 
     def _windows(self, file: str, count: int) -> torch.Tensor:
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
@@ -195,6 +223,17 @@ def hubbot(bench: Bench, layout: Gptq, *, damping: float = DAMPING, sweeps: int 
     }
 
 
+def end_to_end(bench: Bench, layout: Gptq) -> Weights:
+    """As hubbot's variants with -e2e."""
+    found: Weights = {}
+    for names in [names for block in _blocks(bench) for names in _turns(block)]:
+        weights = {f"{name}.weight": bench.original[name] for name in names}
+        curvature = prepare(bench.hessians[names[0]], layout, DAMPING)
+        solved = solve_weighed(weights, bench.bands[f"{names[0]}.weight"], curvature, layout)
+        found |= {name: solution.decode() for name, solution in zip(names, solved, strict=True)}
+    return found
+
+
 def on_quantized_prefix(bench: Bench, layout: Gptq) -> Weights:
     """As hubbot, but each block is calibrated on inputs that the quantized blocks before it made."""
     found: Weights = {}
@@ -255,6 +294,14 @@ def run_gptqmodel(folder: str, windows: str, out: str, bits: str, group: str, ac
     model.save(out)
 
 
+METHODS: dict[str, Callable[[Bench, Gptq], Weights]] = {
+    "round to nearest": nearest,
+    "GPTQModel": gptqmodel,
+    "hubbot": hubbot,
+    "hubbot, -e2e": end_to_end,
+}
+
+
 def table(bench: Bench, variants: Sequence[str], say: Callable[[str], None]) -> None:
     say("| variant | method | perplexity | KL divergence | against GPTQModel | solver, s |")
     say("| --- | --- | ---: | ---: | ---: | ---: |")
@@ -264,7 +311,8 @@ def table(bench: Bench, variants: Sequence[str], say: Callable[[str], None]) -> 
         layout = parse_variant(name)
         assert isinstance(layout, Gptq)
         scores = {}
-        for method, make in (("round to nearest", nearest), ("GPTQModel", gptqmodel), ("hubbot", hubbot)):
+        _ = bench.bands  # whose time is the sweep's
+        for method, make in METHODS.items():
             start = time.perf_counter()
             weights = make(bench, layout)
             scores[method] = (*bench.score(weights), time.perf_counter() - start)

@@ -88,13 +88,17 @@ class Gguf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
-    """A GPTQ layout: `gptq-4bit-128g`, `gptq-4bit-32g-actorder`, `gptq-3bit-128g-asym`, `gptq-4bit--1g`."""
+    """A GPTQ layout: `gptq-4bit-128g`, `gptq-4bit-32g-actorder`, `gptq-3bit-128g-asym`, `gptq-4bit--1g`.
+
+    end_to_end: the same layout, its codes chosen by the loss of the whole model: `gptq-4bit-128g-e2e`.
+    """
 
     family: ClassVar[Family] = Family.GPTQ
     bits: Literal[2, 3, 4, 8]
     group_size: int  # columns that share a scale; -1: one scale per output row
     act_order: bool = False
     symmetric: bool = True
+    end_to_end: bool = False
 
     @property
     def layout(self) -> Gptq:
@@ -105,12 +109,14 @@ class Gptq:
     def name(self) -> str:
         order = "-actorder" if self.act_order else ""
         zeros = "" if self.symmetric else "-asym"
-        return f"gptq-{self.bits}bit-{self.group_size}g{order}{zeros}"
+        loss = "-e2e" if self.end_to_end else ""
+        return f"gptq-{self.bits}bit-{self.group_size}g{order}{zeros}{loss}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """The codes of a GPTQ layout in compressed-tensors' container: `w4a16-128g`, `w8a16--1g`, `w4a16-128g-asym`."""
+    """The codes of a GPTQ layout in compressed-tensors' container: `w4a16-128g`, `w8a16--1g`, `w4a16-128g-asym`,
+    `w4a16-128g-e2e`."""
 
     family: ClassVar[Family] = Family.PACKED
     layout: Gptq  # of 4 or 8 bits, in the order of the columns
@@ -118,7 +124,8 @@ class Packed:
     @property
     def name(self) -> str:
         zeros = "" if self.layout.symmetric else "-asym"
-        return f"w{self.layout.bits}a16-{self.layout.group_size}g{zeros}"
+        loss = "-e2e" if self.layout.end_to_end else ""
+        return f"w{self.layout.bits}a16-{self.layout.group_size}g{zeros}{loss}"
 
     @property
     def bits(self) -> int:

@@ -25,7 +25,7 @@ def experts_said(record: Record, repo: Repo) -> str | None:
     if not few:
         return said
     everyone = sum(use.experts for use in record.experts)
-    fate = "were rounded plainly" if needs is Needs.HESSIAN else "have an importance of so few tokens"
+    fate = "were rounded plainly" if needs.hessian else "have an importance of so few tokens"
     return f"{said}; {few:,} of {everyone:,}, in {blocks:,} of {len(record.experts):,} blocks, saw {FEWEST_TOKENS:.1%} or less and {fate}"
 
 

@@ -18,7 +18,6 @@ from hubbot.domain import Conversations, Variant
 from hubbot.errors import HubbotError
 from hubbot.formats import calibration_needs
 from hubbot.formats.names import parse_variants
-from hubbot.formats.protocol import Needs
 from hubbot.machine.shortage import translated_shortages
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
@@ -94,7 +93,7 @@ def deal(variants: Sequence[Variant], hands: int, settings: Settings) -> list[li
 
 
 def _cost(group: Sequence[Variant], settings: Settings) -> float:
-    solved = calibration_needs(group, shaping(settings)) is Needs.HESSIAN
+    solved = calibration_needs(group, shaping(settings)).hessian
     return _ELSE * len(group) + (_SOLVED if solved else 0.0)
 
 

@@ -34,6 +34,23 @@ class Needs(Enum):
     NOTHING = 0
     SQUARES = 1  # mean square of each input feature: llama.cpp's importance matrix
     HESSIAN = 2  # the full X'X
+    GRADIENTS = 3  # and what errors of its outputs do to the loss of the whole model
+
+    @property
+    def hessian(self) -> bool:
+        return self.value >= Needs.HESSIAN.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Band:
+    """Outputs of layers that share their inputs, and what errors of theirs do to the loss of the whole model together.
+
+    rows: checkpoint name of a layer's weight -> its outputs that are in the band, one layer behind the other.
+    matrix: float32 [outputs, outputs], mean over tokens of g g', g the gradient of the loss with respect to them.
+    """
+
+    rows: Mapping[str, slice]
+    matrix: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +60,13 @@ class InputStatistics:
     squares: float32 [in_features], sum over tokens of x_j^2.
     hessian: float32 [in_features, in_features], sum over tokens of x x', or None if nobody needs it.
     tokens: how many rows x were summed.
+    bands: of the outputs of all layers with these inputs, where somebody needs them; no output is in two of them.
     """
 
     squares: torch.Tensor
     hessian: torch.Tensor | None
     tokens: int
+    bands: tuple[Band, ...] = ()
 
 
 # Share of a block's tokens up to which an expert has no statistics of its own to speak of; GPTQModel draws the same line.

@@ -7,7 +7,7 @@ ones. The terms are upper bounds; a run's own peak stands in hubbot.json.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -20,7 +20,15 @@ from hubbot.model import ModelFacts, part_layout
 from hubbot.model.parts import Part, PartKind
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
-from hubbot.sweep.batches import SLOT, batch_tokens, logit_bytes
+from hubbot.sweep.batches import (
+    BAND,
+    DRAWS,
+    GRADIENT_TOKENS,
+    SLOT,
+    batch_tokens,
+    gradient_batch_tokens,
+    logit_bytes,
+)
 
 __all__ = ["Need", "Shapes", "evaluation_tokens", "probing_need", "shapes_of", "sweep_need"]
 
@@ -34,6 +42,10 @@ _FACTORING = (
     5  # matrices of float32 as large as a Hessian while one is factored: it, and its factor and input in float64
 )
 _AT_ONCE = 2**25  # weights that are solved together where there is no room for more
+_SAVED_WIDEST, _SAVED = (
+    10,
+    24,
+)  # numbers a token, of the widest matrix and of the stream, that a pass back through a block holds
 _PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
@@ -63,6 +75,7 @@ class Shapes:
         int  # sum of squares of the columns of a block's matrices but its experts', one of each width counted twice
     )
     expert_hessians: int  # the same of every expert, once
+    bands: int  # products of the gradients of outputs that a block comes to
     expert_bytes: int  # of a block's experts as read: they are kept beside the tensor that they are stacked into
     hidden: int
     stream: int  # numbers a token that pass from block to block
@@ -85,6 +98,7 @@ def shapes_of(facts: ModelFacts) -> Shapes:
         widest=max(widths, default=0),
         hessians=2 * sum(width * width for width in shared.intersection(widths)),
         expert_hessians=_hessians_of_experts(facts, experts),
+        bands=_bands(facts, largest, of_experts),
         expert_bytes=sum(facts.tensors[name].read_size for name in of_experts),
         hidden=facts.hidden_size,
         stream=_width(facts),
@@ -109,6 +123,8 @@ def sweep_need(
     source_bytes: what fetching the model will write; 0 where it is a local folder.
     """
     streams = _streams(variants, facts, settings)
+    going_back = _gradient_tokens(facts, settings) if _statistics(variants, settings) is Needs.GRADIENTS else 0
+    streams = max(streams, _FLOAT * _width(facts) * going_back)
     host, computing = _working_memory(variants, shapes, costs, settings, device)
     gpu = device.startswith("cuda")
     files = sum(costs[variant.name].file_bytes for variant in variants)
@@ -120,6 +136,7 @@ def sweep_need(
         + files
         + folder
         + 2 * streams  # a checkpoint is written beside the last one
+        + _kept_of_gradients(going_back, min(cards, len(variants)), facts, shapes)
         + (min(cards, len(variants)) + len(variants)) * _companions(facts, settings),
         ram=_PROCESSES
         + _of_further_cards(min(cards, len(variants)), facts, settings, host)
@@ -163,6 +180,29 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
     return _FLOAT * _width(facts) * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
 
 
+def _gradient_tokens(facts: ModelFacts, settings: Settings) -> int:
+    """Tokens that pass forth and back before the sweep where a variant asks for gradients."""
+    window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
+    most, there = max(1, GRADIENT_TOKENS // window), settings.calibration.samples
+    return window * (most if there >= most else there * min(DRAWS, most // there))
+
+
+def _kept_of_gradients(tokens: int, cards: int, facts: ModelFacts, shapes: Shapes) -> int:
+    """On the disk, 16 bits each: the blocks' inputs, which make room for the products of the gradients, block by block."""
+    inputs = (facts.layers + 1) * tokens * _width(facts)
+    products = cards * shapes.bands
+    return 2 * (max(inputs, facts.layers * products) + products) if tokens else 0
+
+
+def _bands(facts: ModelFacts, part: Part, experts: Container[str]) -> int:
+    """Layers with equally many inputs count as if they shared them."""
+    outputs: dict[int, int] = {}
+    for name in part.tensors:
+        if name not in experts and len(shape := facts.tensors[name].shape) == 2:
+            outputs[shape[1]] = outputs.get(shape[1], 0) + shape[0]
+    return sum(count * min(count, BAND) for count in outputs.values())
+
+
 def _width(facts: ModelFacts) -> int:
     return facts.stream_width or facts.hidden_size
 
@@ -197,7 +237,8 @@ def _working_memory(
     variants: Sequence[Variant], shapes: Shapes, costs: Mapping[str, Cost], settings: Settings, device: str
 ) -> tuple[int, int]:
     """What stays in RAM with any device, and what lies where the computing is done."""
-    gpu, solved = device.startswith("cuda"), _statistics(variants, settings) is Needs.HESSIAN
+    statistics = _statistics(variants, settings)
+    gpu, solved, weighed = device.startswith("cuda"), statistics.hessian, statistics is Needs.GRADIENTS
     encodings = _encodings(variants, shapes, costs)
     # A block as stored, and one matrix at a time as floats for the encoders.
     stored = shapes.block_bytes + 2 * _FLOAT * shapes.widest * shapes.hidden
@@ -209,6 +250,11 @@ def _working_memory(
     if solved:
         calibrating += _FLOAT * (shapes.hessians + sums * shapes.expert_hessians)
     solving = original + (_solving(shapes, gpu=gpu) if solved else 0)
+    if weighed:
+        calibrating = max(calibrating, original + _passing_back(shapes, settings, device))
+        solving += _FLOAT * (
+            2 * shapes.bands + _FACTORING * BAND**2
+        )  # products, their factors, and one while it is made
     # Then what a variant decodes to comes beside the original, or, of experts, beside what they are stacked from.
     advancing = original + _FLOAT * shapes.block_weights + activations
     window = min(
@@ -241,6 +287,13 @@ def _solving(shapes: Shapes, *, gpu: bool) -> int:
         return _FLOAT * (hessians + shapes.expert_hessians + ready + matrix + COPIES * _AT_ONCE)
     most = max(_FACTORING * shapes.widest**2, ready + COPIES * matrix)
     return _FLOAT * (shapes.hessians + shapes.expert_hessians + most)
+
+
+def _passing_back(shapes: Shapes, settings: Settings, device: str) -> int:
+    """What a block keeps of a batch to be walked back through, and the sums: a card adds up in float64."""
+    tokens = max(gradient_batch_tokens(device), settings.calibration.length)
+    sums = 2 if device.startswith("cuda") else 1
+    return _FLOAT * (tokens * (_SAVED_WIDEST * shapes.widest + _SAVED * shapes.stream) + (sums + 1) * shapes.bands)
 
 
 def _experts(facts: ModelFacts, part: Part) -> dict[str, list[str]]:

@@ -60,10 +60,10 @@ _NAMES = {
     Layout.GPTQ_ROW: r"gptq-.bit--1g.*",
     Layout.GPTQ_GROUPS: r"gptq-.bit-(16|256)g.*",
     Layout.GPTQ_ORDER: r"gptq-.bit-\d+g-actorder.*",
-    Layout.GPTQ_ASYM: r"gptq-.*-asym",
+    Layout.GPTQ_ASYM: r"gptq-.*-asym.*",
     Layout.PACKED_4: r"w4a16-.*",
     Layout.PACKED_8: r"w8a16-.*",
-    Layout.PACKED_ASYM: r"w4a16-.*-asym",
+    Layout.PACKED_ASYM: r"w4a16-.*-asym.*",
     Layout.BNB_4: r"bnb-(nf4|fp4)",
     Layout.BNB_8: r"bnb-int8",
 }

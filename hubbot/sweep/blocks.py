@@ -219,6 +219,12 @@ class BlockModel(InstalledModel):
 
         states: gets what it returns for later blocks.
         """
+        return self.block_output(index, rows, arguments, states)
+
+    def block_output(
+        self, index: int, rows: torch.Tensor, arguments: BlockArguments, states: MutableMapping[Any, Any]
+    ) -> torch.Tensor:
+        """The same, of rows that may have a gradient."""
         layout = self.passage.layout
         with FusedAttention() if self.device.type == "cuda" else contextlib.nullcontext():
             out = self.blocks[index](layout.given(rows), *arguments.positional, **arguments.named)
@@ -231,8 +237,13 @@ class BlockModel(InstalledModel):
 
         Everything after the blocks works token by token, so any n tokens can be taken together.
         """
+        return self.head_output(rows)
+
+    def head_output(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same, of rows that may have a gradient."""
         return self._after_blocks(rows, self._hollow())
 
+    @torch.inference_mode()
     def reach_head(self, rows: torch.Tensor) -> None:
         """Like `head`, but the output head is only shown its inputs: no logits are computed."""
         output = self.model.get_output_embeddings()
@@ -242,7 +253,6 @@ class BlockModel(InstalledModel):
         finally:
             del output.forward
 
-    @torch.inference_mode()
     def _after_blocks(self, rows: torch.Tensor, hollow: Iterable[nn.Module]) -> torch.Tensor:
         hidden = self.passage.layout.given(rows.unsqueeze(0))
         passed: set[int] = set()

@@ -26,7 +26,7 @@ class StatisticsCollector:
     def __init__(self, linears: Mapping[str, nn.Module], needs: Needs, device: torch.device) -> None:
         self._linears = linears
         self._leader: dict[str, str] = {}  # name -> the name whose sums it shares
-        self._sums = InputSums(device, needs is Needs.HESSIAN)
+        self._sums = InputSums(device, needs.hessian)
         self._inputs: list[tuple[torch.Tensor, str]] = []  # of the present forward: kept alive for identity
 
     @contextlib.contextmanager

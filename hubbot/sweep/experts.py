@@ -52,7 +52,7 @@ class ExpertStatistics:
     ) -> None:
         self._weights = weights
         self._parameters = {place.parameter: parameter(place.parameter) for _, place in weights}
-        self._sums = InputSums(device, needs is Needs.HESSIAN)
+        self._sums = InputSums(device, needs.hessian)
         self._tokens: dict[str, int] = {}  # of `expert_name`, once `statistics` has added up
 
     def listening(self) -> AbstractContextManager[Any]:

@@ -1,5 +1,6 @@
 """One sweep: every block of a model is read once and serves every variant.
 
+where a variant is rounded by the loss of the whole model, a pass forth and one back come first (hubbot.sweep.gradients)
 for part in embedding, block 0, block 1, …, head:
     calibrate    the original block on the calibration windows: X'X of every linear layer
     encode       the part for every variant: the very bytes that are published
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from hubbot.machine.heap import give_back, return_large_blocks
 from hubbot.model import TensorInfo
 from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.gradients import bands_of, measure_gradients
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.judge import Verdicts, judge
 from hubbot.sweep.passage import Passage
@@ -105,6 +107,7 @@ class _Walk:
         self._formats = formats
         self._group = task.group
         self._checkpoint = task.work / "streams.safetensors"
+        self._gradients = task.work / "gradients"
         self._clock = CheckpointClock()
         self._on_card: tuple[str, Mapping[str, torch.Tensor]] | None = None
         streams, self.progress = self._taken_up() or (Streams(), Progress())
@@ -130,6 +133,7 @@ class _Walk:
         if self._passage and self._passage.model.tied and self.progress.parts_done:
             # The head of a tied model computes with the encoded embedding, which lived in memory.
             self._passage.keep_embedding(self._encode(parts[0], {}))
+        self._measure_gradients()
         verdicts: list[Verdicts] = []
         for number, part in enumerate(parts):
             if number < self.progress.parts_done or not any(self._group.all_gather(bool(self._going))):
@@ -160,16 +164,42 @@ class _Walk:
         own = [family.needs.value for family in self._going]
         return Needs(max(max(own, default=0) for own in self._group.all_gather(own)))
 
+    def _measure_gradients(self) -> None:
+        """Before all else, where a family wants them; it is left behind where there are none to be had."""
+        task, passage = self._task, self._passage
+        if passage is None or task.calibration is None or self._needs() is not Needs.GRADIENTS:
+            return
+        try:
+            with timed(self.progress.seconds, "gradients"):
+                measure_gradients(
+                    passage.model, task.parts, self._weights, task.calibration, self._gradients, self._group
+                )
+        except Unsupported as error:
+            for family in [each for each in self._going if each.needs is Needs.GRADIENTS]:
+                self._leave(family, error)
+        self._on_card = None
+        give_back()
+
+    def _weighed(self, part: Part, statistics: Mapping[str, InputStatistics]) -> Mapping[str, InputStatistics]:
+        """With what errors of the layers' outputs do to the loss, where a family of this process wants to know."""
+        if not any(family.needs is Needs.GRADIENTS for family in self._going):
+            return statistics
+        bands = bands_of(self._gradients, part, self._task.device)
+        return {name: replace(seen, bands=bands.get(name, ())) for name, seen in statistics.items()}
+
     def _attempt(self, family: Format, step: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:
         """What a family's step gives; nothing, and no more of this family, where it cannot be done."""
         try:
             return step()
         except Unsupported as error:
-            names = [variant.name for variant in family.variants]
-            self.progress.failed |= dict.fromkeys(names, str(error))
-            if self._passage:
-                self._passage.leave(names)
+            self._leave(family, error)
             return {}
+
+    def _leave(self, family: Format, error: Unsupported) -> None:
+        names = [variant.name for variant in family.variants]
+        self.progress.failed |= dict.fromkeys(names, str(error))
+        if self._passage:
+            self._passage.leave(names)
 
     def _step(self, part: Part) -> list[Verdicts]:
         verdicts = self._passed(part, self._passage) if self._passage else self._only_encoded(part)
@@ -190,9 +220,8 @@ class _Walk:
             case PartKind.EMBEDDING:
                 passage.embed(part, self._encode(part, {}))
             case PartKind.BLOCK:
-                decoders = self._encode(
-                    part, passage.calibrate(part, self._needs())
-                )  # no Hessian outlives the encoding
+                # no Hessian outlives the encoding
+                decoders = self._encode(part, self._weighed(part, passage.calibrate(part, self._needs())))
                 passage.advance(part, decoders)
             case PartKind.HEAD:
                 statistics = passage.calibrate_head(part, self._needs())

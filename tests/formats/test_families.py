@@ -25,7 +25,7 @@ from tests.quantized import checkpoint, source_of, statistics
 EXAMPLES = [(family, name) for family, module in FAMILIES.items() for name in module.ABOUT.examples]
 MADE = {
     Family.GGUF: ("Q4_K_M", "Q8_0"),
-    Family.GPTQ: ("gptq-4bit-32g",),
+    Family.GPTQ: ("gptq-4bit-32g", "gptq-4bit-128g-e2e"),
     Family.PACKED: ("w4a16-64g-asym", "w8a16--1g"),
     Family.BNB: ("bnb-nf4", "bnb-int8"),
 }

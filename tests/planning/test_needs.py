@@ -14,7 +14,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts, TensorInfo
-from hubbot.planning.needs import shapes_of
+from hubbot.planning.needs import _gradient_tokens, shapes_of
 from hubbot.planning.plan import plan, require
 from hubbot.settings import load_settings
 
@@ -71,7 +71,8 @@ def deepseek() -> ModelFacts:
 
 def _planned(facts: ModelFacts, names: str, machine: Machine, device: str):
     costs = {
-        name: Cost(file_bytes=20 * GB, weight_bytes=20 * GB, bits_per_weight=BITS[name]) for name in names.split(",")
+        name: Cost(file_bytes=20 * GB, weight_bytes=20 * GB, bits_per_weight=BITS[name.removesuffix("-e2e")])
+        for name in names.split(",")
     }
     source = Source(folder="model", repo=None, revision=None, files={}, license="mit")
     return plan(source, facts, parse_variants(names), load_settings(None, {}), machine, costs, device=device)
@@ -134,7 +135,34 @@ def test_the_shape_of_a_70b_model_is_planned_for_a_card_of_24_gb():
     found = _planned(llama, ",".join(BITS), small, "cuda:0")
     require(found)
     assert found.need.vram < 24 * GB
+    weighed = _planned(llama, "gptq-4bit-128g-e2e", small, "cuda:0")
+    require(weighed)
+    bands = shapes_of(llama).bands
+    assert bands == (2 * 8192 + 2 * 1024 + 2 * 28_672) * 4096 + 8192 * 4096
+    weights = shapes_of(llama).block_weights
+    stored = 2 * weights + 2 * 4 * 28_672 * 8192
+    solving = 2 * 8192**2 + 3 * 28_672**2 + 28_672 * 8192 + 8 * 2**25
+    weighing = 2 * bands + 5 * 4096**2  # with their factors, and what one is made by
+    assert weighed.need.vram == pytest.approx(
+        0.9e9 + stored + weights * (4 + 4.2 / 8) + 4 * (solving + weighing), abs=1
+    )
     assert found.need.ram > 5 * 4 * 28_672**2  # for the widest Hessian's factors, which the card has no room for
+
+
+def test_gradients_take_disk_for_what_is_kept_of_their_pass_and_memory_for_what_passes_back(qwen):
+    # 2,048 inputs: query, key, value and router; 4,096: what attention gives; of the experts there are none
+    assert shapes_of(qwen).bands == (4096 + 512 + 512 + 128) * 4096 + 2048 * 2048
+    plain, weighed = (_planned(qwen, name, CARD, "cpu").need for name in ("gptq-4bit-128g", "gptq-4bit-128g-e2e"))
+    kept = 2 * ((2 + 1) * 65_536 * 2048 + shapes_of(qwen).bands)  # both in 16 bits; inputs are more than products here
+    assert weighed.disk - plain.disk == kept
+
+
+def test_a_calibration_of_few_tokens_passes_back_several_times_but_no_more_than_four(qwen):
+    def kept(samples: int) -> int:
+        settings = load_settings(None, {"calibration.samples": samples, "calibration.length": 64})
+        return _gradient_tokens(qwen, settings)
+
+    assert [kept(samples) for samples in (10, 300, 2000)] == [4 * 640, 3 * 300 * 64, 65_536]
 
 
 def test_the_shape_of_deepseek_v3_is_refused_for_a_card_by_what_one_block_takes(deepseek):

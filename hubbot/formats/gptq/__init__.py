@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from hubbot.model.chat import Chat
     from hubbot.model.finite import Large
 
-_NAME = re.compile(r"gptq-(2|3|4|8)bit-(16|32|64|128|256|-1)g(-actorder)?(-asym)?")
+_NAME = re.compile(r"gptq-(2|3|4|8)bit-(16|32|64|128|256|-1)g(-actorder)?(-asym)?(-e2e)?")
 
 ABOUT = About(
     title="GPTQ",
-    grammar="is gptq-<2|3|4|8>bit-<16|32|64|128|256|-1>g[-actorder][-asym]",
-    examples=tuple(f"gptq-{bits}bit-{size}g" for bits in (2, 3, 4, 8) for size in (16, 32, 64, 128, 256, -1)),
+    grammar="is gptq-<2|3|4|8>bit-<16|32|64|128|256|-1>g[-actorder][-asym][-e2e]",
+    examples=(
+        *(f"gptq-{bits}bit-{size}g" for bits in (2, 3, 4, 8) for size in (16, 32, 64, 128, 256, -1)),
+        "gptq-4bit-128g-e2e",
+    ),
     kinds=(Kind(title="GPTQ", tags=("gptq",), name=lambda publish: publish.gptq),),
     section="gptq",
     weights=".safetensors",
@@ -38,17 +41,18 @@ def parse(name: str) -> Gptq | None:
     match = _NAME.fullmatch(name.lower())
     if not match:
         return None
-    bits, group, order, zeros = match.groups()
+    bits, group, order, zeros, loss = match.groups()
     return Gptq(
         bits=cast("Literal[2, 3, 4, 8]", int(bits)),
         group_size=int(group),
         act_order=order is not None,
         symmetric=zeros is None,
+        end_to_end=loss is not None,
     )
 
 
 def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:  # noqa: ARG001 - the protocol's
-    return Needs.HESSIAN
+    return Needs.GRADIENTS if any(name.endswith("-e2e") for name in names) else Needs.HESSIAN
 
 
 def refusal(architecture: str) -> str | None:  # noqa: ARG001 - the protocol's

@@ -11,16 +11,17 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hubbot.domain import Family, Gptq, Named, Source
-from hubbot.errors import Unsupported, UnsupportedShape
+from hubbot.errors import Unsupported
 from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.choice import Choice
+from hubbot.formats.gptq.end_to_end import NOTE, bands_of, is_weighed, refuse_undifferentiated, unweighed
 from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
 from hubbot.formats.gptq.layers import Layers, Stack, layers_of
-from hubbot.formats.gptq.solver import Curvature, prepare, solve_together
+from hubbot.formats.gptq.solver import Curvature, Solution, prepare, solve_together, solve_weighed
 from hubbot.formats.linears import Cut, Linear
-from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.formats.protocol import Band, Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
 from hubbot.model import ModelFacts
 from hubbot.model.parts import Part, PartKind
@@ -84,7 +85,9 @@ def costs(
     for variant in variants:
         try:
             choice = layers.choose(variant.layout)
-        except UnsupportedShape as error:
+            if variant.layout.end_to_end:
+                refuse_undifferentiated(variant.name, facts)
+        except Unsupported as error:
             found[variant.name] = error
             continue
         specs = [
@@ -134,8 +137,6 @@ class GptqFormat:
     Raises UnsupportedShape where a layout cannot hold a layer, Unsupported as `costs` does.
     """
 
-    needs = Needs.HESSIAN
-
     def __init__(
         self,
         *,
@@ -149,6 +150,8 @@ class GptqFormat:
     ) -> None:
         self.family = container.family
         self.variants = tuple(variants)
+        self._end_to_end = {variant.name for variant in self.variants if variant.layout.end_to_end}
+        self.needs = Needs.GRADIENTS if self._end_to_end else Needs.HESSIAN
         self._container = container
         self._damping = settings.damping
         self._writer = FolderWriter()
@@ -191,9 +194,10 @@ class GptqFormat:
             upright = {layer.name: layer.upright(weights[layer.tensor]) for layer in layers}
             for variant in sorted(self.variants, key=lambda variant: _curvature_of(variant.layout)):
                 rounded = self._choices[variant.name].rounded
-                for together in _solved_together(upright):
+                bands = bands_of(layers, known) if variant.layout.end_to_end else ()
+                for together in _solved_together(upright, weighed=bool(bands)):
                     fitting = {name: weight for name, weight in together.items() if name in rounded}
-                    for name, solved in solver.solved(fitting, variant.layout).items():
+                    for name, solved in solver.solved(fitting, variant.layout, bands).items():
                         called, stored_as = self._layers.name(name), weights[rounded[name].tensor].dtype
                         encoded[variant.name][name] = rounded[name].as_stored(solved.tensor)
                         stored[variant.name] |= self._container.named(solved.tensor, called, stored_as)
@@ -201,10 +205,21 @@ class GptqFormat:
                         if solved.damping != self._damping:
                             notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
         for key, folder in self._folders.items():
-            left = self._layers.note(self._choices[key]) if part.kind is PartKind.EMBEDDING else None
-            told = [*([left] if left else []), *notes[key], *note_of(part, here, seldom)]
+            told = [
+                *(self._notes(key) if part.kind is PartKind.EMBEDDING else ()),
+                *notes[key],
+                *note_of(part, here, seldom),
+                *(unweighed(part, self._choices[key], here, known) if key in self._end_to_end else ()),
+            ]
             self._writer.store(folder, part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
         return {key: self._by_tensor(found, weights) for key, found in encoded.items()}
+
+    def _notes(self, key: str) -> Iterator[str]:
+        """What is to be known of a variant as a whole."""
+        if key in self._end_to_end:
+            yield NOTE
+        if left := self._layers.note(self._choices[key]):
+            yield left
 
     def _by_tensor(self, encoded: Mapping[str, Encoded], weights: Mapping[str, torch.Tensor]) -> dict[str, Encoded]:
         """Layers -> the checkpoint's tensors."""
@@ -256,9 +271,12 @@ def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputSta
     return together
 
 
-def _solved_together(weights: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Layers with the same inputs: on a card all at once, on a CPU one by one, for there it saves no time and takes memory."""
-    if all(weight.is_cuda for weight in weights.values()):
+def _solved_together(weights: Mapping[str, torch.Tensor], *, weighed: bool) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Layers with the same inputs: on a card all at once, on a CPU one by one, for there it saves no time and takes memory.
+
+    weighed: their errors count together.
+    """
+    if weighed or all(weight.is_cuda for weight in weights.values()):
         yield weights
         return
     for name, weight in weights.items():
@@ -294,11 +312,19 @@ class _Solver:
         self._ready: tuple[tuple[int, bool], Curvature] | None = None
         self._known: dict[tuple[str, Gptq, float], _Solved] = _KNOWN.setdefault(hessian, {})  # type: ignore[no-untyped-call]
 
-    def solved(self, weights: Mapping[str, torch.Tensor], layout: Gptq) -> dict[str, _Solved]:
-        """Layers in one go, but for those that are known."""
+    def solved(
+        self, weights: Mapping[str, torch.Tensor], layout: Gptq, bands: Sequence[Band] = ()
+    ) -> dict[str, _Solved]:
+        """Layers in one go, but for those that are known. bands: of their outputs, by which those in them are rounded."""
         missing = {name: weight for name, weight in weights.items() if (name, layout, self._damping) not in self._known}
-        found = solve_together(list(missing.values()), self._curvature(layout), layout) if missing else []
-        for name, solution in zip(missing, found, strict=True):
+        weighed = {name: weight for name, weight in missing.items() if is_weighed(name, bands)}
+        plain = {name: weight for name, weight in missing.items() if name not in weighed}
+        found: dict[str, Solution] = {}
+        if plain:
+            found |= zip(plain, solve_together(list(plain.values()), self._curvature(layout), layout), strict=True)
+        if weighed:
+            found |= zip(weighed, solve_weighed(weighed, bands, self._curvature(layout), layout), strict=True)
+        for name, solution in found.items():
             tensor = checkpoint.pack(solution, layout)
             self._known[name, layout, self._damping] = _Solved(
                 tensor=tensor, damping=solution.damping, error=solution.error

@@ -19,7 +19,7 @@ Matrices are held transposed, [in, out], so that a column of the paper is a cont
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,17 +28,19 @@ import torch
 from hubbot.domain import Gptq
 from hubbot.errors import Unsupported
 from hubbot.formats.gptq.columns import BLOCK, round_columns
+from hubbot.formats.gptq.factoring import inverse_factor
 from hubbot.formats.gptq.grid import Grid, fit_grid
 from hubbot.formats.gptq.groups import refine_groups, round_groups, stacked, subtract_product
 from hubbot.formats.gptq.memory import COPIES
+from hubbot.formats.gptq.turns import GROUPS, Turns
+from hubbot.formats.protocol import Band
 from hubbot.kernels.products import tf32
 from hubbot.machine.room import room_on
 
-__all__ = ["Curvature", "Solution", "prepare", "solve", "solve_together"]
+__all__ = ["Curvature", "Solution", "prepare", "solve", "solve_together", "solve_weighed"]
 
 SWEEPS = 2  # of refinement; docs/quality.md has what more of them bring
 DAMPING_RISE = 2.0  # factor by which damping rises when the Hessian cannot be factored
-_DIRECT = 512  # columns of a triangular matrix that are inverted at once
 _AT_ONCE = 2**27  # weights that are solved together, or less where a card has no room for COPIES of them
 MAX_DAMPING = 16.0  # of the mean diagonal; a Hessian that needs more is not finite
 
@@ -107,7 +109,7 @@ def prepare(hessian: torch.Tensor, layout: Gptq, damping: float) -> Curvature:
     damped = hessian[order][:, order].div_(mean) if seen else torch.eye(columns, device=hessian.device)
     while True:
         damped.diagonal().copy_(scale[order] + damping)
-        factor = _inverse_factor(damped)
+        factor = inverse_factor(damped)
         if factor is not None:
             return Curvature(
                 order=order, group_of=group_of, hessian=damped, factor=factor, damping=damping, group_size=group_size
@@ -133,44 +135,6 @@ def _rounding_order(diagonal: torch.Tensor, group_size: int, *, act_order: bool)
     return order, positions // group_size
 
 
-def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
-    """Upper triangular U with U'U = inverse of `matrix`, or None where it is not positive definite.
-
-    A Cholesky factor L of the matrix read backwards is, read backwards, the upper R with R R' = matrix;
-    then U = inverse of R, and the inverse itself is never formed. What a card has no room for is done in the host's memory.
-    """
-    try:
-        return _factored(matrix)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-    factor = _factored(matrix.cpu())
-    return None if factor is None else factor.to(matrix.device)
-
-
-def _factored(matrix: torch.Tensor) -> torch.Tensor | None:
-    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1).double())
-    if failed.item():
-        return None
-    _invert(lower)
-    factor: torch.Tensor = lower.float().flip(0, 1)
-    return factor
-
-
-def _invert(lower: torch.Tensor) -> None:
-    """Turn a lower triangular matrix into its inverse where it lies, by halves: a third of the work of solving for all columns."""
-    size = lower.shape[0]
-    if size <= _DIRECT:
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
-        return
-    half = size // 2
-    first, corner, second = lower[:half, :half], lower[half:, :half], lower[half:, half:]
-    corner.copy_(torch.linalg.solve_triangular(second, corner.neg(), upper=False))
-    corner.copy_(torch.linalg.solve_triangular(first, corner, upper=False, left=False))
-    _invert(first)
-    _invert(second)
-
-
 def solve(weight: torch.Tensor, curvature: Curvature, layout: Gptq, *, sweeps: int = SWEEPS) -> Solution:
     """Round a weight, any float dtype [out, in], to the grid of `layout`.
 
@@ -188,11 +152,45 @@ def solve_together(
     with tf32():
         pieces = torch.split(wanted, max(1, _at_once(device) // wanted.shape[0]), dim=1)
         found = [_rounded(piece.contiguous(), curvature, layout, sweeps) for piece in pieces]
-    outputs = [weight.shape[0] for weight in weights]
-    of_weights = zip(
+    return _solutions(found, [weight.shape[0] for weight in weights], curvature)
+
+
+def solve_weighed(
+    weights: Mapping[str, torch.Tensor], bands: Sequence[Band], curvature: Curvature, layout: Gptq
+) -> list[Solution]:
+    """Layers with the same inputs, rounded by the loss of the whole model: the errors of a band's outputs count together.
+
+    weights: by the names in the bands. The loss of an error E is tr(G E H E'), G the band's matrix (Tseng et al. 2025,
+    arXiv:2505.22988). Outputs are rounded in groups, each group for what the errors of those before it in its band have
+    left, as GPTQ does with columns and H.
+    """
+    device, sizes = curvature.hessian.device, [len(weight) for weight in weights.values()]
+    wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights.values()], dim=1)
+    found: list[_Rounded] = []
+    with tf32():
+        layers = dict(zip(weights, sizes, strict=True))
+        turns = [Turns(band, layers, wanted) for band in bands if not layers.keys().isdisjoint(band.rows)]
+        for turn in range(GROUPS):
+            places = torch.cat([band.places(turn) for band in turns])
+            moved = torch.cat([band.rest(turn) for band in turns], dim=1)
+            codes, grid = _coded(moved, curvature, layout, SWEEPS)
+            errors = moved - _decoded(codes, grid, curvature)
+            found.append(_measured(wanted[:, places], codes, grid, curvature))
+            counts = [len(band.places(turn)) for band in turns]
+            for band, own in zip(turns, torch.split(errors, counts, dim=1), strict=True):
+                band.pass_on(turn, own)
+        back = torch.cat([band.places(turn) for turn in range(GROUPS) for band in turns]).argsort()
+    return _solutions(
+        [_Rounded(*(torch.cat(parts, dim=-1)[..., back] for parts in zip(*found, strict=True)))], sizes, curvature
+    )
+
+
+def _solutions(found: Sequence[_Rounded], outputs: list[int], curvature: Curvature) -> list[Solution]:
+    """Layers of so many outputs each, from what their outputs end to end are rounded to."""
+    of_layers = zip(
         *(torch.split(torch.cat(parts, dim=-1), outputs, dim=-1) for parts in zip(*found, strict=True)), strict=True
     )
-    return [_solution(_Rounded(*own), curvature) for own in of_weights]
+    return [_solution(_Rounded(*own), curvature) for own in of_layers]
 
 
 def _at_once(device: torch.device) -> int:
@@ -219,11 +217,22 @@ class _Rounded(NamedTuple):
 
 def _rounded(wanted: torch.Tensor, curvature: Curvature, layout: Gptq, sweeps: int) -> _Rounded:
     """wanted: float32 [in, out] in rounding order."""
+    codes, grid = _coded(wanted, curvature, layout, sweeps)
+    return _measured(wanted, codes, grid, curvature)
+
+
+def _coded(wanted: torch.Tensor, curvature: Curvature, layout: Gptq, sweeps: int) -> tuple[torch.Tensor, Grid]:
     codes, grid = _round_columns(wanted, curvature, layout)
-    if sweeps:
-        codes, grid = _refine(wanted, codes, grid, curvature, layout, sweeps)
-    group_of = torch.arange(wanted.shape[0], device=wanted.device) // curvature.group_size
-    error = wanted - (codes - grid.zero[group_of]) * grid.scale[group_of]
+    return _refine(wanted, codes, grid, curvature, layout, sweeps) if sweeps else (codes, grid)
+
+
+def _decoded(codes: torch.Tensor, grid: Grid, curvature: Curvature) -> torch.Tensor:
+    group_of = torch.arange(codes.shape[0], device=codes.device) // curvature.group_size
+    return (codes - grid.zero[group_of]) * grid.scale[group_of]
+
+
+def _measured(wanted: torch.Tensor, codes: torch.Tensor, grid: Grid, curvature: Curvature) -> _Rounded:
+    error = wanted - _decoded(codes, grid, curvature)
     return _Rounded(
         codes=codes.to(torch.uint8),
         scale=grid.scale.to(torch.float16),

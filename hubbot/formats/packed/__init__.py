@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from hubbot.model.chat import Chat
     from hubbot.model.finite import Large
 
-_NAME = re.compile(r"w(?:(8)|(4))a16-(32|64|128|-1)g(?(2)(-asym)?)")  # no reader takes 8 bits with zero points
+_NAME = re.compile(r"w(?:(8)|(4))a16-(32|64|128|-1)g(?(2)(-asym)?)(-e2e)?")  # no reader takes 8 bits with zero points
 
 ABOUT = About(
     title="compressed-tensors",
-    grammar="is w4a16-<32|64|128|-1>g[-asym] or w8a16-<32|64|128|-1>g",
-    examples=tuple(f"w{bits}a16-{size}g" for bits in (4, 8) for size in (32, 64, 128, -1)),
+    grammar="is w4a16-<32|64|128|-1>g[-asym][-e2e] or w8a16-<32|64|128|-1>g[-e2e]",
+    examples=(*(f"w{bits}a16-{size}g" for bits in (4, 8) for size in (32, 64, 128, -1)), "w4a16-128g-e2e"),
     kinds=(
         Kind(
             title="compressed-tensors W4A16",
@@ -51,13 +51,16 @@ def parse(name: str) -> Packed | None:
     match = _NAME.fullmatch(name.lower())
     if not match:
         return None
-    eight, four, group, zeros = match.groups()
+    eight, four, group, zeros, loss = match.groups()
     bits = cast("Literal[4, 8]", int(eight or four))
-    return Packed(layout=Gptq(bits=bits, group_size=int(group), act_order=False, symmetric=zeros is None))
+    layout = Gptq(
+        bits=bits, group_size=int(group), act_order=False, symmetric=zeros is None, end_to_end=loss is not None
+    )
+    return Packed(layout=layout)
 
 
 def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:  # noqa: ARG001 - the protocol's
-    return Needs.HESSIAN
+    return Needs.GRADIENTS if any(name.endswith("-e2e") for name in names) else Needs.HESSIAN
 
 
 def refusal(architecture: str) -> str | None:  # noqa: ARG001

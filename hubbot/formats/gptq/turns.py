@@ -1,0 +1,78 @@
+"""Whose turn it is among outputs whose errors count together, and what is left to round where others have erred.
+
+With G the matrix of their gradients, an error e of some outputs costs least if those still to be rounded answer with
+-inverse(G_oo) G_oe e. Outputs go in groups, in an order that is drawn at random: neighbours, which meet most, part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+
+from hubbot.errors import Unsupported
+from hubbot.formats.gptq.factoring import inverse_factor
+from hubbot.formats.protocol import Band
+
+__all__ = ["GROUPS", "Turns"]
+
+GROUPS = 8  # of a band's outputs; docs/quality.md has what others bring
+DAMPING = 0.1  # of the mean diagonal of G: it is a mean over few tokens
+_SEED = 0
+
+
+class Turns:
+    """A band's outputs in groups, and their weights with what the errors so far ask of them.
+
+    layers: name -> outputs of the layers that are rounded, end to end in `wanted`, float32 [in, outputs of all].
+    """
+
+    def __init__(self, band: Band, layers: Mapping[str, int], wanted: torch.Tensor) -> None:
+        kept, places = _where(band, layers)
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(_SEED))
+        self._places = places[order].to(wanted.device)
+        self._factor = _factor(band.matrix.to(wanted.device), kept[order].to(wanted.device))
+        self._rest = wanted[:, self._places]
+        ends = [len(places) * turn // GROUPS for turn in range(GROUPS + 1)]
+        self._turns = [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+    def places(self, turn: int) -> torch.Tensor:
+        """int64, of the outputs whose turn it is."""
+        return self._places[self._turns[turn]]
+
+    def rest(self, turn: int) -> torch.Tensor:
+        """float32 [in, outputs of this turn]."""
+        return self._rest[:, self._turns[turn]]
+
+    def pass_on(self, turn: int, errors: torch.Tensor) -> None:
+        """errors: what was wanted of the outputs of this turn less what they were rounded to, [in, outputs]."""
+        own, later = self._turns[turn], slice(self._turns[turn].stop, None)
+        answer = torch.linalg.solve_triangular(self._factor[own, own], self._factor[own, later], upper=True)
+        self._rest[:, later] -= errors @ answer
+
+
+def _where(band: Band, layers: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the outputs that are rounded, their places in the band and in the layers end to end."""
+    in_band, in_layers, first = [], [], 0
+    begins = dict(zip(layers, torch.tensor([0, *layers.values()]).cumsum(0).tolist(), strict=False))
+    for name, rows in band.rows.items():
+        count = rows.stop - rows.start
+        if name in layers:
+            in_band.append(torch.arange(first, first + count))
+            in_layers.append(torch.arange(begins[name] + rows.start, begins[name] + rows.stop))
+        first += count
+    return torch.cat(in_band), torch.cat(in_layers)
+
+
+def _factor(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Upper triangular U with U'U the inverse of the matrix in this order, over its mean diagonal and damped."""
+    damped = matrix[order][:, order]
+    mean = damped.diagonal().mean()
+    damped = torch.eye(len(order), device=matrix.device) if mean == 0 else damped.div_(mean)
+    damped.diagonal().add_(DAMPING)
+    factor = inverse_factor(damped) if torch.isfinite(damped).all() else None
+    if factor is None:
+        msg = "The gradients of a layer's outputs are not finite on the calibration text. Leave -e2e out of the variant's name."
+        raise Unsupported(msg)
+    return factor

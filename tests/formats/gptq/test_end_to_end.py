@@ -1,0 +1,136 @@
+"""Variants whose codes the loss of the whole model chooses: other codes in the same files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from hubbot.domain import Gptq, Packed
+from hubbot.errors import Unsupported
+from hubbot.formats import costs_of
+from hubbot.formats.gptq.format import GptqFormat
+from hubbot.formats.names import find_variant, parse_variant, parse_variants
+from hubbot.formats.protocol import VariantFiles
+from hubbot.model import read_facts
+from hubbot.settings import Settings
+from hubbot.sweep.walk import SweepResult
+from tests.quantized import encode_all, gptq_format, source_of
+from tests.sweeps import run_sweep, windows
+
+PLAIN, WEIGHED = NAMES = ("gptq-4bit-32g", "gptq-4bit-32g-e2e")
+Swept = tuple[Path, SweepResult]
+
+
+def swept(folder: Path, out: Path, form: GptqFormat | None = None) -> SweepResult:
+    form = form or gptq_format(folder, [*NAMES], out)
+    return run_sweep(folder, out, [form], calibration=windows(1, 6), evaluation=windows(2, 3))
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks of width 64: the solver goes column by column."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=400,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("narrow")
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text('{"model": {}}')  # token ids are given here
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return narrow, swept(narrow, tmp_path_factory.mktemp("made"))
+
+
+def _tensors(files: VariantFiles) -> dict[str, torch.Tensor]:
+    return {
+        name: each for path in files.paths if path.suffix == ".safetensors" for name, each in load_file(path).items()
+    }
+
+
+def test_a_name_says_so_and_nothing_else_changes() -> None:
+    assert parse_variant("GPTQ-3bit-128g-asym-E2E") == Gptq(bits=3, group_size=128, symmetric=False, end_to_end=True)
+    assert parse_variant("w4a16-64g-e2e") == Packed(layout=Gptq(bits=4, group_size=64, end_to_end=True))
+    assert parse_variant("gptq-4bit-32g-actorder-asym-e2e").name == "gptq-4bit-32g-actorder-asym-e2e"
+    for wrong in ("gptq-4bit-128g-e2e-asym", "gptq-4bit-e2e-128g", "w8a16-128g-asym-e2e", "gptq-4bit-128ge2e"):
+        assert find_variant(wrong) is None
+
+
+@pytest.mark.slow
+def test_files_have_the_plain_ones_format_and_size_and_other_codes(made: Swept) -> None:
+    _, result = made
+    assert result.failed == {}
+    plain, weighed = (result.files[name] for name in NAMES)
+    assert [path.name for path in plain.paths] == [path.name for path in weighed.paths]
+    assert plain.weight_bytes == weighed.weight_bytes
+    configs = [json.loads((files.paths[0].parent / "config.json").read_text()) for files in (plain, weighed)]
+    assert configs[0] == configs[1]
+    before, after = _tensors(plain), _tensors(weighed)
+    assert {name: (each.shape, each.dtype) for name, each in before.items()} == {
+        name: (each.shape, each.dtype) for name, each in after.items()
+    }
+    codes = [name for name in before if name.endswith("qweight")]
+    assert codes
+    assert not any(torch.equal(before[name], after[name]) for name in codes)
+    assert not any("predictions of the whole model" in note for note in plain.notes)
+    (note,) = weighed.notes
+    assert "predictions of the whole model" in note
+
+
+@pytest.mark.slow
+def test_the_plain_variant_is_the_same_beside_it_and_alone(made: Swept, tmp_path: Path) -> None:
+    folder, result = made
+    alone = swept(folder, tmp_path, gptq_format(folder, [PLAIN], tmp_path))
+    assert not (tmp_path / "gradients").exists()
+    before, after = _tensors(alone.files[PLAIN]), _tensors(result.files[PLAIN])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_between_blocks_ends_with_the_same_bytes(made: Swept, tmp_path: Path) -> None:
+    folder, result = made
+
+    class Killed(GptqFormat):
+        def encode(self, part, *rest):
+            if part.name == "block-00001":
+                raise KeyboardInterrupt
+            return super().encode(part, *rest)
+
+    form = gptq_format(folder, [*NAMES], tmp_path)
+    form.__class__ = Killed
+    with pytest.raises(KeyboardInterrupt):
+        swept(folder, tmp_path, form)
+    again = swept(folder, tmp_path)
+    before, after = _tensors(result.files[WEIGHED]), _tensors(again.files[WEIGHED])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_layers_without_gradients_are_rounded_plainly_and_counted(narrow: Path, tmp_path: Path) -> None:
+    form = gptq_format(narrow, [*NAMES], tmp_path)
+    decoded = encode_all(form, narrow)
+    assert all(torch.equal(decoded[PLAIN][name], weight) for name, weight in decoded[WEIGHED].items())
+    first = "block-00000: 7 of 7 matrices have no gradients of their own and were rounded without them"
+    assert form.finish()[WEIGHED].notes[:2] == (first, first.replace("00000", "00001"))
+
+
+def test_blocks_that_are_given_more_than_hidden_states_are_refused_in_the_plan(narrow: Path, tmp_path: Path) -> None:
+    facts = replace(read_facts(narrow), stream_width=10 * read_facts(narrow).hidden_size)
+    names = f"{PLAIN},{WEIGHED},w4a16-32g,w4a16-32g-e2e"
+    costs = costs_of(parse_variants(names), source_of(narrow), facts, tmp_path, Settings())
+    refused = {name: str(why) for name, why in costs.items() if isinstance(why, Unsupported)}
+    assert list(refused) == [WEIGHED, "w4a16-32g-e2e"]
+    assert refused["w4a16-32g-e2e"].endswith("Ask for w4a16-32g.")

@@ -1,0 +1,186 @@
+"""Gradients that pass back block by block are those of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hubbot.errors import Unsupported
+from hubbot.model import part_layout, read_facts
+from hubbot.sweep import gradients, outputs
+from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.exchange import exchanges
+from hubbot.sweep.gradients import bands_of, measure_gradients
+from hubbot.sweep.group import ALONE, Group
+from hubbot.sweep.weights import CheckpointWeights
+from hubbot.sweep.windows import Windows
+from tests.sweeps import LENGTH, windows
+
+CPU = torch.device("cpu")
+COUNT = 6
+
+
+Found = dict[str, tuple[dict[str, slice], torch.Tensor]]
+
+
+def model_of(folder: Path) -> BlockModel:
+    return BlockModel(folder, part_layout(read_facts(folder)), CPU)
+
+
+def measured(model: BlockModel, folder: Path, work: Path, calibration: Windows, group: Group = ALONE) -> Found:
+    """Layer -> rows and matrix of its only band."""
+    tensors, parts = (facts := read_facts(folder)).tensors, part_layout(facts)
+    weights = {part: CheckpointWeights(folder, tensors, part.tensors) for part in parts}
+    measure_gradients(model, parts, weights.__getitem__, calibration, work / "gradients", group)
+    assert all(value.is_meta for value in model.model.parameters())  # left without weights
+    found = {name: bands for part in parts for name, bands in bands_of(work / "gradients", part, CPU).items()}
+    assert {len(bands) for bands in found.values()} == {1}
+    return {name: (dict(bands[0].rows), bands[0].matrix) for name, bands in found.items()}
+
+
+def of_whole_model(folder: Path, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Module -> gradients of its outputs [tokens, outputs], by torch through all of the model at once."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model.requires_grad_(False)
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, output: torch.Tensor) -> None:
+            output.requires_grad_()
+            output.retain_grad()
+            seen[name] = output
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(note(name))
+    likely = model(input_ids=tokens, use_cache=False).logits.log_softmax(-1)
+    labels = []
+    for number, own in enumerate(likely.detach()):
+        uniform = torch.rand((LENGTH, 1), generator=torch.Generator().manual_seed(gradients._SEED + number))
+        labels.append(torch.searchsorted(own.exp().cumsum(-1), uniform))
+    likely.gather(2, torch.stack(labels)).sum().backward()
+    return {name: output.grad.flatten(0, 1) for name, output in seen.items() if output.grad is not None}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_that_pass_back_block_by_block_are_those_of_the_whole_model(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    monkeypatch.setattr(gradients, "_KEPT", torch.float32)
+    monkeypatch.setattr(gradients, "DRAWS", 1)
+    monkeypatch.setattr(outputs, "_shrunk", lambda total, tokens, _: total / tokens)
+    folder, calibration = tiny_model("llama", tied=tied), windows(3, COUNT)
+    found = measured(model_of(folder), folder, tmp_path, calibration)
+    wanted = of_whole_model(folder, calibration.tokens)
+    assert {name.removesuffix(".weight") for name in found} == {name for name in wanted if name != "lm_head"}
+    for rows, matrix in found.values():
+        own = torch.cat([wanted[name.removesuffix(".weight")] for name in rows], dim=1)
+        expected = own.T @ own / len(own)
+        deviation = expected.diagonal().sqrt()
+        torch.testing.assert_close(matrix.diagonal().sqrt(), deviation, rtol=1e-4, atol=1e-6)
+        correlation = (matrix - expected) / deviation / deviation[:, None]
+        assert correlation.abs().max() < 1e-3  # they are kept in 16 bits
+
+
+def test_layers_with_the_same_inputs_share_a_band(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    found = measured(model_of(tiny_model("llama")), tiny_model("llama"), tmp_path, windows(3, COUNT))
+    sets = {tuple(name.split(".")[-2] for name in rows) for rows, _ in found.values()}
+    assert sets == {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)}
+
+
+def test_a_pass_that_was_killed_is_made_anew_and_a_finished_one_is_kept(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calibration = tiny_model("llama"), windows(3, COUNT)
+    wanted = measured(model_of(folder), folder, tmp_path / "whole", calibration)
+    saved = gradients._save
+
+    def killed(path: Path, bands: object) -> None:
+        saved(path, bands)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    (tmp_path / "killed").mkdir()
+    monkeypatch.setattr(gradients, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measured(model_of(folder), folder, tmp_path / "killed", calibration)
+    assert not (tmp_path / "killed/gradients").exists()
+    monkeypatch.setattr(gradients, "_save", saved)
+    found = measured(model_of(folder), folder, tmp_path / "killed", calibration)
+    assert all(torch.equal(found[name][1], wanted[name][1]) for name in wanted)
+    assert not list((tmp_path / "killed/gradients").glob("inputs.*"))
+    monkeypatch.setattr(gradients, "_save", killed)
+    measured(model_of(folder), folder, tmp_path / "killed", calibration)  # nothing is saved again
+
+
+@pytest.mark.parametrize("count", [4, 1])  # the second process has windows, or none
+def test_two_processes_find_what_one_finds(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(gradients, "gradient_batch_tokens", lambda _: 2 * LENGTH)
+    monkeypatch.setattr(gradients, "DRAWS", 1)
+    folder, calibration = tiny_model("llama"), windows(3, count)
+    alone = measured(model_of(folder), folder, tmp_path / "alone", calibration)
+    ends = exchanges(2, get_context("spawn"), slot=2**20)
+    works = [tmp_path / "first", tmp_path / "second"]
+    models = [model_of(folder) for _ in ends]  # here: transformers builds one at a time
+    with ThreadPoolExecutor(2) as pool:  # one waits for the other
+        both = list(pool.map(measured, models, [folder] * 2, works, [calibration] * 2, ends))
+    for found in both:
+        assert found.keys() == alone.keys()
+        for name, (rows, matrix) in found.items():
+            assert rows == alone[name][0]
+            torch.testing.assert_close(matrix, alone[name][1], rtol=2e-3, atol=1e-3 * float(matrix.diagonal().mean()))
+
+
+def test_what_fails_in_one_process_is_told_in_both(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "gradient_batch_tokens", lambda _: 2 * LENGTH)
+    monkeypatch.setattr(gradients, "DRAWS", 1)
+
+    def fail(*_: object) -> None:
+        msg = "derivative for aten::x is not implemented"
+        raise NotImplementedError(msg)
+
+    monkeypatch.setattr(gradients._Walk, "_through", fail)
+    folder, ends = tiny_model("llama"), exchanges(2, get_context("spawn"), slot=2**20)
+    models = [model_of(folder) for _ in ends]
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(measured, model, folder, tmp_path / str(end.rank), windows(3, 1), end)
+            for model, end in zip(models, ends, strict=True)
+        ]
+    for one in both:
+        with pytest.raises(Unsupported, match=r"aten::x is not implemented.*Leave -e2e out"):
+            one.result()
+
+
+def test_an_unsure_correlation_is_shrunk_and_a_sure_one_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(32, 32, generator=generator)
+    for tokens, least, most in ((64, 0.3, 0.9), (100_000, 0.999, 1.0)):
+        rows = torch.randn(tokens, 32, generator=generator) @ mix
+        sums = outputs.OutputSums({}, CPU)
+        sums._sets = {"layer": {"layer": 32}}
+        sums._found = {"layer": [rows]}
+        sums.next_batch()
+        matrix, mean = sums.bands(ALONE)["layer"][0].matrix, rows.T @ rows / tokens
+        off = ~torch.eye(32, dtype=torch.bool)
+        torch.testing.assert_close(matrix.diagonal(), mean.diagonal())
+        share = float((matrix[off] / mean[off]).median())
+        assert least < share <= most
+
+
+def test_a_model_whose_blocks_hand_more_on_than_hidden_states_is_refused(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Unsupported, match="Leave -e2e out"):
+        measured(model_of(tiny_model("gemma3n")), tiny_model("gemma3n"), tmp_path, windows(3, COUNT))
