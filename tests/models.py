@@ -114,7 +114,12 @@ _EXPERTS: dict[str, Any] = _GROUPED | {"head_dim": 64, "num_experts_per_tok": 2,
 MIXTURES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family(name="qwen3_moe", config="Qwen3MoeConfig", values=_EXPERTS | {"num_experts": 4}, bytes_vocabulary=True),
+        Family(
+            name="qwen3_moe",
+            config="Qwen3MoeConfig",
+            values=_EXPERTS | {"num_experts": 4, "norm_topk_prob": True},  # as on the Hub, and as llama.cpp computes it
+            bytes_vocabulary=True,
+        ),
         Family(name="mixtral", config="MixtralConfig", values=_EXPERTS | {"num_local_experts": 4}),
         Family(name="olmoe", config="OlmoeConfig", values=_EXPERTS | {"num_experts": 4}, bytes_vocabulary=True),
         Family(

@@ -6,7 +6,7 @@ alone. llama.cpp would read such a token letter by letter, in silence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -32,53 +32,62 @@ def with_whole_vocabulary(model: Converted, tokenizer: PreTrainedTokenizerBase) 
     if kind is None:
         return model
     pieces = kind.value == "llama"  # SentencePiece's
-    found = _with_added(model.metadata, tokenizer, pieces)
+    vocabulary = tokenizer.get_vocab()
+    found = _with_added(model.metadata, tokenizer, set(vocabulary.values()), pieces)
     if pieces:
-        _refuse_other_texts(found[f"{_KEY}tokens"].value, tokenizer)
+        _refuse_other_texts([_text(token) for token in found[f"{_KEY}tokens"].value], vocabulary)
         found |= _blank(model.metadata, tokenizer)
     return replace(model, metadata=found)
 
 
-def _refuse_other_texts(tokens: Sequence[bytes | str], tokenizer: PreTrainedTokenizerBase) -> None:
+def _refuse_other_texts(tokens: Sequence[str], vocabulary: Mapping[str, int]) -> None:
     """Raise Unsupported for a token that tokenizer.model calls otherwise than the source's tokenizer, however seldom it is used."""
-    known: dict[int, set[str]] = {}
-    for text, number in tokenizer.get_vocab().items():
-        known.setdefault(number, set()).update((text, text.replace(_BLANK, " ")))
-    other = next(
-        (number for number, token in enumerate(tokens) if _text(token) not in known.get(number, (_text(token),))), None
-    )
-    if other is not None:
+    apart = [(number, text) for text, number in vocabulary.items() if number < len(tokens) and tokens[number] != text]
+    for number, text in apart:
+        if tokens[number] == text.replace(_BLANK, " ") or vocabulary.get(tokens[number]) == number:
+            continue  # one id may have two texts: a piece, and the added token in its place
         msg = (
-            f"llama.cpp's converter finds {_text(tokens[other])!a} for token {other:,}, which the tokenizer calls {min(known[other])!a}: "
+            f"llama.cpp's converter finds {tokens[number]!a} for token {number:,}, which the tokenizer calls {text!a}: "
             "tokenizer.model is not that of tokenizer.json. Take the one that is stale out of a copy of the model, or leave the "
             "GGUF types out of --variants."
         )
         raise Unsupported(msg)
 
 
-def _with_added(metadata: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, pieces: bool) -> dict[str, Any]:
+def _with_added(
+    metadata: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, meant: Set[int], pieces: bool
+) -> dict[str, Any]:
     """Every added token under its id, as one that texts are cut at; an id that is no token's does not keep its text.
 
-    pieces: whether the vocabulary is SentencePiece's, whose blanks llama.cpp looks for as blanks in added tokens.
+    meant: ids of the source's tokens. pieces: whether the vocabulary is SentencePiece's, whose blanks llama.cpp looks for as
+    blanks in added tokens.
     """
     names = [name for name in ("tokens", "token_type", "scores") if f"{_KEY}{name}" in metadata]
     lists = {name: list(metadata[_KEY + name].value) for name in names}
-    tokens, kinds = [_text(token) for token in lists["tokens"]], lists["token_type"]
-    place = {text: number for number, text in enumerate(tokens)}
-    meant = set(tokenizer.get_vocab().values())
-    for number, token in tokenizer.added_tokens_decoder.items():
-        written = str(token)
-        text = written.replace(_BLANK, " ") if pieces else written
-        known = number < len(tokens) and kinds[number] not in (_NORMAL, _UNUSED)
-        if number >= len(tokens) or (known and (not pieces or tokens[number] in (written, text))):
-            continue
-        for other in {place.get(written, number), place.get(text, number)} - {number} - meant:
-            lists["tokens"][other], kinds[other] = f"[PAD{other}]".encode(), _UNUSED
-        lists["tokens"][number] = text.encode()
-        kinds[number] = _CONTROL if token.special else _USER_DEFINED
+    tokens, kinds = lists["tokens"], lists["token_type"]
+    lost = {
+        number: token
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if number < len(tokens) and _is_lost(str(token), _text(tokens[number]), kinds[number], pieces)
+    }
+    place = {_text(token): number for number, token in enumerate(tokens)} if lost else {}
+    for number, token in lost.items():
+        text = _written(str(token), pieces)
+        for other in {place.get(str(token), number), place.get(text, number)} - {number} - meant:
+            tokens[other], kinds[other] = f"[PAD{other}]".encode(), _UNUSED
+        tokens[number], kinds[number] = text.encode(), _CONTROL if token.special else _USER_DEFINED
         if "scores" in lists:
             lists["scores"][number] = _UNTOLD
     return {**metadata, **{_KEY + name: replace(metadata[_KEY + name], value=lists[name]) for name in names}}
+
+
+def _is_lost(token: str, text: str, kind: int, pieces: bool) -> bool:
+    """Whether llama.cpp would not find an added token in a text: as a piece like any other, or under another name."""
+    return kind in (_NORMAL, _UNUSED) or (pieces and text not in (token, _written(token, pieces)))
+
+
+def _written(token: str, pieces: bool) -> str:
+    return token.replace(_BLANK, " ") if pieces else token
 
 
 def _text(token: bytes | str) -> str:
