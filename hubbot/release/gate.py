@@ -12,13 +12,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from hubbot.domain import Family, ImageCheck, LoadCheck, Record, Score, Status, Trial, VariantRecord, WindowMeans
+from hubbot.domain import (
+    UNMEASURED,
+    Family,
+    ImageCheck,
+    LoadCheck,
+    Record,
+    Score,
+    Status,
+    Trial,
+    VariantRecord,
+    WindowMeans,
+)
 from hubbot.formats.names import find_variant
 from hubbot.model.digests import template_digest
 from hubbot.release.paired import divergence_of, surely_less
 from hubbot.settings import GateSettings
 
 __all__ = ["RECOMMENDED_KLD", "gate", "nominal_bits", "recommend"]
+
+_STEADY = 8.0  # bits per weight: what such tensors are rounded by costs no more than rounding activations
 
 RECOMMENDED_KLD = 0.05  # nats; up to here a smaller file is the better advice (docs/numbers.md)
 _COMMON_BITS = 4.85  # bits per weight of Q4_K_M, the advice where nothing was measured
@@ -109,10 +122,12 @@ def _rounding_costs(variant: VariantRecord) -> float:
     model is more sensitive; from fewer bits that is taken to fall with the size of a step. An activation function or a
     rotary setting that llama.cpp does not know came to 0.014 nats on a random model, and passes any fixed limit there.
     """
-    if variant.family is not Family.GGUF or variant.score is None or variant.bits_per_weight is None:
+    bits = variant.bits_per_weight
+    if variant.family is not Family.GGUF or variant.score is None or bits is None:
         return math.inf
-    as_of_8_bits = variant.score.kld.mean * 2 ** (min(variant.bits_per_weight, 8.0) - 8.0)
-    return max(0.005, 4 * as_of_8_bits)
+    if bits < _STEADY and any(UNMEASURED in note for note in variant.notes):
+        return math.inf  # the runtime computes with rounded tensors that the sweep has whole
+    return max(0.005, 4 * variant.score.kld.mean * 2 ** (min(bits, 8.0) - 8.0))
 
 
 def _disagreement(runtime: str, kld: float | None, tolerance: float | None, error: str | None) -> str:
