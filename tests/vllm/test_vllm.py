@@ -18,10 +18,10 @@ import torch
 from hubbot.cards.commands import commands
 from hubbot.child import in_vllm
 from hubbot.child.trials import _request, _text
-from hubbot.domain import Family, Status
+from hubbot.domain import Family, Record, Status
 from hubbot.formats.gptq.format import GPTQ
 from hubbot.formats.packed.checkpoint import PACKED
-from hubbot.release.repos import plan_repos
+from hubbot.release.repos import Repo, plan_repos
 from hubbot.runtimes.table import Runtime, answer
 from hubbot.settings import PublishSettings
 from tests.conformance.models import write_tiny
@@ -154,9 +154,7 @@ def test_a_run_that_names_the_environment_has_every_variant_that_vllm_reads_load
 
 def test_a_cards_command_serves_and_its_request_is_answered(folders, tmp_path) -> None:
     _, made, _ = folders
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     where, options, body = _printed("w4a16-128g")
     words = ["--model", str(made["w4a16-128g"]), "--served-model-name", where, *options]
     here = [*answer("w4a16-128g", Runtime.VLLM).on_cpu.split(), "--enforce-eager", "--port", str(port)]
@@ -173,14 +171,26 @@ def test_a_cards_command_serves_and_its_request_is_answered(folders, tmp_path) -
         server.wait(60)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _printed(name: str) -> tuple[str, list[str], dict[str, Any]]:
-    """What the card of a variant prints for vLLM: the repo, the options of the server, and the request."""
+    """What the card of a variant prints for vLLM."""
     run = record()
     one = replace(variant("gptq-4bit-128g"), name=name, family=Family.PACKED)
     run = replace(run, source=replace(run.source, context_length=128), variants=(one,))
     [repo] = plan_repos(run, PublishSettings(namespace="test-press"))
+    return printed(run, repo)
+
+
+def printed(run: Record, repo: Repo) -> tuple[str, list[str], dict[str, Any]]:
+    """Of a card's lines for vLLM the repo, the options of the server, and the request."""
     [block] = [text for title, text in commands(run, repo, chat=True) if title == Runtime.VLLM]
-    advice, served, *asked = block.strip("`").removeprefix("sh").strip().splitlines()
+    lines = block.strip("`").removeprefix("sh").strip().splitlines()
+    advice, served, *asked = [line for line in lines if line != "# your picture in the place of the address:"]
     assert advice == "# without a GPU add --dtype float16"
     program, _, where, *options = shlex.split(served)
     assert program == "vllm"
