@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.fx.experimental import _config as fx_config
 from transformers import PreTrainedModel
 
 from hubbot.errors import Unsupported
@@ -202,7 +203,8 @@ class BlockModel(InstalledModel):
     def _left(self, shared: Sequence[Iterable[Key]], handed: Sequence[Mapping[Key, int]], noted: Given) -> int:
         """Numbers a token that blocks leave for later ones: by a pass that has shapes and no data."""
         states: dict[Any, tuple[torch.Tensor, ...]] = {}
-        with foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
+        whole = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # of a mask that chooses: as many as there may be
+        with whole, foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
             for block, arguments, keys, places in zip(self.blocks, noted.blocks, shared, handed, strict=True):
                 given = _on_meta(arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states)))
                 bare = _without_experts(copy.deepcopy(block)).to("meta")

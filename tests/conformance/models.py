@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 from hubbot.demo.tokenizer import write_tokenizer
 from tests.conformance.gemma3n import complete
-from tests.conformance.seeing import PLANS, PUBLISHED, transpose_experts
+from tests.conformance.seeing import DOTS3, PLANS, PUBLISHED, SLIDING, transpose_experts
 from tests.gpt2 import END_OF_TEXT, write_gpt2_tokenizer
 from tests.models import CONTEXT, VOCABULARY, _pieces, _spread
 from tests.vision import make_vision
@@ -73,16 +73,6 @@ _DRAFT: dict[str, Any] = {
     "vocab_size_per_layer_input": 0,
 }
 
-# What Dots 3's layers with a window have for themselves, as config.json has it on the Hub.
-_SLIDING = {
-    **dict.fromkeys(["swa_num_attention_heads", "swa_num_key_value_heads"], 4),
-    **dict.fromkeys(["swa_q_lora_rank", "swa_kv_lora_rank"], 256),
-    "swa_head_dim": 96,
-    "swa_qk_nope_head_dim": 64,
-    "swa_qk_rope_head_dim": 32,
-    "swa_v_head_dim": 64,
-}
-
 # What a model type needs beside or in place of them.
 _OWN: dict[str, dict[str, Any]] = {
     "afmoe": {"mup_enabled": True},  # as on the Hub; llama.cpp takes it for granted
@@ -94,7 +84,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"head_dim": 32, "num_key_value_heads": 4},
     "deepseek_v32": {"num_key_value_heads": 4},
     "dots1": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 96, "shared_experts_intermediate_size": 256, **_SLIDING},
+    "dots3_note_text": {"num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 96, "shared_experts_intermediate_size": 256, **SLIDING},
     "exaone4": {"num_hidden_layers": 4},
     "falcon": {"new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 512},
@@ -138,16 +128,9 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "cohere2": {"rope_theta": 10000.0},
     "phimoe": {"original_max_position_embeddings": CONTEXT},
     "deepseek_v32": {"scoring_func": "sigmoid"},
+    "deepseek_v4": {"compress_ratios": [128, 128], "num_hash_layers": 2},
     "dots1": {"scoring_func": "sigmoid"},
-    "dots3_note_text": {
-        **_SLIDING,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "sliding_window_size": 64,
-        "first_k_dense_replace": 1,
-        "moe_layer_freq": 1,
-        "apply_mla_qkv_lora_rescale": True,
-    },
+    "dots3_note_text": DOTS3,
     "exaone_moe": {"scoring_func": "sigmoid"},
     "glm4_moe_lite": {"first_k_dense_replace": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},

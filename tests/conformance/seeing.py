@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.conformance.gemma3n import GEMMA3N
 from tests.vision import _HALF, _PATCHES, _QWEN, _SIGLIP, _TEXT, VISION, Vision
 
-__all__ = ["PLANS", "PUBLISHED", "transpose_experts"]
+__all__ = ["DOTS3", "PLANS", "PUBLISHED", "SLIDING", "transpose_experts"]
 
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 _ROUTED: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
@@ -20,6 +20,28 @@ _DELTA: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 64),
     **dict.fromkeys(["linear_num_key_heads", "linear_num_value_heads"], 4),
+}
+
+
+# What Dots 3's layers with a window have for themselves, as config.json has it on the Hub.
+SLIDING = {
+    **dict.fromkeys(["swa_num_attention_heads", "swa_num_key_value_heads"], 4),
+    **dict.fromkeys(["swa_q_lora_rank", "swa_kv_lora_rank"], 256),
+    "swa_head_dim": 96,
+    "swa_qk_nope_head_dim": 64,
+    "swa_qk_rope_head_dim": 32,
+    "swa_v_head_dim": 64,
+}
+
+# Keys of Dots 3's text that config.json has on the Hub, but not when transformers saves it.
+DOTS3: dict[str, Any] = {
+    **SLIDING,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "sliding_window_size": 64,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "apply_mla_qkv_lora_rescale": True,
 }
 
 
@@ -83,7 +105,10 @@ PLANS: dict[str, Vision] = VISION | {
     ),
     "qwen3_vl_moe": Vision(
         config="Qwen3VLMoeConfig",
-        text=_TEXT | _EXPERTS | {"head_dim": 64, "moe_intermediate_size": 512} | _rotary([12, 10, 10]),
+        text=_TEXT
+        | _EXPERTS
+        | {"head_dim": 64, "moe_intermediate_size": 512}
+        | _rotary([12, 10, 10], mrope_interleaved=True),
         vision=_QWEN3_TOWER | {"depth": 3, "deepstack_visual_indexes": [0]},
         **_QWEN3,
     ),
@@ -380,7 +405,8 @@ PLANS: dict[str, Vision] = VISION | {
         | _ROUTED
         | {"num_key_value_heads": 4, "head_dim": 96, "mlp_layer_types": ["dense", "sparse"], "n_shared_experts": 1}
         | {"kv_lora_rank": 256, "q_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64}
-        | {"index_n_heads": 4, "index_head_dim": 64, "index_topk": 128, "shared_experts_intermediate_size": 256},
+        | {"index_n_heads": 4, "index_head_dim": 64, "index_topk": 128, "shared_experts_intermediate_size": 256}
+        | {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"], "sliding_window": 64, **SLIDING},
         vision=_SIGLIP
         | {
             "patch_size": 14,
@@ -441,7 +467,14 @@ PLANS: dict[str, Vision] = VISION | {
 # Keys that config.json has on the Hub, but not when transformers saves it.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma4_unified": {"text_config": {"moe_intermediate_size": None}},
-    "dots3_note": {"text_config": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}},
+    "dots3_note": {"text_config": DOTS3},
+    "glm5_next": {
+        "text_config": {
+            "mla_use_nope": True,
+            "first_k_dense_replace": 1,
+            "linear_attn_config": {"head_dim": 64, "num_heads": 4, "short_conv_kernel_size": 4},
+        }
+    },
     "minimax_m3_vl": {
         "text_config": {
             "n_shared_experts": 1,

@@ -62,16 +62,19 @@ def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:
     return Needs.HESSIAN if any(variant.hessian for variant in map(parse, names) if variant) else Needs.SQUARES
 
 
-# Architectures that llama.cpp loads and computes otherwise than transformers, each found by the load check.
+# Architectures that llama.cpp loads and computes otherwise than transformers, each found by the load check, and one that it takes half.
 # PhiMoE: with both differences put into transformers, a random model's logits diverge from llama.cpp's by 0.00007 nats;
 # with the routing alone by 0.0023, with the norms alone by 0.037, with neither by 0.037.
 # Hy 4: with neighbouring channels turned in transformers' attention by 1e-10 nats in float32, as it is by 0.045. llama.cpp's source
 # says that the reference turns neighbours; a trained model was not at hand to see it by.
+# DeepSeek V4: `conversion/deepseek.py` wants a scale beside every expert and repacks the pair as MXFP4; of others it makes nothing.
 _OTHERWISE = {
     "phimoeforcausallm": "llama.cpp computes this architecture otherwise than it was trained: its norms do not subtract the mean, and "
     "a token's two experts share one weight by a softmax, where the model has layer norms and SparseMixer's weights.",
     "hyv4forcausallm": "llama.cpp and transformers 5.23, which measures here, compute this architecture differently: by a token's position the "
     "one turns neighbouring channels in attention, the other halves. One of them is wrong, so that no number here would be the file's.",
+    "deepseekv4forcausallm": "llama.cpp's converter takes this architecture's experts as the MXFP4 blocks of its original alone, which it copies "
+    "as they are; hubbot's GGUF files are made of decoded weights.",
 }
 
 

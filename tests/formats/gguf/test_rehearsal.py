@@ -111,12 +111,21 @@ def test_a_file_that_llama_cpp_cannot_load_is_told_before_it_has_weights(folder,
     assert not list(tmp_path.glob("*.gguf"))
 
 
-def test_an_architecture_that_llama_cpp_computes_otherwise_is_told_before_it_has_weights(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("PhiMoEForCausalLM", "otherwise than it was trained: its norms do not subtract the mean"),
+        ("DeepseekV4ForCausalLM", "takes this architecture's experts as the MXFP4 blocks of its original alone"),
+    ],
+)
+def test_an_architecture_that_llama_cpp_takes_otherwise_is_told_before_it_has_weights(
+    folder, tmp_path, architecture, why
+):
     source = Source(folder=str(folder), repo=None, revision=None, files={})
-    facts = replace(read_facts(folder), architecture="PhiMoEForCausalLM")
+    facts = replace(read_facts(folder), architecture=architecture)
     found = costs_of(parse_variants("Q8_0"), source, facts, tmp_path, Settings())["Q8_0"]
     assert isinstance(found, Unsupported)
-    assert "otherwise than it was trained: its norms do not subtract the mean" in str(found)
+    assert why in str(found)
 
 
 def _with_a_row_more(tensor):
