@@ -34,6 +34,7 @@ _VOCABULARY = (("vocab_size", "padded_vocab_size"), 2**24)
 _CONTEXT = (("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"), 2**27)
 _INNER = (("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"), 2**24)
 _EXPERTS = (("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts"), 2**16)
+_CHOSEN = (("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk"), 2**16)
 _WINDOW = (("sliding_window",), 2**27)
 
 
@@ -74,6 +75,7 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
     numbers = {name: _number(text, *field, listed=name in _LISTED) for name, field in _FIELDS.items()}
     numbers["layers"] = numbers["layers"] or _listed_layers(text)
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
+    _refuse_too_many_chosen(numbers["experts"], numbers["experts a token"])
     heads = numbers["heads"]
     return ModelConfig(
         values=_as_read(unquantized(values)),
@@ -108,12 +110,13 @@ _FIELDS = {
     "context": _CONTEXT,
     "inner size": _INNER,
     "experts": _EXPERTS,
+    "experts a token": _CHOSEN,
     "window": _WINDOW,
 }
 
 
 # What some configurations give as a list with a number for each block: Gemma 3n, HunYuan.
-_LISTED = frozenset({"heads", "key/value heads", "inner size", "experts"})
+_LISTED = frozenset({"heads", "key/value heads", "inner size", "experts", "experts a token"})
 
 
 def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +208,13 @@ def _listed_layers(text: Mapping[str, Any]) -> int | None:
 
 
 _KINDS = ("layers_block_type", "hybrid_override_pattern", "layer_types", "block_types")
+
+
+def _refuse_too_many_chosen(experts: int | None, chosen: int | None) -> None:
+    """A router that is to choose more experts than there are fails at the first token."""
+    if experts and chosen and chosen > experts:
+        msg = f"config.json has {experts:,} experts a layer and gives every token {chosen:,} of them. One of the two is wrong: correct it in a copy of the model."
+        raise UnsafeSource(msg)
 
 
 def _needed(numbers: Mapping[str, int | None], name: str) -> int:

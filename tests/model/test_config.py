@@ -51,6 +51,13 @@ def test_an_unknown_architecture_is_told_with_the_release_that_wrote_its_configu
         layers(tmp_path, architectures=["NewForCausalLM"], layer_types=["full_attention"], transformers_version=written)
 
 
+def test_more_experts_a_token_than_there_are_is_refused(tmp_path):
+    with pytest.raises(UnsafeSource, match=r"has 2 experts a layer and gives every token 4 of them"):
+        layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, num_experts_per_tok=4)
+    assert layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, num_experts_per_tok=2) == 1
+    assert layers(tmp_path, layer_types=["full_attention"], num_local_experts=0, num_experts_per_tok=2) == 1
+
+
 @pytest.mark.parametrize(
     ("architecture", "does"),
     [
