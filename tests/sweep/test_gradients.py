@@ -96,6 +96,19 @@ def test_layers_with_the_same_inputs_share_a_band(tiny_model: Callable[..., Path
     assert sets == {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [("qwen3_moe", {"q_proj", "k_proj", "v_proj", "o_proj"}), ("gpt2", {"c_attn", "c_proj", "c_fc"})],
+)
+def test_gradients_pass_back_through_experts_and_reach_transposed_layers(
+    tiny_model: Callable[..., Path], tmp_path: Path, family: str, layers: set[str]
+) -> None:
+    found = measured(model_of(tiny_model(family)), tiny_model(family), tmp_path, windows(3, COUNT))
+    assert {name.split(".")[-2] for name in found} == layers
+    assert all(float(matrix.diagonal().min()) > 0 for _, matrix in found.values())
+
+
 def test_a_pass_that_was_killed_is_made_anew_and_a_finished_one_is_kept(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
