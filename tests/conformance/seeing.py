@@ -377,7 +377,7 @@ PLANS: dict[str, Vision] = VISION | {
         | {"kv_lora_rank": 256, "q_lora_rank": 256, "qk_rope_head_dim": 0, "qk_nope_head_dim": 64, "v_head_dim": 64}
         | {"index_n_heads": 4, "index_head_dim": 64, "index_topk": 128, "index_kpool": 16},
         vision=_GLM_TOWER | {"projection_intermediate_size": 128},
-        **_GLM,
+        **_GLM | {"preprocessor": _GLM["preprocessor"] | {"min_image_tokens": 16, "max_image_tokens": 324}},
     ),
     "chameleon": Vision(
         config="ChameleonConfig",
@@ -472,7 +472,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "text_config": {
             "mla_use_nope": True,
             "first_k_dense_replace": 1,
-            "linear_attn_config": {"head_dim": 64, "num_heads": 4, "short_conv_kernel_size": 4},
+            "linear_attn_config": {
+                "head_dim": 64,
+                "num_heads": 4,
+                "short_conv_kernel_size": 4,
+                "gate_lower_bound": -5.0,
+            },
         }
     },
     "minimax_m3_vl": {

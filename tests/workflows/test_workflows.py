@@ -6,6 +6,7 @@ What cannot be had here is GitHub itself; what its runners would do with the out
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -384,6 +385,18 @@ def test_what_runs_new_releases_may_write_nothing_and_what_writes_runs_none_of_t
         "requirements.lock",
         "docs/*",
     }
+
+
+def test_where_nothing_is_newer_the_patch_has_a_folder_to_be_empty_in(tmp_path):
+    jobs = yaml.safe_load((ROOT / ".github/workflows/upgrade.yml").read_text())["jobs"]
+    [script] = [step["run"] for step in jobs["try"]["steps"] if step.get("id") == "upgrade"]
+    told = tmp_path / "output"
+    told.touch()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "Makefile").write_text("upgrade:\n\t@true\n")
+    environment = {**os.environ, "GITHUB_OUTPUT": str(told)}
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, env=environment)
+    assert not told.read_text()
 
 
 @needs_node
