@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hubbot import llamacpp
+from hubbot.model.foreign import without_folders
 
 __all__ = ["Runtime", "compare"]
 
@@ -71,7 +72,7 @@ class Runtime:
             sys.stderr.write(f"{line}\n")
 
     def _refused(self, what: str) -> ValueError:
-        words = "; ".join(dict.fromkeys(self._errors))[:_LONGEST]
+        words = "; ".join(dict.fromkeys(map(without_folders, self._errors)))[:_LONGEST]
         return ValueError(f"llama.cpp {what}: {words}" if words else f"llama.cpp {what}")
 
     def _open(self, length: int) -> None:

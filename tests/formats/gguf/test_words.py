@@ -24,6 +24,7 @@ def test_a_file_that_llama_cpp_refuses_is_told_with_its_own_words(tmp_path):
     said = ask_llama_cpp({**request, "prompts": [], "new_tokens": 0, "ends": []})["error"]
     assert said.startswith("llama.cpp cannot load the file: ")
     assert "magic" in said
+    assert str(tmp_path) not in said
 
 
 def test_of_a_crash_the_assertion_and_its_function_are_kept_and_neither_the_stack_nor_the_folder_of_the_build():
