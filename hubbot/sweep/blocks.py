@@ -203,7 +203,8 @@ class BlockModel(InstalledModel):
     def _left(self, shared: Sequence[Iterable[Key]], handed: Sequence[Mapping[Key, int]], noted: Given) -> int:
         """Numbers a token that blocks leave for later ones: by a pass that has shapes and no data."""
         states: dict[Any, tuple[torch.Tensor, ...]] = {}
-        whole = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # of a mask that chooses: as many as there may be
+        # of a mask that chooses, as many as there may be
+        whole = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
         with whole, foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
             for block, arguments, keys, places in zip(self.blocks, noted.blocks, shared, handed, strict=True):
                 given = _on_meta(arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states)))
