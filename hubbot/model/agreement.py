@@ -169,18 +169,26 @@ def _ties(model: PreTrainedModel) -> bool:
 
 
 def _unused(model: PreTrainedModel, places: Mapping[str, Group], facts: ModelFacts) -> tuple[str, ...]:
-    """Stored tensors that the model has no place for; those of prediction blocks and of absent parts are told apart."""
-    absent = absent_parts(model)
+    """Stored tensors that the model has no place for; those of prediction blocks and of absent parts are told apart.
+
+    Not the weights that the model's class expects and passes over: llama.cpp asks for them (Gemma 3n's keys of layers that share others').
+    """
+    absent, known = absent_parts(model), _passed_over(model)
     return tuple(
         name
         for name in facts.tensors
         if name not in places and name not in facts.prediction and absent_part_of(name, absent) is None
+        if not (name.endswith(".weight") and any(pattern.search(name) for pattern in known))
     )
+
+
+def _passed_over(model: PreTrainedModel) -> list[re.Pattern[str]]:
+    return [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
 
 
 def _notes_on(unused: Sequence[str], model: PreTrainedModel, facts: ModelFacts) -> tuple[str, ...]:
     """A note on stored numbers that no parameter takes; raises SourceRefused for a weight of a block, or of another module of the model."""
-    known = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    known = _passed_over(model)
     strays = [
         name
         for name in unused

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hubbot.child.source import examine
@@ -52,6 +53,17 @@ def test_the_plan_says_what_was_left_out_and_how_much_it_is(folder: Path) -> Non
         "model.vision_tower was not run, and nothing is said of it: TimmWrapperModel requires the timm library"
     )
     assert f"its {sum('vision_tower' in name for name in facts.tensors)} tensors go into folders as they are" in note
+
+
+def test_weights_that_the_class_expects_and_passes_over_stay_for_llama_cpp_which_asks_for_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    tensors = load_file(copied / "model.safetensors")
+    shared, own = (f"model.language_model.layers.{layer}.self_attn.k_proj.weight" for layer in (3, 0))
+    tensors[shared] = tensors[own].clone()  # of a layer that shares the keys of an earlier one
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    assert examine(read_facts(copied)).unused == ()
 
 
 def test_a_text_part_that_wants_a_package_is_not_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
