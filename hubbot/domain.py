@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 SCHEMA_VERSION = 1
-UNMEASURED = (
-    "transformed by llama.cpp's converter and not measured"  # in a note: rounded in the file, whole in the sweep
-)
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 NAMESPACE = re.compile(_NAME)  # a user or an organisation

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from hubbot.domain import (
-    UNMEASURED,
     Family,
     ImageCheck,
     LoadCheck,
@@ -30,8 +29,6 @@ from hubbot.release.paired import divergence_of, surely_less
 from hubbot.settings import GateSettings
 
 __all__ = ["RECOMMENDED_KLD", "gate", "nominal_bits", "recommend"]
-
-_STEADY = 8.0  # bits per weight: what such tensors are rounded by costs no more than rounding activations
 
 RECOMMENDED_KLD = 0.05  # nats; up to here a smaller file is the better advice (docs/numbers.md)
 _COMMON_BITS = 4.85  # bits per weight of Q4_K_M, the advice where nothing was measured
@@ -108,26 +105,8 @@ def _complaints(
 def _of_loading(variant: VariantRecord, check: LoadCheck) -> Iterator[str]:
     if not check.loaded:
         yield f"{check.runtime} does not load it: {check.error or 'no reason given'}"
-    most = _rounding_costs(variant)
     if not check.passed:
         yield _disagreement(check.runtime, check.kld, check.tolerance, check.error) + _noted(variant)
-    elif check.kld is not None and check.kld > most:
-        yield _disagreement(check.runtime, check.kld, most, None) + _noted(variant)
-
-
-def _rounding_costs(variant: VariantRecord) -> float:
-    """The divergence in nats that llama.cpp's rounding of activations to 8 bits may add, at most.
-
-    On trained and on random models it came to 1e-5 to 4e-4 nats, and to about what rounding the weights to 8 bits costs where a
-    model is more sensitive; from fewer bits that is taken to fall with the size of a step. An activation function or a
-    rotary setting that llama.cpp does not know came to 0.014 nats on a random model, and passes any fixed limit there.
-    """
-    bits = variant.bits_per_weight
-    if variant.family is not Family.GGUF or variant.score is None or bits is None:
-        return math.inf
-    if bits < _STEADY and any(UNMEASURED in note for note in variant.notes):
-        return math.inf  # the runtime computes with rounded tensors that the sweep has whole
-    return max(0.005, 4 * variant.score.kld.mean * 2 ** (min(bits, 8.0) - 8.0))
 
 
 def _disagreement(runtime: str, kld: float | None, tolerance: float | None, error: str | None) -> str:

@@ -112,6 +112,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_moe": {"norm_topk_prob": True},  # as on the Hub; llama.cpp takes it for granted
     "olmoe": {"num_key_value_heads": 4},  # as on the Hub; llama.cpp takes one for each head for granted
     "phi": {"num_key_value_heads": 4, "intermediate_size": 1024},  # likewise, and four times the width
     "phimoe": {"attention_bias": True, "lm_head_bias": True},  # as on the Hub; llama.cpp takes them for granted

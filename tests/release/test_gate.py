@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from hubbot.domain import (
-    UNMEASURED,
     Divergence,
     Family,
     LoadCheck,
@@ -150,30 +149,10 @@ def test_a_file_that_computes_something_else_is_refused_with_both_numbers() -> N
     assert "divergence 0.02 nats, tolerance 0.001" in str(verdict.reason)
 
 
-@pytest.mark.parametrize(
-    ("name", "own", "apart", "passes"),
-    [
-        ("Q8_0", 0.0003, 0.0002, True),
-        ("Q8_0", 0.0003, 0.0144, False),  # another activation function, on a random model
-        ("Q8_0", 0.0049, 0.0144, True),  # a model that is as sensitive to rounded weights
-        ("Q4_K_M", 0.03, 0.0144, False),
-        ("BF16", 1e-6, 0.0049, True),
-        ("BF16", 1e-6, 0.0051, False),
-        ("bnb-int8", 0.0003, 0.0144, True),  # its runtime has a tolerance of its own
-    ],
-)
-def test_llama_cpp_may_be_as_far_from_the_sweep_as_8_bits_cost_the_model(name, own, apart, passes) -> None:
-    check = LoadCheck(runtime="llama.cpp b1", loaded=True, kld=apart, tolerance=0.02, passed=True)
-    verdict = judged(replace(scored(name, kld=own), load_check=check))
-    assert (verdict.status is Status.PASSED) is passes
-    assert passes or f"divergence {apart:.3g} nats, tolerance " in str(verdict.reason)
-
-
-@pytest.mark.parametrize(("name", "passes"), [("Q4_K_M", True), ("Q8_0", False)])
-def test_tensors_that_the_sweep_has_whole_may_cost_what_their_bits_do(name: str, passes: bool) -> None:
-    check = LoadCheck(runtime="llama.cpp b1", loaded=True, kld=0.0144, tolerance=0.02, passed=True)
-    noted = replace(scored(name, kld=0.0003), load_check=check, notes=(f"6 tensors are {UNMEASURED} (a, …)",))
-    assert (judged(noted).status is Status.PASSED) is passes
+def test_llama_cpp_may_be_farther_from_the_sweep_than_the_variant_from_the_original() -> None:
+    """Gemma 3 270M's Q4_K_M: weights on its very grid, and activations that 8 bits cost a hundred times as much."""
+    check = LoadCheck(runtime="llama.cpp b1", loaded=True, kld=8.3e-3, tolerance=0.02, passed=True)
+    assert judged(replace(scored("Q4_K_M", kld=7.1e-5), load_check=check)).status is Status.PASSED
 
 
 def test_what_was_noted_of_a_variant_stands_beside_the_numbers_that_it_may_explain() -> None:

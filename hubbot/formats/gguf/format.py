@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hubbot.domain import UNMEASURED, Family, Gguf, Source, TextRecord
+from hubbot.domain import Family, Gguf, Source, TextRecord
 from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.converter import Captured
@@ -159,7 +159,7 @@ class GgufFormat:
             return told
         return (
             *told,
-            f"{len(transformed)} tensors are {UNMEASURED} ({transformed[0]}, …)",
+            f"{len(transformed)} tensors are transformed by llama.cpp's converter and not measured ({transformed[0]}, …)",
         )
 
     @property

@@ -10,7 +10,7 @@ from hubbot.errors import Unsupported
 from hubbot.model.companions import modules_with_weights
 from hubbot.model.empty import config_defaults
 
-__all__ = ["notes_on", "refuse_other_activation"]
+__all__ = ["notes_on", "refuse_other_activation", "refuse_other_experts"]
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
@@ -36,6 +36,24 @@ def refuse_other_activation(config: Mapping[str, Any]) -> None:
             raise Unsupported(msg)
 
 
+def refuse_other_experts(config: Mapping[str, Any], metadata: Collection[str]) -> None:
+    """Raise Unsupported where weights of a token's experts sum to one in the model and not in llama.cpp, or the other way round.
+
+    metadata: names of the file's.
+    """
+    text = config.get("text_config", config)
+    kind = str(text.get("model_type"))
+    asked = text.get("norm_topk_prob", config_defaults(kind).get("norm_topk_prob")) if kind in _SUM_TO_ONE else None
+    told = any(key.endswith(".expert_weights_norm") for key in metadata)
+    if isinstance(asked, bool) and asked is not _SUM_TO_ONE[kind] and not told:
+        msg = (
+            f"norm_topk_prob of config.json is {str(asked).lower()}, and llama.cpp computes every {kind} model as if it were "
+            f"{str(not asked).lower()}: the weights of a token's experts sum to one in one of the two alone, and no key of a file "
+            "tells it otherwise. Leave the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
+
+
 def notes_on(
     config: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str], folder: Path
 ) -> tuple[str, ...]:
@@ -44,7 +62,6 @@ def notes_on(
     return (
         *_on_window(text, metadata),
         *_on_rope(text, metadata, tensors),
-        *_on_experts(text, metadata),
         *_on_modules(folder),
     )
 
@@ -79,18 +96,6 @@ def _on_rope(text: Mapping[str, Any], metadata: Collection[str], tensors: Collec
     given = [key for key in _OWN_FACTORS if rope.get(key) is not None]
     if kind == "yarn" and given and not any(key.endswith(".yarn_log_multiplier") for key in metadata):
         yield f"the model scales its attention by {given[0]} {rope[given[0]]} (rope_type yarn), and llama.cpp by 1 + 0.1 ln(factor) for its architecture"
-
-
-def _on_experts(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[str]:
-    """Weights of a token's experts that sum to one in the model and not in llama.cpp, or the other way round."""
-    kind = str(text.get("model_type"))
-    asked = text.get("norm_topk_prob", config_defaults(kind).get("norm_topk_prob")) if kind in _SUM_TO_ONE else None
-    told = any(key.endswith(".expert_weights_norm") for key in metadata)
-    if isinstance(asked, bool) and asked is not _SUM_TO_ONE[kind] and not told:
-        yield (
-            f"norm_topk_prob of config.json is {str(asked).lower()}, and llama.cpp computes every {kind} model as if it were "
-            f"{str(not asked).lower()}: the weights of a token's experts sum to one in one of the two alone"
-        )
 
 
 def _on_modules(folder: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
-from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation, refuse_other_experts
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
@@ -122,6 +122,7 @@ def plan_files(
     """
     refuse_other_activation(facts.config)
     model = _converted(facts, read, source.name)
+    refuse_other_experts(facts.config, model.metadata)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
     tokenizer = load_tokenizer(folder)

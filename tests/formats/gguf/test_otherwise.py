@@ -1,12 +1,13 @@
 """What llama.cpp would compute otherwise than config.json says is refused or noted before anything is made."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation, refuse_other_experts
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_another_activation_function_than_the_architectures_is_refused_by_its_ke
 
 
 @pytest.mark.parametrize(
-    ("config", "keys", "noted"),
+    ("config", "keys", "refused"),
     [
         ({"model_type": "qwen3_moe", "norm_topk_prob": True}, [], False),
         ({"model_type": "qwen3_moe", "norm_topk_prob": False}, [], True),
@@ -90,6 +91,7 @@ def test_another_activation_function_than_the_architectures_is_refused_by_its_ke
         ({"model_type": "mixtral", "norm_topk_prob": False}, [], False),
     ],
 )
-def test_weights_of_experts_that_llama_cpp_sums_up_otherwise_are_noted(config, keys, noted):
-    found = notes_on(config, keys, (), Path("nowhere"))
-    assert [note.startswith("norm_topk_prob of config.json is ") for note in found] == [True] * noted
+def test_weights_of_experts_that_llama_cpp_sums_up_otherwise_are_refused(config, keys, refused):
+    told = pytest.raises(Unsupported, match=r"norm_topk_prob of config\.json is ") if refused else nullcontext()
+    with told:
+        refuse_other_experts(config, keys)
