@@ -30,21 +30,21 @@ class Absent(nn.Module):
 
 
 @contextmanager
-def parts_left_out(config: PretrainedConfig) -> Iterator[None]:
+def parts_left_out(whole: PretrainedConfig) -> Iterator[None]:
     """Inside, transformers builds models of this configuration without the parts whose package is missing.
 
     The part that reads text is none of them: without that there is no model, and what transformers says of it passes.
     """
-    text, build = type(config.get_text_config()), AutoModel.from_config
+    text, build = type(whole.get_text_config()), AutoModel.from_config
 
-    def from_config(part: PretrainedConfig, **options: object) -> nn.Module:
+    def from_config(config: PretrainedConfig, **options: object) -> nn.Module:
         try:
-            whole: nn.Module = build(part, **options)
+            part: nn.Module = build(config, **options)
         except ImportError as error:
-            if isinstance(part, text):
+            if isinstance(config, text):
                 raise
             return Absent(said(error).partition(": ")[2].partition(". ")[0])
-        return whole
+        return part
 
     AutoModel.from_config = from_config  # where every class that sees or hears has its parts made
     try:

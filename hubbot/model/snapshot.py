@@ -187,4 +187,4 @@ def no_weights(files: Iterable[str]) -> str:
         return "Only pickle files are here (.bin or .pt), and unpickling a stranger's file can run code. Ask the author for safetensors, or pass --allow-pickle to read them with torch's weights-only loader."
     if any(name.endswith((".safetensors", ".onnx", ".msgpack", ".h5")) for name in names):
         return f"Neither {SINGLE} nor {INDEX} is here, only weights under other names. The layout that transformers writes is needed."
-    return f"No weights are here: neither {SINGLE} nor {INDEX}. Check that this is the model's folder and that it was fetched whole."
+    return f"No weights are here: neither {SINGLE} nor {INDEX}. Check that this is the model's own repo or folder, and whole."

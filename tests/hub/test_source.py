@@ -417,10 +417,10 @@ def test_no_token_of_the_environment_is_ever_sent(hub: Hub, tmp_path: Path, retr
 @pytest.mark.parametrize(
     ("contents", "error", "words"),
     [
-        ({"pytorch_model.bin": b"\0"}, SourceRefused, "pickles only"),
+        ({"pytorch_model.bin": b"\0"}, SourceRefused, "Only pickle files are here"),
         ({"adapter_config.json": "{}", "adapter_model.safetensors": weights(1)}, SourceRefused, "adapter"),
         ({"x.gguf": b"GGUF\0"}, SourceRefused, "GGUF"),
-        ({"README.md": "hello"}, SourceRefused, "no safetensors"),
+        ({"README.md": "hello"}, SourceRefused, "No weights are here"),
         ({"other.safetensors": weights(1)}, SourceRefused, "other names"),
         (
             {"model.safetensors.index.json": '{"weight_map": {"a": "../../etc/passwd"}}'},

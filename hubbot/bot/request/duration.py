@@ -20,9 +20,9 @@ _SIMILAR = 2  # times more or fewer weights
 
 # docs/benchmarks.md, eighteen variants on an H100: seconds of a block of 0.22 B weights.
 _BLOCK = 0.22e9
-_READ = 0.09 + 0.55  # and calibrated on 262,144 tokens
-_ENCODE = (0.31 + 2.26 + 0.35) / 18  # a variant
-_EVALUATE = 2.64 / 19 / 65_536  # a variant or the original, and token
+_READ = 0.14 + 0.54  # and calibrated on 262,144 tokens
+_ENCODE = (0.39 + 1.72 + 0.05) / 18  # a variant
+_EVALUATE = 2.65 / 19 / 65_536  # a variant or the original, and token
 
 
 def expected(plan: Plan, ledger: Ledger, settings: Settings) -> str:
