@@ -12,17 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from hubbot.domain import (
-    Family,
-    ImageCheck,
-    LoadCheck,
-    Record,
-    Score,
-    Status,
-    Trial,
-    VariantRecord,
-    WindowMeans,
-)
+from hubbot.domain import Family, ImageCheck, Record, Score, Status, Trial, VariantRecord, WindowMeans
 from hubbot.formats.names import find_variant
 from hubbot.model.digests import template_digest
 from hubbot.release.paired import divergence_of, surely_less
@@ -85,8 +75,11 @@ def _complaints(
     check = variant.load_check
     if check is None and need_load_check:
         yield "its files were not loaded in their runtime; a variant passes only after its load check"
+    if check and not check.loaded:
+        yield f"{check.runtime} does not load it: {check.error or 'no reason given'}"
+    if check and not check.passed:
+        yield _disagreement(check.runtime, check.kld, check.tolerance, check.error) + _noted(variant)
     if check:
-        yield from _of_loading(variant, check)
         yield from check.differences
         if check.passed and check.chat_template is None and identity["chat template"]:
             yield "it carries no chat template, and the source has one"
@@ -100,13 +93,6 @@ def _complaints(
         yield from _over(variant, variant.score, limits)
     elif evaluated:
         yield "the evaluation ran and gave it no numbers; every variant is measured on the same tokens"
-
-
-def _of_loading(variant: VariantRecord, check: LoadCheck) -> Iterator[str]:
-    if not check.loaded:
-        yield f"{check.runtime} does not load it: {check.error or 'no reason given'}"
-    if not check.passed:
-        yield _disagreement(check.runtime, check.kld, check.tolerance, check.error) + _noted(variant)
 
 
 def _disagreement(runtime: str, kld: float | None, tolerance: float | None, error: str | None) -> str:

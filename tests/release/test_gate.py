@@ -10,17 +10,7 @@ from typing import Any
 
 import pytest
 
-from hubbot.domain import (
-    Divergence,
-    Family,
-    LoadCheck,
-    Record,
-    Score,
-    Status,
-    Trial,
-    VariantRecord,
-    WindowMeans,
-)
+from hubbot.domain import Divergence, Family, LoadCheck, Record, Score, Status, Trial, VariantRecord, WindowMeans
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 from hubbot.release.gate import RECOMMENDED_KLD, gate, nominal_bits, recommend
 from hubbot.release.paired import divergence_of, interval
