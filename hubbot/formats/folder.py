@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,9 +184,9 @@ class FolderWriter:
     def wait(self) -> None:
         """Wait until all is stored. Raises the first error."""
         running, self._running = self._running, []
-        errors = [error for error in (future.exception() for future in running) if error is not None]
-        if errors:
-            raise errors[0]
+        wait(running)
+        for future in running:
+            future.result()
 
 
 def finish_folders(folders: Mapping[str, VariantFolder]) -> dict[str, VariantFiles]:

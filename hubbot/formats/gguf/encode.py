@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,9 +142,9 @@ class EncodingQueue:
     def wait(self) -> None:
         """Wait until everything submitted is written. Raises the first error of a chunk."""
         running, self._running = self._running, []
-        errors = [error for error in (future.exception() for future in running) if error is not None]
-        if errors:
-            raise errors[0]
+        wait(running)
+        for future in running:
+            future.result()
 
     def forget(self) -> None:
         """Nothing is kept here; see CardQueue."""

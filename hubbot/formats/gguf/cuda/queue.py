@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,11 +84,11 @@ class CardQueue:
     def wait(self) -> None:
         """Wait until everything submitted is written. Raises the first error."""
         running, self._running = self._running, []
-        errors = [error for error in (future.exception() for future in running) if error is not None]
+        wait(running)
         self._left_to_cores.clear()
         self._cores.wait()
-        if errors:
-            raise errors[0]
+        for future in running:
+            future.result()
 
     def close(self) -> None:
         self._warming.join()
