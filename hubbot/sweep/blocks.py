@@ -207,7 +207,8 @@ class BlockModel(InstalledModel):
         whole = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
         with whole, foreign("transformers", "run the model's blocks without weights", then="", kind=Unsupported):
             for block, arguments, keys, places in zip(self.blocks, noted.blocks, shared, handed, strict=True):
-                given = _on_meta(arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states)))
+                given = arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states))
+                given = given.with_tensors(lambda tensor: tensor.to("meta"))
                 bare = _without_experts(copy.deepcopy(block)).to("meta")
                 out = bare(noted.hidden.to("meta"), *given.positional, **given.named)
                 keep_returned(out, handed, states)
@@ -289,21 +290,6 @@ def _ordinary_tokens(model: PreTrainedModel) -> tuple[int, int]:
     named = {value for config in configs for value in config.to_dict().values() if type(value) is int}
     first, second, *_ = (token for token in range(1, len(named) + 3) if token not in named)
     return first, second
-
-
-def _on_meta(value: Any) -> Any:
-    """Arguments whose tensors have shapes alone."""
-    match value:
-        case BlockArguments():
-            return BlockArguments(
-                _on_meta(value.positional), {key: _on_meta(each) for key, each in value.named.items()}
-            )
-        case torch.Tensor():
-            return value.to("meta")
-        case tuple() | list():
-            return type(value)(map(_on_meta, value))
-        case _:
-            return value
 
 
 def _without_experts(block: nn.Module) -> nn.Module:

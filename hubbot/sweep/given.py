@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -31,6 +31,21 @@ class BlockArguments:
             return self
         positional = tuple(values.get(place, value) for place, value in enumerate(self.positional))
         return BlockArguments(positional, {name: values.get(name, value) for name, value in self.named.items()})
+
+    def with_tensors(self, changed: Callable[[torch.Tensor], torch.Tensor]) -> BlockArguments:
+        """With what every tensor changes to, those in tuples and lists too."""
+        positional, named = _with_tensors((self.positional, list(self.named.values())), changed)
+        return BlockArguments(positional, dict(zip(self.named, named, strict=True)))
+
+
+def _with_tensors(value: Any, changed: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    match value:
+        case torch.Tensor():
+            return changed(value)
+        case tuple() | list():
+            return type(value)(_with_tensors(each, changed) for each in value)
+        case _:
+            return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -188,10 +187,9 @@ class _Walk:
             raise Unsupported(failed)
 
     def _arguments_of(self, part: Part, some: slice) -> BlockArguments:
-        given: BlockArguments = _recordable(
-            self._arguments.of(self._windows.length, some.stop - some.start)[part.index]
-        )
-        return given
+        """As a pass back can go through them: those that were noted in inference mode cannot be."""
+        noted = self._arguments.of(self._windows.length, some.stop - some.start)[part.index]
+        return noted.with_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
     def _rows(self, kept: torch.Tensor, some: slice) -> torch.Tensor:
         return kept[some].to(self._model.device, torch.float32)
@@ -220,18 +218,3 @@ def _gradient(rows: torch.Tensor, logits: torch.Tensor, generator: torch.Generat
     labels = torch.searchsorted(sums, uniform * sums[:, -1:]).clamp_max(logits.shape[-1] - 1)
     (found,) = torch.autograd.grad(likely.gather(1, labels).sum(), rows)
     return found.cpu()
-
-
-def _recordable(value: Any) -> Any:
-    """Arguments that a pass back can go through: those that were noted in inference mode cannot be."""
-    match value:
-        case BlockArguments():
-            return BlockArguments(
-                _recordable(value.positional), {key: _recordable(each) for key, each in value.named.items()}
-            )
-        case torch.Tensor():
-            return value.clone() if value.is_inference() else value
-        case tuple() | list():
-            return type(value)(map(_recordable, value))
-        case _:
-            return value
