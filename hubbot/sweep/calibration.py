@@ -11,6 +11,7 @@ from torch import nn
 
 from hubbot.formats.protocol import InputStatistics, Needs
 from hubbot.sweep.group import Group
+from hubbot.sweep.inputs import SharedInputs, given_to
 from hubbot.sweep.sums import InputSums
 
 __all__ = ["StatisticsCollector"]
@@ -27,24 +28,19 @@ class StatisticsCollector:
         self._linears = linears
         self._leader: dict[str, str] = {}  # name -> the name whose sums it shares
         self._sums = InputSums(device, needs.hessian)
-        self._inputs: list[tuple[torch.Tensor, str]] = []  # of the present forward: kept alive for identity
+        self._inputs = SharedInputs()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, every forward of the layers is counted."""
-        hooks = [
-            module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
-            for name, module in self._linears.items()
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, module in self._linears.items():
+                hooks.enter_context(module.register_forward_pre_hook(self._hook(name), with_kwargs=True))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def next_batch(self) -> None:
         """To be called after each forward of the block."""
-        self._inputs.clear()
+        self._inputs.forget()
 
     def statistics(self, group: Group) -> dict[str, InputStatistics]:
         """Checkpoint name -> statistics over all of the group's windows; layers that saw no input are absent."""
@@ -54,14 +50,12 @@ class StatisticsCollector:
 
     def _hook(self, name: str) -> Any:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._see(name, positional[0] if positional else next(iter(named.values())))
+            self._see(name, given_to(positional, named))
 
         return hook
 
     def _see(self, name: str, x: torch.Tensor) -> None:
-        leader = next((other for seen, other in self._inputs if seen is x), name)
-        if leader == name:
-            self._inputs.append((x, name))
+        leader = self._inputs.leader(name, x)
         if self._leader.setdefault(name, leader) != name:
             return
         self._sums.add(name, x.reshape(-1, x.shape[-1]).float())

@@ -12,6 +12,7 @@ from torch import nn
 from hubbot.formats.protocol import Band
 from hubbot.sweep.batches import BAND
 from hubbot.sweep.group import Group
+from hubbot.sweep.inputs import SharedInputs, given_to
 from hubbot.sweep.sums import InputSums
 
 __all__ = ["OutputSums"]
@@ -31,20 +32,16 @@ class OutputSums:
         self._sums = InputSums(device, hessian=True)
         self._fourth: dict[str, float] = {}  # band -> sum over tokens and pairs of outputs of (g_i g_j)^2
         self._sets: dict[str, dict[str, int]] = {}  # first layer of a set -> its layers and their outputs
-        self._inputs: list[tuple[torch.Tensor, str]] = []  # of the present forward: kept alive for identity
+        self._inputs = SharedInputs()
         self._found: dict[str, list[torch.Tensor]] = {}  # layer -> gradients of the present batch
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, what passes back through the layers is noted."""
-        hooks = [
-            module.register_forward_hook(self._hook(name), with_kwargs=True) for name, module in self._linears.items()
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, module in self._linears.items():
+                hooks.enter_context(module.register_forward_hook(self._hook(name), with_kwargs=True))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def next_batch(self) -> None:
         """To be called after each pass back: adds up what was noted."""
@@ -55,7 +52,7 @@ class OutputSums:
                     self._add(
                         _key(first, number), torch.cat([gradients[name][:, own] for name, own in rows.items()], 1)
                     )
-        self._inputs.clear()
+        self._inputs.forget()
         self._found.clear()
 
     def bands(self, group: Group) -> dict[str, tuple[Band, ...]]:
@@ -82,10 +79,7 @@ class OutputSums:
 
     def _hook(self, name: str) -> Any:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            x = positional[0] if positional else next(iter(named.values()))
-            first = next((other for seen, other in self._inputs if seen is x), name)
-            if first == name:
-                self._inputs.append((x, name))
+            first = self._inputs.leader(name, given_to(positional, named))
             self._sets.setdefault(first, {})[name] = output.shape[-1]
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._note(name, gradient))
