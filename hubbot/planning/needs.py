@@ -42,10 +42,8 @@ _FACTORING = (
     5  # matrices of float32 as large as a Hessian while one is factored: it, and its factor and input in float64
 )
 _AT_ONCE = 2**25  # weights that are solved together where there is no room for more
-_SAVED_WIDEST, _SAVED = (
-    10,
-    24,
-)  # numbers a token, of the widest matrix and of the stream, that a pass back through a block holds
+# Numbers a token, of the widest matrix and of the stream, that a pass back through a block holds.
+_SAVED_WIDEST, _SAVED = 10, 24
 _PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 

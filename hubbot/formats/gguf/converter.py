@@ -198,11 +198,9 @@ def _instance(folder: Path, outtype: Any, tensors: Iterable[str], *, vision: boo
     if hasattr(family, "opt_num_mtp_layers") or hasattr(family, "_n_nextn"):
         # Qwen3-Next, 3.5 and MiMo count on prediction heads unless told of none
         family.no_mtp = not any(name.removeprefix("model.").startswith("mtp.") for name in tensors)
-    more = {}
     # Dots 3 looks for the text's sizes before it has them
     found = {} if vision or family.index_tensors is ModelBase.index_tensors else ModelBase.load_hparams(folder, False)
-    if "text_config" in found:
-        more = {"hparams": {**found["text_config"], **found}}
+    more = {"hparams": {**found["text_config"], **found}} if "text_config" in found else {}
     made = family(folder, outtype, folder, **more)  # a folder as output name: the converter only derives a name from it
     return getattr(made, "impl", made)  # Mistral 3's class chooses another one, and has that write the file
 

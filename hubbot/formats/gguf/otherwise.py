@@ -59,11 +59,7 @@ def notes_on(
 ) -> tuple[str, ...]:
     """What a reader of the files should know. metadata and tensors: names of the file's; folder: the model's."""
     text = config.get("text_config", config)
-    return (
-        *_on_window(text, metadata),
-        *_on_rope(text, metadata, tensors),
-        *_on_modules(folder),
-    )
+    return (*_on_window(text, metadata), *_on_rope(text, metadata, tensors), *_on_modules(folder))
 
 
 def _on_window(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[str]:

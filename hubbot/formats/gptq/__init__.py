@@ -52,7 +52,8 @@ def parse(name: str) -> Gptq | None:
 
 
 def needs(config: Mapping[str, Any], names: Collection[str]) -> Needs:  # noqa: ARG001 - the protocol's
-    return Needs.GRADIENTS if any(name.endswith("-e2e") for name in names) else Needs.HESSIAN
+    weighed = any(variant.end_to_end for variant in map(parse, names) if variant)
+    return Needs.GRADIENTS if weighed else Needs.HESSIAN
 
 
 def refusal(architecture: str) -> str | None:  # noqa: ARG001 - the protocol's
