@@ -13,16 +13,14 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from hubbot import log
-from hubbot.cards.prompt import prompt_format
 from hubbot.child.device import settle_device
 from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
-from hubbot.child.source import facts_of
+from hubbot.child.source import conversation, facts_of
 from hubbot.child.trials import try_as_users
 from hubbot.domain import Family, LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
@@ -34,8 +32,6 @@ from hubbot.machine.room import room_on
 from hubbot.model.chat import differences, settled
 from hubbot.model.digests import tokenizer_digest
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
-from hubbot.model.snapshot import visible_files
-from hubbot.model.tokenizer import read_chat_templates
 from hubbot.settings import Settings
 
 __all__ = ["check"]
@@ -201,7 +197,7 @@ class _Original:
         self._facts, self._work, self._device = facts, work, settle_device(settings.device)
         folder = facts.folder
         self.tokenizer = load_tokenizer(folder)
-        self.chat = read_chat(folder, self.tokenizer, _conversation(folder, self.tokenizer))
+        self.chat = read_chat(folder, self.tokenizer, conversation(facts.chat_templates, self.tokenizer))
         self.prompts = samples.encode_prompts(self.tokenizer) if settings.evaluation.samples else []
         self.said: list[list[int]] = []
         if not self.prompts:
@@ -229,13 +225,6 @@ class _Original:
         found = differences(self.chat.tokens, tokens, names_of(self.tokenizer))
         check = replace(reading.check, ends=tokens.ends, differences=found)
         return replace(check, tokenizer=tokenizer_digest(tokens.text)), (_SPACED,) if spaced else ()
-
-
-def _conversation(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short conversation as the source's chat template writes it; empty without one."""
-    template = read_chat_templates(visible_files(folder)).get("default")
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return (prompt_format(template, special).text or "") if template else ""
 
 
 def _fits(weight_bytes: int, device: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from hubbot.cards.prompt import prompt_format
 from hubbot.child.messages import Description
 from hubbot.domain import Source
 from hubbot.errors import SourceRefused
@@ -18,7 +21,7 @@ from hubbot.model.tokens import check_vocabulary
 from hubbot.settings import Settings
 from hubbot.sweep.blocks import BlockModel
 
-__all__ = ["describe", "examine", "facts_of"]
+__all__ = ["conversation", "describe", "examine", "facts_of"]
 
 
 def facts_of(source: Source, settings: Settings, work: Path) -> ModelFacts:
@@ -43,9 +46,21 @@ def examine(facts: ModelFacts) -> ModelFacts:
     """
     found = agreed(facts)
     walked = BlockModel(facts.folder, part_layout(facts), torch.device("cpu"))
-    check_vocabulary(facts.folder, load_tokenizer(facts.folder).get_vocab(), walked.vocab_size)
+    tokenizer = load_tokenizer(facts.folder)
+    check_vocabulary(facts.folder, tokenizer.get_vocab(), walked.vocab_size)
     passing = walked.passage
-    return replace(found, stream_width=passing.stream_width, companions=passing.companion_bytes)
+    return replace(
+        found,
+        stream_width=passing.stream_width,
+        companions=passing.companion_bytes,
+        conversation=conversation(facts.chat_templates, tokenizer),
+    )
+
+
+def conversation(templates: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short conversation as the source's chat template writes it; empty without one, and where it fails."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return prompt_format(templates["default"], special).text or "" if "default" in templates else ""
 
 
 def describe(facts: ModelFacts) -> Description:

@@ -61,6 +61,7 @@ class ModelFacts:
     tags: tuple[str, ...] = ()
     base_model: tuple[str, ...] = ()
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # name -> template
+    conversation: str = ""  # a short one as the template of a plain conversation writes it; known once that was run
     prediction: tuple[str, ...] = ()  # tensors of blocks that predict further tokens: stored, not computed with
     unused: tuple[str, ...] = ()  # stored tensors that the model has no place for; known once it was built
     twins: tuple[tuple[str, str], ...] = ()  # stored tensors that are one parameter of the model, in pairs
@@ -94,6 +95,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     Raises SourceRefused and its children, and Unsupported, each with the file and the rule.
     """
     files = snapshot.visible_files(folder)
+    snapshot.refuse_pointers(files)
     pickled = allow_pickle and _pickle_only(files)
     if not pickled:
         snapshot.require_weights(files)

@@ -30,6 +30,7 @@ __all__ = ["agreed", "refuse_gaps"]
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _WEIGHTS = (".weight", ".bias")
+_ADAPTER = re.compile(r"\.lora_[A-Za-z_]+(\.|$)")  # PEFT's names
 _COMPUTED = re.compile(r"(inv_freq|masked_bias|(cos|sin)_cached)$")
 
 
@@ -43,6 +44,7 @@ def agreed(facts: ModelFacts) -> ModelFacts:
     checkpoint = map_checkpoint(model, facts.tensors)
     places = checkpoint.alone
     _refuse_twice(places)
+    _refuse_adapters([name for name in facts.tensors if name not in checkpoint.group_of])
     _refuse_shapes(model, checkpoint, facts)
     refuse_gaps(model, checkpoint, facts.tensors)
     unused = _unused(model, checkpoint.group_of, facts)
@@ -67,6 +69,16 @@ def _refuse_twice(places: Mapping[str, str]) -> None:
         if first.setdefault(place, name) != name:
             msg = f"{first[place]} and {name} are both stored for {place} of the model, and readers differ in which they take. Remove the one that is not meant from a copy of the model."
             raise SourceRefused(msg)
+
+
+def _refuse_adapters(strays: Iterable[str]) -> None:
+    """Matrices beside those of the layers that they change; whoever leaves them out computes another model."""
+    if found := [name for name in strays if _ADAPTER.search(name)]:
+        msg = (
+            f"{found[0]} is of an adapter (LoRA) that was not merged into the weights ({len(found)} tensors in all). "
+            "Merge it (merge_and_unload of PEFT), save the model, and give that."
+        )
+        raise SourceRefused(msg)
 
 
 def _refuse_shapes(model: PreTrainedModel, checkpoint: CheckpointMap, facts: ModelFacts) -> None:
@@ -128,14 +140,23 @@ def refuse_gaps(model: PreTrainedModel, checkpoint: CheckpointMap, stored: Itera
     _refuse_untied_head(model, missing, places)
     _refuse_lone_head(model, places)
     if missing:
-        left = next((name for name in stored if name not in checkpoint.group_of), None)
-        beside = f" What it stores and the model has no place for begins with {left}." if left else ""
+        beside = _left_over([name for name in stored if name not in checkpoint.group_of], missing)
         msg = (
             f"The checkpoint has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} "
             f"({len(missing)} of {len(parameters)} tensors).{beside} A complete checkpoint is needed: "
             "check that all shards are there, that config.json belongs to them, and that names are as transformers saves them."
         )
         raise SourceRefused(msg)
+
+
+def _left_over(names: Sequence[str], missing: Sequence[str]) -> str:
+    """What a checkpoint with gaps stores and the model has no place for: whole, but for a word before each name, or by its first."""
+    if not names:
+        return ""
+    before = next((names[0].removesuffix(name) for name in missing if names[0].endswith(f".{name}")), None)
+    if before and {*missing} <= {name.removeprefix(before) for name in names if name.startswith(before)}:
+        return f" They are stored under names that begin with {before}, which a trainer put there: take that off in a copy of the model."
+    return f" What it stores and the model has no place for begins with {names[0]}."
 
 
 def _refuse_untied_head(model: PreTrainedModel, missing: Sequence[str], places: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
 
-__all__ = ["known_to_llama_cpp", "known_to_transformers", "other_purpose", "read_from", "sees_images"]
+__all__ = ["class_of", "known_to_llama_cpp", "known_to_transformers", "other_purpose", "read_from", "sees_images"]
 
 
 def known_to_transformers(architecture: str) -> bool:
@@ -46,6 +46,13 @@ def other_purpose(architecture: str) -> str | None:
     return next((does for table, does in _OTHERWISE.items() if architecture.lower() in _classes(table)), None)
 
 
+def class_of(model_type: object) -> str | None:
+    """The class that transformers builds a model of text, or of images and text, of this type with; None where it has none."""
+    tables = ("MODEL_FOR_CAUSAL_LM", "MODEL_FOR_IMAGE_TEXT_TO_TEXT")
+    names = (_by_type(table).get(model_type, ()) for table in tables) if isinstance(model_type, str) else ()
+    return next((name for found in names for name in found), None)
+
+
 def sees_images(architecture: str) -> bool:
     """Whether this class reads text and images: AutoModelForImageTextToText builds it, whatever else does."""
     return architecture.lower() in _transformers("IMAGE_TEXT_TO_TEXT")
@@ -68,17 +75,21 @@ def _transformers(task: str) -> frozenset[str]:
 @cache
 def _classes(table: str) -> frozenset[str]:
     """Names of the classes in one of transformers' tables, without capitals."""
+    return frozenset(name.lower() for names in _by_type(table).values() for name in names)
+
+
+@cache
+def _by_type(table: str) -> dict[str, tuple[str, ...]]:
+    """One of transformers' tables: model type -> names of its classes; what it takes from another table is left out."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
         msg = "transformers is not installed. Run `pip install hubbot` again (`make setup` in a checkout)."
         raise ToolMissing(msg)
     source = Path(found.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
     call = _assigned(source, f"{table}_MAPPING_NAMES")  # OrderedDict([(model type, class or classes), …])
-    classes: set[str] = set()
-    pairs = (node for node in ast.walk(call) if isinstance(node, ast.Tuple) and len(node.elts) == 2)
-    for names in (ast.literal_eval(pair.elts[1]) for pair in pairs):  # what one table takes from another is left out
-        classes.update([names] if isinstance(names, str) else names)
-    return frozenset(name.lower() for name in classes)
+    pairs = [node for node in ast.walk(call) if isinstance(node, ast.Tuple) and len(node.elts) == 2]
+    read = [ast.literal_eval(pair) for pair in pairs if isinstance(pair.elts[0], ast.Constant)]
+    return {kind: (names,) if isinstance(names, str) else tuple(names) for kind, names in read}
 
 
 @cache

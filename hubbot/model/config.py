@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubbot.errors import UnsafeSource, Unsupported
-from hubbot.model.architectures import known_to_transformers, other_purpose
+from hubbot.model.architectures import class_of, known_to_transformers, other_purpose
 from hubbot.model.released import Release, read_release, unquantized
 from hubbot.model.strict_json import object_of, read_object
 
@@ -143,14 +143,14 @@ def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _architecture(values: Mapping[str, Any]) -> str:
     names = values.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
-        msg = f"config.json must name one class in `architectures`; found {str(names)[:100]}. Without it nobody knows how to run the weights."
-        raise Unsupported(msg)
+        msg = f"config.json must name one class in `architectures`; found {str(names)[:100]}. Without it no runtime but transformers knows how to run the weights. {_named(values)}"
+        raise Unsupported(msg.rstrip())
     return _word(names[0], "architectures[0]")
 
 
 def _word(value: object, key: str) -> str:
     if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
-        msg = f"{key} of config.json must be a plain identifier; found {ascii(value)[:100]}."
+        msg = f"{key} of config.json must be a plain identifier; found {ascii(value)[:100]}. Correct it in a copy of the model, or ask the author."
         raise UnsafeSource(msg)
     return value
 
@@ -165,7 +165,7 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
         msg = f"{architecture} {purpose}; hubbot makes language models that write text, with images or without. Name the repo of such a model."
         raise Unsupported(msg)
     if not known:
-        msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. {_written_by(values)}A newer hubbot may; see docs/formats.md for what is supported."
+        msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. {_written_by(values)}{_named(values)}A newer hubbot may know it; see docs/formats.md for what is supported."
         raise Unsupported(msg)
     if values.get("is_encoder_decoder"):
         msg = f"{architecture} is an encoder-decoder model; hubbot makes decoder-only language models."
@@ -180,6 +180,17 @@ def _written_by(values: Mapping[str, Any]) -> str:
     if not isinstance(written, str) or not _RELEASE.fullmatch(written) or written == here:
         return ""
     return f"Its config.json was written by transformers {written}; here is {here}. "
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    """Which class `architectures` could name."""
+    kind = values.get("model_type")
+    known = class_of(kind)
+    return (
+        f"transformers has {known} for model_type {kind}: if the weights are such a model's, name that in a copy of it. "
+        if known
+        else ""
+    )
 
 
 def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int, *, listed: bool) -> int | None:

@@ -13,7 +13,7 @@ from hubbot.model.chat import Chat, Tokens, end_tokens
 from hubbot.model.digests import PROBE
 from hubbot.model.foreign import foreign
 
-__all__ = ["load_tokenizer", "names_of", "read_chat", "text_of", "token_ids", "tokens_of"]
+__all__ = ["load_tokenizer", "names_of", "read_chat", "stripping", "text_of", "token_ids", "tokens_of"]
 
 _MARKS = 16  # special tokens in the probe text
 
@@ -62,6 +62,11 @@ def read_chat(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str = ""
 def names_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Token id -> its text."""
     return {number: token for token, number in tokenizer.get_vocab().items()}
+
+
+def stripping(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens that take the blanks beside them out of a text."""
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
 
 
 def _spaced(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -18,13 +18,15 @@ from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.model.safetensors import TensorInfo, read_header
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["is_head", "no_weights", "plain_name", "read_tensors", "require_weights", "visible_files"]
+__all__ = ["is_head", "no_weights", "plain_name", "read_tensors", "refuse_pointers", "require_weights", "visible_files"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_FILES = 10_000
 _DEEPEST = 6
 _LARGEST_INDEX = 32 * 2**20  # bytes; DeepSeek-V3's has 9 MB
+_LARGEST_POINTER = 1_024  # bytes, the limit of Git LFS
+_READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".md")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _OF_TRAINING = frozenset(
@@ -62,6 +64,16 @@ def visible_files(folder: Path) -> dict[str, Path]:
             else:
                 files[path.relative_to(root).as_posix()] = path
     return dict(sorted(files.items()))
+
+
+def refuse_pointers(files: Mapping[str, Path]) -> None:
+    """Raise SourceRefused for a file that `git clone` without Git LFS has left a pointer of, among those that are read."""
+    for name, path in files.items():
+        if not name.endswith(_READ) or path.stat().st_size > _LARGEST_POINTER:
+            continue
+        if path.read_bytes().startswith(b"version https://git-lfs.github.com/spec/"):
+            msg = f"{name} is a pointer of Git LFS, of {path.stat().st_size} bytes, and not the file that it stands for. Fetch that with `git lfs pull` in the model's folder, or give the Hub id."
+            raise SourceRefused(msg)
 
 
 def _kind(path: Path, root: Path) -> int:

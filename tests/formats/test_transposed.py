@@ -1,10 +1,11 @@
 """GPT-2 stores the weights of its layers [in, out]; files have them as every other model's, and readers compute the same."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hubbot.errors import Unsupported
 from hubbot.formats import bnb, gptq
@@ -40,6 +41,23 @@ def test_readers_compute_with_the_decoded_weights(name, write, read, folder, tmp
     block = part_layout(read_facts(folder))[1]
     (again,) = artefact.encode(block, {}, {}).values()
     assert all(torch.equal(again[tensor].decode(), decoded[tensor]) for tensor in block.tensors if tensor in decoded)
+
+
+@pytest.mark.slow
+def test_weights_under_the_names_of_the_bare_model_go_under_those_that_gptqmodel_looks_for(folder, tmp_path) -> None:
+    shutil.copytree(folder, tmp_path / "bare")
+    weights = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in weights.items() if name != "lm_head.weight"}
+    save_file(bare, tmp_path / "bare/model.safetensors", metadata={"format": "pt"})
+    family = gptq_format(tmp_path / "bare", ["gptq-4bit-128g"], tmp_path)
+    decoded = encode_all(family, tmp_path / "bare")["gptq-4bit-128g"]
+    assert "h.0.mlp.c_fc.weight" in decoded
+    (made,) = family.finish().values()
+    reference = tmp_path / "reference.safetensors"
+    found = logits(tmp_path / "bare", decoded)[:, 8:].contiguous()
+    save_file({"tokens": tokens(2, 48), "logits": found, "first": torch.tensor([8])}, reference)
+    check = gptq.read(made.paths, reference).check
+    assert check.passed, check
 
 
 @pytest.mark.slow

@@ -52,6 +52,20 @@ def a_header_longer_than_the_file(folder):
     weights(folder, {}, length=5_000)
 
 
+@bad(SourceRefused, "model.safetensors is a pointer of Git LFS, of 126 bytes")
+def weights_that_git_lfs_has_left_a_pointer_of(folder):
+    _pointer(folder / "model.safetensors")
+
+
+@bad(SourceRefused, "tokenizer.json is a pointer of Git LFS")
+def a_tokenizer_that_git_lfs_has_left_a_pointer_of(folder):
+    _pointer(folder / "tokenizer.json")
+
+
+def _pointer(path):
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4\n")
+
+
 @bad(SourceRefused, "truncated")
 def an_empty_weights_file(folder):
     (folder / "model.safetensors").write_bytes(b"")
@@ -502,7 +516,10 @@ def remote_code(folder):
     model.config(folder, architectures=["EvilForCausalLM"], auto_map={"AutoModelForCausalLM": "evil.EvilForCausalLM"})
 
 
-@bad(Unsupported, "does not know")
+@bad(
+    Unsupported,
+    "does not know NobodyKnowsThisForCausalLM as a causal language model, nor as one of images and text. transformers has LlamaForCausalLM",
+)
 def an_unknown_architecture(folder):
     model.config(folder, architectures=["NobodyKnowsThisForCausalLM"])
 
@@ -522,7 +539,7 @@ def two_architectures(folder):
     model.config(folder, architectures=["LlamaForCausalLM", "MistralForCausalLM"])
 
 
-@bad(Unsupported, "must name one class")
+@bad(Unsupported, "transformers has LlamaForCausalLM for model_type llama: if the weights are")
 def no_architecture(folder):
     model.config(folder, architectures=None)
 

@@ -145,7 +145,27 @@ def test_names_with_a_prefix_that_the_model_has_not_are_told(folder):
     rewrite(folder, lambda tensors: {f"_orig_mod.{name}": value for name, value in tensors.items()})
     said = refusal(folder)
     assert "no weights for model.embed_tokens.weight" in said
-    assert "What it stores and the model has no place for begins with _orig_mod." in said
+    assert "They are stored under names that begin with _orig_mod., which a trainer put there" in said
+    rewrite(folder, lambda tensors: {n: t for n, t in tensors.items() if "layers.1" not in n})
+    change(folder / "config.json", num_hidden_layers=1)
+    rewrite(
+        folder, lambda tensors: {n.replace("_orig_mod.", "").replace("q_proj", "query"): t for n, t in tensors.items()}
+    )
+    assert "What it stores and the model has no place for begins with model.layers.0.self_attn.query.weight" in refusal(
+        folder
+    )
+
+
+@pytest.mark.parametrize("base", ["weight", "base_layer.weight"])
+def test_an_adapter_among_the_weights_is_to_be_merged(folder, base):
+    layer = "model.layers.0.self_attn.q_proj"
+
+    def edit(tensors):
+        tensors[f"{layer}.{base}"] = tensors.pop(f"{layer}.weight")
+        tensors[f"{layer}.lora_A.default.weight"] = torch.ones(8, 256)
+
+    rewrite(folder, edit)
+    assert f"{layer}.lora_A.default.weight is of an adapter (LoRA) that was not merged" in refusal(folder)
 
 
 def test_masks_that_transformers_knows_to_pass_over_are_in_no_file_and_not_spoken_of(tmp_path):

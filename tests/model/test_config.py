@@ -42,8 +42,8 @@ def test_a_model_without_a_number_of_blocks_is_refused(keys, tmp_path):
     ("written", "told"),
     [
         ("99.0.1", "written by transformers 99.0.1; here is "),
-        ("5.0`; rm -rf", "text. A newer"),
-        (None, "text. A newer"),
+        ("5.0`; rm -rf", "text. transformers has NemotronHForCausalLM for model_type nemotron_h"),
+        (None, "text. transformers has NemotronHForCausalLM for model_type nemotron_h"),
     ],
 )
 def test_an_unknown_architecture_is_told_with_the_release_that_wrote_its_configuration(written, told, tmp_path):

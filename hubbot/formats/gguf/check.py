@@ -128,7 +128,7 @@ def _require_sound_build() -> None:
     if not sound.is_file():
         return
     try:
-        _answered("runtime", {"model": str(sound), "rehearsal": True, "probe": ""})
+        _answered("runtime", {"model": str(sound), "rehearsal": True, "probe": "", "prompt": ""})
     except NoAnswer as error:
         if error.late:
             return

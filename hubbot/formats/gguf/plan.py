@@ -20,10 +20,10 @@ from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation, refuse_other_experts
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
-from hubbot.formats.gguf.rehearsal import rehearsed, taught, with_templates
+from hubbot.formats.gguf.rehearsal import refuse_other_texts, rehearsed, taught, with_templates
 from hubbot.formats.gguf.vocabulary import with_whole_vocabulary
 from hubbot.formats.protocol import Cost
-from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat
+from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat, stripping
 from hubbot.settings import GgufSettings
 
 __all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
@@ -51,6 +51,9 @@ class Facts(Protocol):
 
     @property
     def chat_templates(self) -> Mapping[str, str]: ...  # name -> template
+
+    @property
+    def conversation(self) -> str: ...  # as the chat template writes one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +130,9 @@ def plan_files(
     folder = Path(facts.folder)
     tokenizer = load_tokenizer(folder)
     model = with_whole_vocabulary(model, tokenizer)
-    chat = read_chat(folder, tokenizer)
-    model = taught(model, chat.tokens, rehearsed(model, chat, names_of(tokenizer), work))
+    chat = read_chat(folder, tokenizer, facts.conversation)
+    model = taught(model, chat.tokens, rehearsed(model, chat, work))
+    refuse_other_texts(rehearsed(model, chat, work), chat, names_of(tokenizer), stripping(tokenizer))
     file = f"{source.name}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
 

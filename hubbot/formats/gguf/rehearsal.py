@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hubbot.formats.gguf.converter import Converted
 from hubbot.formats.gguf.recipe import hollow_file
 from hubbot.model.chat import Chat, Tokens, differences, settled, surroundings
 
-__all__ = ["rehearsed", "taught", "with_templates"]
+__all__ = ["refuse_other_texts", "rehearsed", "taught", "with_templates"]
 
 _TEMPLATES = "tokenizer.chat_template"
 _TOKENIZER = "tokenizer.ggml."
@@ -46,18 +46,31 @@ def _keys(templates: Mapping[str, str]) -> dict[str, Any]:
     return keys
 
 
-def rehearsed(model: Converted, chat: Chat, names: Mapping[int, str], work: Path) -> dict[str, Any]:
-    """What llama.cpp makes of the converted model before there is a weight: see `runtime.rehearse`.
+def rehearsed(model: Converted, chat: Chat, work: Path) -> dict[str, Any]:
+    """What llama.cpp makes of the converted model and of the source's chat before there is a weight: see `runtime.rehearse`.
 
-    chat: the source's. names: token id -> its text. Raises Unsupported where llama.cpp cannot load such a file, or cuts
-    texts into other tokens than the source.
+    Raises Unsupported where llama.cpp cannot load such a file.
     """
-    found = _asked(model, chat.probe, work)
-    heard, _ = settled(chat, replace(chat.tokens, text=tuple(found["text"])))
+    return _asked(model, chat, work)
+
+
+def refuse_other_texts(
+    found: Mapping[str, Any], chat: Chat, names: Mapping[int, str], stripping: Sequence[str]
+) -> None:
+    """Raise Unsupported where llama.cpp cuts or ends texts otherwise than the source.
+
+    found: what it makes of the chat. names: token id -> its text. stripping: special tokens that take blanks beside them.
+    """
+    heard, _ = settled(chat, Tokens(**{name: tuple(ids) for name, ids in found["tokens"].items()}))
     if other := differences(chat.tokens, heard, names):
-        msg = f"llama.cpp would read other texts than the model was trained on: {other[0]}. Leave the GGUF types out of --variants."
+        strips = [token for token in stripping if token in chat.probe + chat.prompt]
+        why = (
+            f"; {strips[0]!a} takes the blanks beside it (lstrip or rstrip), which no key tells llama.cpp"
+            if strips
+            else ""
+        )
+        msg = f"llama.cpp would read other texts than the model was trained on: {other[0]}{why}. Leave the GGUF types out of --variants."
         raise Unsupported(msg)
-    return found
 
 
 def taught(model: Converted, source: Tokens, found: Mapping[str, Any]) -> Converted:
@@ -74,7 +87,7 @@ def taught(model: Converted, source: Tokens, found: Mapping[str, Any]) -> Conver
         keys["add_eos_token"] = bool(after)
     if len(before) == 1 and before[0] != found["begin"]:
         keys["bos_token_id"] = before[0]
-    missing = [token for token in source.ends if token not in found["ends"]]
+    missing = [token for token in source.ends if token not in found["tokens"]["ends"]]
     free = [name for name in ("eos", "eot", "eom") if f"{_TOKENIZER}{name}_token_id" not in model.metadata]
     if len(missing) > len(free):
         msg = (
@@ -96,14 +109,14 @@ def _values(keys: Mapping[str, bool | int]) -> dict[str, Any]:
     }
 
 
-def _asked(model: Converted, probe: str, work: Path) -> dict[str, Any]:
+def _asked(model: Converted, chat: Chat, work: Path) -> dict[str, Any]:
     tensors = [(tensor.name, tensor.shape, tensor.kind) for tensor in model.tensors]
-    digest = hashlib.sha256(repr((model.metadata, tensors, probe)).encode("utf-8", "replace")).hexdigest()
-    if digest not in _known:
+    digest = hashlib.sha256(repr((model.metadata, tensors, chat.probe, chat.prompt)).encode("utf-8", "replace"))
+    if (key := digest.hexdigest()) not in _known:
         with hollow_file(model, work / "rehearsal.gguf") as path:
-            answer = ask_llama_cpp({"model": str(path), "rehearsal": True, "probe": probe})
+            answer = ask_llama_cpp({"model": str(path), "rehearsal": True, "probe": chat.probe, "prompt": chat.prompt})
         if "error" in answer:
             msg = f"{answer['error']}. The file is what its own converter makes of this model, without the weights. Leave the GGUF types out of --variants."
             raise Unsupported(msg)
-        _known[digest] = answer
-    return _known[digest]
+        _known[key] = answer
+    return _known[key]

@@ -6,7 +6,7 @@ request: {"model": path, "reference": path or null, "probe": text, "generate": t
          and "prompts": lists of token ids to go on from for up to "new_tokens" tokens each, no further than a token
          of "ends" (without any: than what llama.cpp itself takes for an end)
 answer:  {"kld", "max_logit_error", "generated", "tokens", "chat_template", "continuations"}; or {"error": text}
-With "rehearsal", only "model" and "probe" are asked for: see `rehearse`.
+With "rehearsal", only "model", "probe" and "prompt" are asked for: see `rehearse`.
 """
 
 from __future__ import annotations
@@ -207,11 +207,11 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
 def rehearse(request: dict[str, Any]) -> dict[str, Any]:
     """Load a file whose weights are not there yet, every name and shape compared, and lay out the computation.
 
-    The answer: how llama.cpp begins and ends texts (`Runtime.surroundings`), the tokens that stop it, and those of "probe".
+    The answer: how llama.cpp begins and ends texts (`Runtime.surroundings`), and the "tokens" of "probe" and "prompt".
     """
     runtime = Runtime(request["model"], hollow=True)
     runtime.rehearse()
-    return {**runtime.surroundings(), "ends": runtime.end_tokens(), "text": runtime.tokenize(request["probe"])}
+    return {**runtime.surroundings(), "tokens": _tokens(runtime, request["probe"], request["prompt"])}
 
 
 def _tokens(runtime: Runtime, probe: str, prompt: str) -> dict[str, list[int]]:

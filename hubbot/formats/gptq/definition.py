@@ -1,6 +1,6 @@
 """How GPTQModel reads a model: which layers it takes codes for, and what it calls every other tensor.
 
-It reads files of experts alone, by exact names: transformers' own modules, in whose place its defuser puts a layer for
+It reads files of experts alone, and some others, by exact names: transformers' own modules, in whose place its defuser puts a layer for
 each matrix of each expert. So what it has no place for would stay random, in silence; the plan asks it first.
 """
 
@@ -19,7 +19,11 @@ from hubbot.errors import Unsupported
 from hubbot.formats.linears import Linear, Linears
 from hubbot.machine.versions import INSTALL
 
-__all__ = ["Definition", "Names", "definition_of", "names_for"]
+__all__ = ["GPTQMODEL_ALONE", "Definition", "Names", "definition_of", "names_for"]
+
+# Types of which transformers 5.23 wants to initialize weights that codes have replaced (c_proj, out_proj), or passes over the layers
+# (FalconLinear).
+GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon", "falcon_mamba"})
 
 _PATIENCE = 600.0  # seconds; it takes ten, most of them for imports
 _LEFT = 1 / 3  # share of the layers' weights that may stay as they are because it takes no codes for them
@@ -34,6 +38,11 @@ class Definition:
     layers: Mapping[str, tuple[int, int]]
     tensors: frozenset[str]
     fault: str | None
+
+    def has(self, tensor: str) -> bool:
+        """Whether it reads a tensor of that name: one that is no code, or the bias of a layer of codes."""
+        module, _, kind = tensor.rpartition(".")
+        return tensor in self.tensors or (kind == "bias" and module in self.layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ def definition_of(folder: Path) -> Definition:
 @lru_cache(maxsize=4)
 def _definition(folder: Path, config: bytes) -> Definition:  # noqa: ARG001 - by what config.json says
     if find_spec("gptqmodel") is None:
-        msg = f"Only GPTQModel reads experts of codes, and it is not installed. {INSTALL['gptqmodel']}"
+        msg = f"Only GPTQModel reads this model's codes, and it is not installed. {INSTALL['gptqmodel']}"
         raise Unsupported(msg)
     try:
         said = ask([sys.executable, "-P", "-m", "hubbot.formats.gptq.in_gptqmodel", str(folder)], seconds=_PATIENCE)
@@ -88,7 +97,7 @@ def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) 
     names |= {
         name: target
         for name, target in linears.targets.items()
-        if name not in names and name not in definition.tensors and target in definition.tensors
+        if name not in names and name not in definition.tensors and definition.has(target)
     }
     _refuse_unfilled(linears, [names.get(name, name) for name in tensors], definition, other)
     return Names(names={name: to for name, to in names.items() if name != to}, left=left)

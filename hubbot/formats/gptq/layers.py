@@ -11,7 +11,7 @@ import torch
 from hubbot.domain import Family, Gptq
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.gptq.choice import Choice, choose
-from hubbot.formats.gptq.definition import Names, definition_of, names_for
+from hubbot.formats.gptq.definition import GPTQMODEL_ALONE, Names, definition_of, names_for
 from hubbot.formats.linears import Cut, Linear, Linears, find_linears
 from hubbot.formats.protocol import Encoded
 from hubbot.model import ModelFacts
@@ -110,7 +110,7 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool)
     if gptqmodel:
         _refuse_timm(linears)
     names = Names(names={}, left=())
-    if gptqmodel and (linears.taken or any(linear.expert for linear in (*linears.blocks, *linears.pieces))):
+    if gptqmodel and (head or _is_gptqmodels(linears, facts)):
         names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
     if not head:
         return Layers(linears=linears, head=None, names=names, gptqmodel=gptqmodel)
@@ -121,6 +121,12 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool)
         )
         raise Unsupported(msg)
     return Layers(linears=linears, head=linears.head, names=names, gptqmodel=gptqmodel)
+
+
+def _is_gptqmodels(linears: Linears, facts: ModelFacts) -> bool:
+    """Whether no other reader takes the files, so that they need its names."""
+    experts = any(linear.expert for linear in (*linears.blocks, *linears.pieces))
+    return bool(linears.taken) or experts or facts.model_type in GPTQMODEL_ALONE
 
 
 def _refuse_timm(linears: Linears) -> None:

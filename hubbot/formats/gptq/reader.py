@@ -14,14 +14,11 @@ from transformers import GPTQConfig, PreTrainedModel
 from hubbot.environment import PROCESS
 from hubbot.errors import SourceRefused
 from hubbot.formats.check import Reader, from_pretrained, main
+from hubbot.formats.gptq.definition import GPTQMODEL_ALONE
 from hubbot.formats.stored import Checkpoint, quantization_of
 from hubbot.model.config import read_values
 
 __all__ = ["reader_of"]
-
-# Types of which transformers 5.23 wants to initialize weights that codes have replaced (c_proj, out_proj), or passes over the layers
-# (FalconLinear).
-_BY_GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon", "falcon_mamba"})
 
 PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for more than two cores have unless told
 
@@ -29,7 +26,7 @@ PROCESS.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own pool; it asks for mo
 def reader_of(folder: Path) -> Reader:
     quantization = quantization_of(folder)
     model_type = read_values(folder / "config.json").get("model_type")
-    if quantization.get("lm_head") or model_type in _BY_GPTQMODEL_ALONE or _holds_experts(folder):
+    if quantization.get("lm_head") or model_type in GPTQMODEL_ALONE or _holds_experts(folder):
         return Reader(kernels="gptqmodel", alone=True, load=_by_gptqmodel)
     return Reader(kernels="gptqmodel", load=partial(_by_transformers, quantization))
 

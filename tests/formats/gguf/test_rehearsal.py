@@ -11,6 +11,7 @@ from hubbot.formats import costs_of
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.rehearsal import rehearsed
 from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.model.chat import differences, settled
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
@@ -99,15 +100,15 @@ def test_what_llama_cpp_knows_is_left_as_the_converter_wrote_it(folder, tmp_path
 def test_a_file_that_llama_cpp_cannot_load_is_told_before_it_has_weights(folder, tmp_path):
     model = open_format(folder, ["Q8_0"], tmp_path / "out").plan.model
     chat = read_chat(folder, load_tokenizer(folder))
-    rehearsed(model, chat, {}, tmp_path)
+    rehearsed(model, chat, tmp_path)
     fewer = replace(model, tensors=tuple(one for one in model.tensors if one.name != "blk.1.ffn_up.weight"))
     with pytest.raises(Unsupported, match=r"llama\.cpp cannot load the file: .*'blk\.1\.ffn_up\.weight' not found"):
-        rehearsed(fewer, chat, {}, tmp_path)
+        rehearsed(fewer, chat, tmp_path)
     taller = replace(model, tensors=tuple(_with_a_row_more(one) for one in model.tensors))
     with pytest.raises(
         Unsupported, match=r"llama\.cpp cannot load the file: .*'blk\.1\.ffn_up\.weight' has wrong shape"
     ):
-        rehearsed(taller, chat, {}, tmp_path)
+        rehearsed(taller, chat, tmp_path)
     assert not list(tmp_path.glob("*.gguf"))
 
 
@@ -160,3 +161,28 @@ def test_a_text_that_llama_cpp_cuts_otherwise_is_refused_before_anything_is_made
         Unsupported, match=r"in place 0 it has \d+ '.*', the source \d+ '.*'\. Leave the GGUF types out"
     ):
         open_format(folder, ["Q8_0"], tmp_path / "out")
+
+
+def _planned(folder, work, conversation):
+    """What a plan finds for Q8_0. conversation: as the chat template writes one."""
+    source = Source(folder=str(folder), repo=None, revision=None, files={})
+    facts = replace(read_facts(folder), conversation=conversation)
+    return costs_of(parse_variants("Q8_0"), source, facts, work, Settings())["Q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("side", "text"), [("rstrip", "<s>### user\nHi</s>\n<s>"), ("lstrip", "<s>### user\nHi\n</s><s>")]
+)
+def test_a_mark_that_takes_the_blanks_beside_it_is_told_where_a_conversation_has_some(side, text, folder, tmp_path):
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    _change(folder / "tokenizer.json", added_tokens=[{**token, side: token["content"] == "</s>"} for token in tokens])
+    assert isinstance(_planned(folder, tmp_path, "<s>### user\nHi</s><s>"), Cost)
+    found = _planned(folder, tmp_path, text)
+    assert "cuts a conversation of the chat template into other tokens than the source" in str(found)
+    assert "'</s>' takes the blanks beside it (lstrip or rstrip), which no key tells llama.cpp" in str(found)
+
+
+def test_two_tokens_before_every_text_are_told_before_anything_is_made(folder, tmp_path):
+    _post_process(folder, "</s>", "<s>", None)
+    found = _planned(folder, tmp_path, "")
+    assert "cuts a text with the tokens before and after it into other tokens than the source" in str(found)
