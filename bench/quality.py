@@ -39,8 +39,9 @@ from hubbot.formats.protocol import Band
 from hubbot.model import part_layout, read_facts
 from hubbot.settings import GptqSettings
 from hubbot.sweep.blocks import BlockModel
-from hubbot.sweep.gradients import bands_of, measure_gradients
+from hubbot.sweep.gradients import measure_gradients
 from hubbot.sweep.group import ALONE
+from hubbot.sweep.kept import bands_of
 from hubbot.sweep.weights import CheckpointWeights
 from hubbot.sweep.windows import Windows
 

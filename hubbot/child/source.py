@@ -20,6 +20,7 @@ from hubbot.model.released import MADE_OF_ANOTHER
 from hubbot.model.tokens import check_vocabulary
 from hubbot.settings import Settings
 from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.differentiable import obstacle
 
 __all__ = ["conversation", "describe", "examine", "facts_of"]
 
@@ -53,6 +54,7 @@ def examine(facts: ModelFacts) -> ModelFacts:
         found,
         stream_width=passing.stream_width,
         companions=passing.companion_bytes,
+        undifferentiated=obstacle(walked) if passing.alone else None,
         conversation=conversation(facts.chat_templates, tokenizer),
     )
 

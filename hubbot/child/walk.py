@@ -12,6 +12,7 @@ from hubbot.formats.protocol import Format
 from hubbot.model import ModelFacts, part_layout
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.references import References
+from hubbot.sweep.telling import silently
 from hubbot.sweep.walk import SweepInput, SweepResult, sweep
 from hubbot.sweep.windows import Windows
 
@@ -44,15 +45,5 @@ def walk(
         conversations=conversations,
         group=group,
     )
-    if group.rank:
-        return sweep(task, formats)  # the first process tells how far it is
-    names = what or ", ".join(variant.name for family in formats for variant in family.variants)
-    with log.progress(f"sweep of {names}", len(task.parts), "parts") as advance:
-        done = 0
-
-        def report(_: str, number: int, __: int) -> None:
-            nonlocal done
-            advance(number - done)
-            done = number
-
-        return sweep(task, formats, report)
+    telling = silently if group.rank else log.progress  # the first process tells how far it is
+    return sweep(task, formats, telling, what=what)

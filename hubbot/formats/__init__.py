@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,7 +94,8 @@ def open_formats(
     decoded: bool,
     device: str,
 ) -> list[Format]:
-    """The encoders of some variants, one a family, ready for the first part.
+    """The encoders of some variants, ready for the first part: one a family, and one for those of it that want gradients,
+    so that what a pass back fails at costs the others nothing.
 
     calibration: the text that the importance matrix comes from. decoded: whether decoded weights are wanted.
     device: where the sweep computes, as torch names it; families encode there what gives the same bytes.
@@ -112,7 +113,8 @@ def open_formats(
             decoded=decoded,
             device=device,
         )
-        for family, mine in _by_family(variants).items()
+        for family, whole in _by_family(variants).items()
+        for mine in _by_gradients(whole, settings)
     ]
 
 
@@ -126,3 +128,10 @@ def put_in_place(work: Path, out: Path) -> list[Path]:
 def _by_family(variants: Sequence[Variant]) -> dict[Family, list[Variant]]:
     mine = {family: [variant for variant in variants if variant.family is family] for family in FAMILIES}
     return {family: chosen for family, chosen in mine.items() if chosen}
+
+
+def _by_gradients(variants: Sequence[Variant], settings: Settings) -> Iterator[list[Variant]]:
+    """Those that want none, and those that do."""
+    config = settings.model_dump(mode="json")
+    weighed = [variant for variant in variants if calibration_needs([variant], config) is Needs.GRADIENTS]
+    yield from filter(None, ([variant for variant in variants if variant not in weighed], weighed))

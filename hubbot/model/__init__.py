@@ -51,6 +51,7 @@ class ModelFacts:
     experts: int  # of a mixture-of-experts layer; 0 for a dense model
     stream_width: int | None = None  # numbers a token that pass from block to block; None: as many as hidden_size
     companions: tuple[int, ...] = ()  # bytes a token of what blocks are given beside them, table by table
+    undifferentiated: str | None = None  # what torch says where no gradient passes back through a block
     released_as: str | None = None  # quantized format that the original's weights are stored in, "FP8"
     license: str | None = None
     license_name: str | None = None

@@ -30,7 +30,7 @@ from hubbot.sweep.hollow import passed_over, stand_ins
 from hubbot.sweep.installed import InstalledModel
 from hubbot.sweep.shared import handed_on, keep_returned
 
-__all__ = ["BlockModel"]
+__all__ = ["BlockModel", "without_experts"]
 
 _WINDOW = 16  # tokens that walk through the empty model
 
@@ -209,7 +209,7 @@ class BlockModel(InstalledModel):
             for block, arguments, keys, places in zip(self.blocks, noted.blocks, shared, handed, strict=True):
                 given = arguments.replaced(dict.fromkeys(keys, states) | handed_on(places, states))
                 given = given.with_tensors(lambda tensor: tensor.to("meta"))
-                bare = _without_experts(copy.deepcopy(block)).to("meta")
+                bare = without_experts(copy.deepcopy(block)).to("meta")
                 out = bare(noted.hidden.to("meta"), *given.positional, **given.named)
                 keep_returned(out, handed, states)
         tensors = [tensor for value in states.values() for tensor in value]
@@ -292,7 +292,7 @@ def _ordinary_tokens(model: PreTrainedModel) -> tuple[int, int]:
     return first, second
 
 
-def _without_experts(block: nn.Module) -> nn.Module:
+def without_experts(block: nn.Module) -> nn.Module:
     """Experts sort tokens by what they hold, which a pass without data cannot; they leave their shape as it is."""
     for module in block.modules():
         stacked = any(value.ndim == 3 for value in module._parameters.values() if value is not None)

@@ -131,6 +131,11 @@ class Passable:
     left: int
 
     @property
+    def alone(self) -> bool:
+        """Whether nothing but the hidden states passes."""
+        return not (self.companions or any(self.shared) or any(self.handed))
+
+    @property
     def stream_width(self) -> int:
         """Numbers a token that each stream holds."""
         return self.layout.width + self.left

@@ -7,32 +7,28 @@ is computed again, and its layers' gradients are summed. One block is resident a
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from hubbot.errors import Unsupported
-from hubbot.formats.protocol import Band
-from hubbot.machine.shortage import translated_shortages
-from hubbot.model.foreign import foreign
-from hubbot.model.parts import Part
+from hubbot.machine.shortage import translate_shortage
+from hubbot.model.foreign import foreign, said
+from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.arguments import Arguments
 from hubbot.sweep.batches import DRAWS, GRADIENT_TOKENS, gradient_batch_tokens, logit_bytes
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.given import BlockArguments
 from hubbot.sweep.group import Group
+from hubbot.sweep.kept import NOTHING, Kept
 from hubbot.sweep.outputs import OutputSums
+from hubbot.sweep.telling import Telling, silently
 from hubbot.sweep.windows import Windows
 
-__all__ = ["bands_of", "measure_gradients"]
+__all__ = ["measure_gradients"]
 
-_KEPT = torch.bfloat16  # of the blocks' inputs: the gradients' means are over far fewer tokens than would show it
 _SEED = 1
 _INSTEAD = "Leave -e2e out of the variants' names."
 
@@ -40,58 +36,34 @@ Weights = Callable[[Part], Mapping[str, torch.Tensor]]
 
 
 def measure_gradients(
-    model: BlockModel, parts: Sequence[Part], weights: Weights, calibration: Windows, folder: Path, group: Group
-) -> None:
+    model: BlockModel,
+    parts: Sequence[Part],
+    weights: Weights,
+    calibration: Windows,
+    folder: Path,
+    group: Group,
+    telling: Telling = silently,
+) -> float:
     """Let `bands_of` know every block's bands, of part of the calibration; nothing is done where it knows them all.
 
-    model: without weights, as it is left. weights: of a part. folder: where they are kept; a pass that was killed is made
-    anew. Raises Unsupported where blocks are given more than hidden states, or nothing passes back through one.
+    model: without weights, as it is left. weights: of a part. folder: where they are kept; a pass that was killed goes on
+    behind the last part that it had done. Returns the seconds that earlier processes have spent on it.
+    Raises Unsupported where blocks are given more than hidden states, nothing passes back through one, what passes is not
+    finite or there is too little room for it: in every process of the group, and nothing is left of the pass.
     """
     if all(group.all_gather(folder.exists())):
-        return
-    passing = model.passage
-    if passing.companions or any(passing.shared) or any(passing.handed):
+        return 0.0
+    if not model.passage.alone:
         msg = f"Gradients pass back from block to block, and blocks of {type(model.model).__name__} are given more than the hidden states of the block before. {_INSTEAD}"
         raise Unsupported(msg)
-    partial = folder.with_suffix(".partial")
-    for left in (folder, partial):
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
-    walk = _Walk(model, weights, _chosen(calibration), partial, group)
-    walk.back(parts, *walk.forth(parts))
-    partial.replace(folder)
-
-
-def bands_of(folder: Path, part: Part, device: torch.device) -> dict[str, tuple[Band, ...]]:
-    """Checkpoint name of a layer's weight -> the bands of all layers with its inputs."""
-    path = folder / f"{part.name}.safetensors"
-    if not path.exists():
-        return {}
-    with safe_open(path, framework="pt") as file:
-        found: dict[str, tuple[Band, ...]] = {}
-        for number, bands in enumerate(json.loads(file.metadata()["bands"])):
-            own = []
-            for place, rows in enumerate(bands):
-                deviation = file.get_tensor(f"{number}.{place}.deviation").to(device)
-                matrix = file.get_tensor(f"{number}.{place}.correlation").to(device).float()
-                matrix.mul_(deviation).mul_(deviation[:, None])
-                own.append(Band(rows={name: slice(*ends) for name, ends in rows.items()}, matrix=matrix))
-            found |= dict.fromkeys(bands[0], tuple(own))
-    return found
-
-
-def _save(path: Path, bands: Mapping[str, tuple[Band, ...]]) -> None:
-    """Correlations in float16, which ends far below what the solver's damping leaves of them."""
-    sets = list({id(some): some for some in bands.values()}.values())
-    tensors: dict[str, torch.Tensor] = {}
-    for number, some in enumerate(sets):
-        for place, band in enumerate(some):
-            deviation = band.matrix.diagonal().sqrt()
-            divisor = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-            tensors[f"{number}.{place}.deviation"] = deviation.cpu()
-            tensors[f"{number}.{place}.correlation"] = (band.matrix / divisor / divisor[:, None]).half().cpu()
-    rows = [[{name: (own.start, own.stop) for name, own in band.rows.items()} for band in some] for some in sets]
-    save_file(tensors, path, {"bands": json.dumps(rows)})
+    walk = _Walk(model, weights, _chosen(calibration), folder.with_suffix(".partial"), group)
+    try:
+        walk.through(parts, telling)
+    except Unsupported:
+        walk.kept.forget()
+        raise
+    walk.kept.finish(folder)
+    return walk.kept.seconds
 
 
 def _chosen(calibration: Windows) -> Windows:
@@ -106,72 +78,103 @@ def _chosen(calibration: Windows) -> Windows:
 
 class _Walk:
     def __init__(self, model: BlockModel, weights: Weights, windows: Windows, folder: Path, group: Group) -> None:
-        self._model, self._weights, self._folder, self._group = model, weights, folder, group
+        self._model, self._weights, self._group = model, weights, group
         self._batch = max(1, gradient_batch_tokens(str(model.device)) // windows.length)
         self._share = windows.share(group.rank, group.size, self._batch)
         self._windows = windows.only(self._share)
         self._arguments = Arguments(model)
+        shape = (self._windows.count, windows.length, model.passage.layout.width)
+        self.kept = Kept(folder, shape, group)
 
-    def forth(self, parts: Sequence[Part]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Each block's inputs, [windows, length, width], and the gradient of the loss at the last one's output."""
-        embedding, *blocks, head = parts
-        kept = [self._room(0)]
-        with self._entered(embedding):
-            for some in self._batches():
-                kept[0][some] = self._model.embed(self._windows.tokens[some]).cpu()
-        for part in blocks:
-            kept.append(self._room(len(kept)))
-            with self._entered(part):
-                for some in self._batches():
-                    rows, arguments = self._rows(kept[-2], some), self._arguments_of(part, some)
-                    kept[-1][some] = self._model.run_block(part.index, rows, arguments, {}).cpu()
-        with self._entered(head):
-            if self._model.tied:
-                table = self._weights(embedding)
-                self._model.install({name: table[name] for name in table if self._model.serves_head(name)})
-            gradient = self._of_loss(kept.pop())
-        self._model.remove(embedding)
-        self._path(len(kept)).unlink(missing_ok=True)
-        return kept, gradient
+    def through(self, parts: Sequence[Part], telling: Telling) -> None:
+        """Forth through all parts, back through the blocks; what an earlier process has done is passed over."""
+        done, gradient = self.kept.taken_up()
+        back = [part for part in reversed(parts) if part.kind is PartKind.BLOCK]
+        with telling("gradients, 1 of 2: forth", len(parts), "parts") as advance:
+            for number, part in enumerate(parts):
+                if number >= done:
+                    with self._together(f"carry the calibration through {part.name}"):
+                        gradient = self._forth(number, part, parts[0])
+                        self.kept.step(number + 1, gradient)
+                advance(1)
+        self.kept.drop(len(back))  # what the head was given
+        with telling("gradients, 2 of 2: back", len(back), "blocks") as advance:
+            for number, part in enumerate(back, start=len(parts)):
+                if number >= done:
+                    self._back(number, part, gradient)
+                advance(1)
 
-    def back(self, parts: Sequence[Part], kept: list[torch.Tensor], gradient: torch.Tensor) -> None:
-        """gradient: at the output of the last block; becomes that at its input, and so on to the first."""
-        for part in reversed(parts[1:-1]):
+    def _forth(self, number: int, part: Part, embedding: Part) -> torch.Tensor:
+        """Through one part: the inputs of the next one are kept. Gives the gradient of the loss behind the head, else nothing."""
+        with self._entered(part):
+            match part.kind:
+                case PartKind.EMBEDDING:
+                    after = self.kept.inputs(number)
+                    for some in self._batches():
+                        after[some] = self._model.embed(self._windows.tokens[some]).cpu()
+                case PartKind.BLOCK:
+                    before, after = self.kept.inputs(number - 1), self.kept.inputs(number)
+                    for some in self._batches():
+                        rows, arguments = self._rows(before, some), self._arguments_of(part, some)
+                        after[some] = self._model.run_block(part.index, rows, arguments, {}).cpu()
+                case PartKind.HEAD:
+                    return self._at_head(self.kept.inputs(number - 1), embedding)
+        return NOTHING
+
+    def _at_head(self, outputs: torch.Tensor, embedding: Part) -> torch.Tensor:
+        """The gradient of the loss with respect to the last block's outputs."""
+        if not self._model.tied:
+            return self._of_loss(outputs)
+        table = self._weights(embedding)
+        self._model.install({name: table[name] for name in table if self._model.serves_head(name)})
+        try:
+            return self._of_loss(outputs)
+        finally:
+            self._model.remove(embedding)
+
+    def _back(self, number: int, part: Part, gradient: torch.Tensor) -> None:
+        """gradient: at the block's output; becomes that at its input."""
+        with self._together(f"pass gradients back through {part.name}"):
             sums = OutputSums(self._model.linear_weights(part), self._model.device)
-            inputs, does = kept.pop(), f"pass gradients back through {part.name}"
-            with self._entered(part), self._together(does), sums.listening():
+            inputs = self.kept.inputs(part.index)
+            with self._entered(part), sums.listening():
                 for some in self._batches():
                     gradient[some] = self._through(part, some, inputs, gradient)
                     sums.next_batch()
-            _save(self._folder / f"{part.name}.safetensors", sums.bands(self._group))
-            self._path(len(kept)).unlink(missing_ok=True)
+            _refuse_infinite(gradient, f"at the inputs of {part.name}")
+        bands = sums.bands(self._group)
+        with self._together(f"keep the products of the gradients of {part.name}"):
+            self.kept.keep_bands(part, bands)
+            self.kept.step(number + 1, gradient)
+            self.kept.drop(part.index)
 
     @contextmanager
     def _entered(self, part: Part) -> Iterator[None]:
         """Inside, the part has its weights."""
         self._model.install(self._weights(part))
-        yield
-        self._model.remove(part)
+        try:
+            yield
+        finally:
+            self._model.remove(part)
 
     def _through(self, part: Part, some: slice, inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         rows = self._rows(inputs, some).requires_grad_()
-        output = self._model.block_output(part.index, rows, self._arguments_of(part, some), {})
+        given = rows.clone()  # a block may write into what it is given
+        output = self._model.block_output(part.index, given, self._arguments_of(part, some), {})
         (found,) = torch.autograd.grad(output, rows, gradient[some].to(output.device))
         return found.cpu()
 
     def _of_loss(self, outputs: torch.Tensor) -> torch.Tensor:
         """Of the log-likelihood of labels that are drawn, with respect to the last block's outputs; float32."""
         gradient = torch.empty(outputs.shape)
-        with self._together("pass gradients back through the head"):
-            for number in range(len(outputs)):
-                generator = torch.Generator().manual_seed(
-                    _SEED + self._share.start + number
-                )  # whoever carries the window
-                size = max(16, logit_bytes(str(self._model.device)) // (4 * self._model.vocab_size))
-                for first in range(0, self._windows.length, size):
-                    some = slice(first, first + size)
-                    rows = self._rows(outputs[number], some).requires_grad_()
-                    gradient[number, some] = _gradient(rows, self._model.head_output(rows).float(), generator)
+        for number in range(len(outputs)):
+            generator = torch.Generator().manual_seed(_SEED + self._share.start + number)  # whoever carries the window
+            size = max(16, logit_bytes(str(self._model.device)) // (4 * self._model.vocab_size))
+            for first in range(0, self._windows.length, size):
+                some = slice(first, first + size)
+                rows = self._rows(outputs[number], some).requires_grad_()
+                gradient[number, some] = _gradient(rows, self._model.head_output(rows).float(), generator)
+        _refuse_infinite(gradient, "at the head")
         return gradient
 
     @contextmanager
@@ -179,7 +182,7 @@ class _Walk:
         """Raise Unsupported in every process where something fails in one of them."""
         told: str | None = None
         try:
-            with foreign("torch", does, then=_INSTEAD, kind=Unsupported), translated_shortages(self._folder):
+            with foreign("torch", does, then=_INSTEAD, kind=Unsupported), _told_shortages(does):
                 yield
         except Unsupported as error:
             told = str(error)
@@ -198,16 +201,23 @@ class _Walk:
         for first in range(0, self._windows.count, self._batch):
             yield slice(first, min(first + self._batch, self._windows.count))
 
-    def _room(self, number: int) -> torch.Tensor:
-        """A block's inputs, mapped from a file."""
-        shape = (self._windows.count, self._windows.length, self._model.passage.layout.width)
-        size = shape[0] * shape[1] * shape[2]
-        if not size:
-            return torch.empty(shape, dtype=_KEPT)
-        return torch.from_file(str(self._path(number)), shared=True, size=size, dtype=_KEPT).view(shape)
 
-    def _path(self, number: int) -> Path:
-        return self._folder / f"inputs.{number}"
+@contextmanager
+def _told_shortages(does: str) -> Iterator[None]:
+    """What runs out here costs the variants that asked for the pass, and no others."""
+    try:
+        yield
+    except Exception as error:
+        if translate_shortage(error) is None:
+            raise
+        msg = f"There was too little room to {does} ({said(error)}). {_INSTEAD} Or use a machine with more memory or disk."
+        raise Unsupported(msg) from error
+
+
+def _refuse_infinite(gradient: torch.Tensor, where: str) -> None:
+    if not torch.isfinite(gradient).all():
+        msg = f"The gradients of the model's loss are not finite {where} on the calibration text. {_INSTEAD}"
+        raise Unsupported(msg)
 
 
 def _gradient(rows: torch.Tensor, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

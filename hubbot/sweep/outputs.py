@@ -79,10 +79,12 @@ class OutputSums:
 
     def _hook(self, name: str) -> Any:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            if not isinstance(output, torch.Tensor):  # a router's choice, say
+                return
             first = self._inputs.leader(name, given_to(positional, named))
             self._sets.setdefault(first, {})[name] = output.shape[-1]
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._note(name, gradient))
+                output.register_hook(lambda gradient: self._note(name, gradient))  # type: ignore[no-untyped-call]
 
         return hook
 

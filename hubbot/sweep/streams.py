@@ -106,9 +106,11 @@ def load_checkpoint(path: Path) -> tuple[Streams, Progress] | None:
 
 @contextmanager
 def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
-    """Add the time spent inside to `seconds[what]`, that of the card included."""
+    """Add the time spent inside to `seconds[what]`, that of the card included, and where it was in vain too."""
     start = time.monotonic()
-    yield
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # a call returns before the card is done
-        torch.cuda.synchronize()
-    seconds[what] = seconds.get(what, 0.0) + time.monotonic() - start
+    try:
+        yield
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # a call returns before the card is done
+            torch.cuda.synchronize()
+    finally:
+        seconds[what] = seconds.get(what, 0.0) + time.monotonic() - start

@@ -25,18 +25,19 @@ from hubbot.machine.heap import give_back, return_large_blocks
 from hubbot.model import TensorInfo
 from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.blocks import BlockModel
-from hubbot.sweep.gradients import bands_of, measure_gradients
+from hubbot.sweep.gradients import measure_gradients
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.judge import Verdicts, judge
+from hubbot.sweep.kept import bands_of
 from hubbot.sweep.passage import Passage
 from hubbot.sweep.references import References
 from hubbot.sweep.streams import CheckpointClock, Progress, Streams, load_checkpoint, save_checkpoint, timed
+from hubbot.sweep.telling import Telling, silently
 from hubbot.sweep.weights import CheckpointWeights
 from hubbot.sweep.windows import Windows, joined
 
 __all__ = ["SweepInput", "SweepResult", "sweep"]
 
-Report = Callable[[str, int, int], None]
 T = TypeVar("T")
 
 
@@ -76,16 +77,19 @@ class SweepResult:
     conversations: Verdicts | None = None  # what was measured on them
 
 
-def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *_: None) -> SweepResult:
+def sweep(
+    task: SweepInput, formats: Sequence[Format], telling: Telling = silently, *, what: str | None = None
+) -> SweepResult:
     """Make and measure every variant of the formats in one walk over the parts.
 
-    A family that raises Unsupported on the way is left behind with its reason, and the others go on.
-    report: called with a part's name, how many parts are done and how many there are.
+    A format that raises Unsupported on the way is left behind with its reason, and the others go on.
+    what: the variants in words, where their names would say nothing.
     """
     return_large_blocks()
-    walk = _Walk(task, formats)
-    verdicts = walk.through(report)
-    report("files", len(task.parts), len(task.parts))
+    walk = _Walk(task, formats, telling)
+    walk.measure_gradients()
+    with telling(f"sweep of {what or _names(formats)}", len(task.parts), "parts") as advance:
+        verdicts = walk.through(advance)
     files = walk.finished()
     found = verdicts[0] if verdicts else None
     return SweepResult(
@@ -101,8 +105,8 @@ def sweep(task: SweepInput, formats: Sequence[Format], report: Report = lambda *
 
 
 class _Walk:
-    def __init__(self, task: SweepInput, formats: Sequence[Format]) -> None:
-        self._task = task
+    def __init__(self, task: SweepInput, formats: Sequence[Format], telling: Telling) -> None:
+        self._task, self._telling = task, telling
         self._texts = [text for text in (task.evaluation, task.conversations) if text]
         self._formats = formats
         self._group = task.group
@@ -127,24 +131,22 @@ class _Walk:
         everywhere = self._group.all_gather(found[1].parts_done if found else 0)
         return found if len(set(everywhere)) == 1 else None
 
-    def through(self, report: Report) -> list[Verdicts]:
-        """What was measured on each text."""
+    def through(self, advance: Callable[[int], None]) -> list[Verdicts]:
+        """What was measured on each text. advance: called behind each part."""
         parts = self._task.parts
         if self._passage and self._passage.model.tied and self.progress.parts_done:
             # The head of a tied model computes with the encoded embedding, which lived in memory.
             self._passage.keep_embedding(self._encode(parts[0], {}))
-        self._measure_gradients()
         verdicts: list[Verdicts] = []
         for number, part in enumerate(parts):
-            if number < self.progress.parts_done or not any(self._group.all_gather(bool(self._going))):
-                continue
-            report(part.name, number, len(parts))
-            verdicts = self._step(part)
-            self._on_card = None
-            give_back()
-            if part.kind is not PartKind.HEAD:
-                self.progress.parts_done = number + 1
-                self._save()
+            if number >= self.progress.parts_done and any(self._group.all_gather(bool(self._going))):
+                verdicts = self._step(part)
+                self._on_card = None
+                give_back()
+                if part.kind is not PartKind.HEAD:
+                    self.progress.parts_done = number + 1
+                    self._save()
+            advance(1)
         return verdicts
 
     def finished(self) -> dict[str, VariantFiles]:
@@ -164,21 +166,32 @@ class _Walk:
         own = [family.needs.value for family in self._going]
         return Needs(max(max(own, default=0) for own in self._group.all_gather(own)))
 
-    def _measure_gradients(self) -> None:
-        """Before all else, where a family wants them; it is left behind where there are none to be had."""
-        task, passage = self._task, self._passage
+    def measure_gradients(self) -> None:
+        """Before all else, where a format wants them; it is left behind where there are none to be had."""
+        task, passage, seconds = self._task, self._passage, self.progress.seconds
         if passage is None or task.calibration is None or self._needs() is not Needs.GRADIENTS:
             return
+        if all(self._group.all_gather(self._gradients.exists())):
+            return
+        asking = [each for each in self._going if each.needs is Needs.GRADIENTS]
         try:
-            with timed(self.progress.seconds, "gradients"):
-                measure_gradients(
-                    passage.model, task.parts, self._weights, task.calibration, self._gradients, self._group
+            with timed(seconds, "gradients"):
+                earlier = measure_gradients(
+                    passage.model,
+                    task.parts,
+                    self._weights,
+                    task.calibration,
+                    self._gradients,
+                    self._group,
+                    self._telling,
                 )
+            seconds["gradients"] += earlier
         except Unsupported as error:
-            for family in [each for each in self._going if each.needs is Needs.GRADIENTS]:
-                self._leave(family, error)
+            for each in asking:
+                self._leave(each, error)
         self._on_card = None
         give_back()
+        self._save()
 
     def _weighed(self, part: Part, statistics: Mapping[str, InputStatistics]) -> Mapping[str, InputStatistics]:
         """With what errors of the layers' outputs do to the loss, where a family of this process wants to know."""
@@ -278,6 +291,10 @@ class _Walk:
         with timed(self.progress.seconds, "checkpoint"):
             save_checkpoint(self._checkpoint, streams, self.progress)
         self._clock.spent(time.monotonic() - start)
+
+
+def _names(formats: Sequence[Format]) -> str:
+    return ", ".join(variant.name for family in formats for variant in family.variants)
 
 
 def _without(formats: Sequence[Format], failed: Mapping[str, str]) -> list[Format]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from hubbot.errors import Unsupported
 from hubbot.model import part_layout, read_facts
-from hubbot.sweep import gradients, outputs
+from hubbot.sweep import gradients, kept, outputs
 from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.differentiable import obstacle
 from hubbot.sweep.exchange import exchanges
-from hubbot.sweep.gradients import bands_of, measure_gradients
+from hubbot.sweep.gradients import measure_gradients
 from hubbot.sweep.group import ALONE, Group
+from hubbot.sweep.kept import Kept, bands_of
 from hubbot.sweep.weights import CheckpointWeights
 from hubbot.sweep.windows import Windows
 from tests.sweeps import LENGTH, windows
@@ -74,7 +79,7 @@ def of_whole_model(folder: Path, tokens: torch.Tensor) -> dict[str, torch.Tensor
 def test_gradients_that_pass_back_block_by_block_are_those_of_the_whole_model(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
 ) -> None:
-    monkeypatch.setattr(gradients, "_KEPT", torch.float32)
+    monkeypatch.setattr(kept, "_KEPT", torch.float32)
     monkeypatch.setattr(gradients, "DRAWS", 1)
     monkeypatch.setattr(outputs, "_shrunk", lambda total, tokens, _: total / tokens)
     folder, calibration = tiny_model("llama", tied=tied), windows(3, COUNT)
@@ -109,28 +114,70 @@ def test_gradients_pass_back_through_experts_and_reach_transposed_layers(
     assert all(float(matrix.diagonal().min()) > 0 for _, matrix in found.values())
 
 
-def test_a_pass_that_was_killed_is_made_anew_and_a_finished_one_is_kept(
-    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "steps", [1, 3, 4, 5]
+)  # behind the embedding, the last block, the head, a block of the way back
+def test_a_pass_that_was_killed_goes_on_behind_the_last_part_that_it_had_done(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     folder, calibration = tiny_model("llama"), windows(3, COUNT)
     wanted = measured(model_of(folder), folder, tmp_path / "whole", calibration)
-    saved = gradients._save
+    done: list[int] = []
+    step = Kept.step
 
-    def killed(path: Path, bands: object) -> None:
-        saved(path, bands)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
+    def noted(self: Kept, number: int, gradient: torch.Tensor) -> None:
+        step(self, number, gradient)
+        done.append(number)
+        if done == list(range(1, steps + 1)):
+            raise KeyboardInterrupt
 
-    (tmp_path / "killed").mkdir()
-    monkeypatch.setattr(gradients, "_save", killed)
+    monkeypatch.setattr(Kept, "step", noted)
     with pytest.raises(KeyboardInterrupt):
         measured(model_of(folder), folder, tmp_path / "killed", calibration)
     assert not (tmp_path / "killed/gradients").exists()
-    monkeypatch.setattr(gradients, "_save", saved)
     found = measured(model_of(folder), folder, tmp_path / "killed", calibration)
+    assert done == [1, 2, 3, 4, 5, 6]  # embedding, two blocks and head, and back; none of them twice
     assert all(torch.equal(found[name][1], wanted[name][1]) for name in wanted)
-    assert not list((tmp_path / "killed/gradients").glob("inputs.*"))
-    monkeypatch.setattr(gradients, "_save", killed)
-    measured(model_of(folder), folder, tmp_path / "killed", calibration)  # nothing is saved again
+    assert {path.name for path in (tmp_path / "killed/gradients").iterdir()} == {
+        "block-00000.safetensors",
+        "block-00001.safetensors",
+    }
+    measured(model_of(folder), folder, tmp_path / "killed", calibration)
+    assert len(done) == 6  # a finished one is kept
+
+
+def test_what_another_boot_of_the_machine_has_left_of_a_pass_is_not_gone_on_from(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, back = tiny_model("llama"), gradients._Walk._back
+
+    def killed(self: gradients._Walk, *given: Any) -> None:
+        back(self, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gradients._Walk, "_back", killed)
+    for boot in ("before", "after"):
+        monkeypatch.setattr(kept, "_boot", lambda boot=boot: boot)
+        with pytest.raises(KeyboardInterrupt):
+            measured(model_of(folder), folder, tmp_path, windows(3, COUNT))
+        assert [path.name for path in tmp_path.glob("gradients.partial/block-*")] == ["block-00001.safetensors"]
+
+
+def test_how_far_a_pass_is_is_told_part_by_part_forth_and_back(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    told: list[object] = []
+
+    @contextmanager
+    def telling(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        told.append((what, total, unit))
+        yield told.append
+
+    folder = tiny_model("llama")
+    tensors, parts = (facts := read_facts(folder)).tensors, part_layout(facts)
+    weights = {part: CheckpointWeights(folder, tensors, part.tensors) for part in parts}
+    work = tmp_path / "gradients"
+    measure_gradients(model_of(folder), parts, weights.__getitem__, windows(3, 2), work, ALONE, telling)
+    forth, back = ("gradients, 1 of 2: forth", 4, "parts"), ("gradients, 2 of 2: back", 2, "blocks")
+    assert told == [forth, 1, 1, 1, 1, back, 1, 1]
 
 
 @pytest.mark.parametrize("count", [4, 1])  # the second process has windows, or none
@@ -197,3 +244,86 @@ def test_a_model_whose_blocks_hand_more_on_than_hidden_states_is_refused(
 ) -> None:
     with pytest.raises(Unsupported, match="Leave -e2e out"):
         measured(model_of(tiny_model("gemma3n")), tiny_model("gemma3n"), tmp_path, windows(3, COUNT))
+
+
+class _NoDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, given: torch.Tensor) -> torch.Tensor:
+        return given * 1
+
+    @staticmethod
+    def backward(ctx: object, *_: torch.Tensor) -> None:
+        msg = "derivative for aten::x is not implemented"
+        raise NotImplementedError(msg)
+
+
+def test_a_block_that_nothing_passes_back_through_is_told_before_a_weight_is_read(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(tiny_model("llama"))
+    assert obstacle(model) is None
+    norm: Any = type(model.blocks[1].input_layernorm)
+    forward = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda self, given: _NoDerivative.apply(forward(self, given)))
+    assert obstacle(model) == "NotImplementedError: derivative for aten::x is not implemented"
+
+
+def test_a_block_may_write_into_what_it_is_given(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calibration = tiny_model("llama"), windows(3, 2)
+    wanted = measured(model_of(folder), folder, tmp_path / "plain", calibration)
+    model = model_of(folder)
+    block: Any = type(model.blocks[0])
+    forward = block.forward
+    monkeypatch.setattr(
+        block, "forward", lambda self, given, *rest, **named: forward(self, given.mul_(1), *rest, **named)
+    )
+    found = measured(model, folder, tmp_path / "written", calibration)
+    assert all(torch.equal(found[name][1], wanted[name][1]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        (MemoryError("cannot allocate 9 GB"), "too little room to pass gradients back through block-00001"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "too little room to pass gradients back through block-00001",
+        ),
+        (None, "not finite at the inputs of block-00001"),
+    ],
+)
+def test_what_a_pass_fails_at_is_one_sentence_and_nothing_of_it_stays(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: Exception | None,
+    said: str,
+) -> None:
+    def fail(self: object, part: object, some: slice, inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        if failing:
+            raise failing
+        return gradient[some] * torch.inf
+
+    monkeypatch.setattr(gradients._Walk, "_through", fail)
+    folder = tiny_model("llama")
+    model = model_of(folder)
+    with pytest.raises(Unsupported, match=f"{said}.*Leave -e2e out of the variants' names"):
+        measured(model, folder, tmp_path, windows(3, 2))
+    assert not list(tmp_path.iterdir())
+    assert all(value.is_meta for value in model.model.parameters())
+
+
+class _Router(torch.nn.Linear):
+    def forward(self, given: torch.Tensor) -> Any:
+        return super().forward(given).topk(1)
+
+
+def test_layers_that_return_other_than_their_outputs_are_passed_over() -> None:
+    router, plain, given = _Router(4, 3), torch.nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    sums = outputs.OutputSums({"router": router, "plain": plain}, CPU)
+    with sums.listening():
+        (plain(given).sum() + router(given)[0].sum()).backward()
+        sums.next_batch()
+    assert set(sums.bands(ALONE)) == {"plain"}

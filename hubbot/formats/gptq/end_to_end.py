@@ -20,11 +20,16 @@ NOTE = (
 
 
 def refuse_undifferentiated(name: str, facts: ModelFacts) -> None:
-    """What a block computes of more than its hidden states is not walked back through."""
+    """What a block computes of more than its hidden states is not walked back through, nor what torch has no derivative of."""
+    why: str | None = None
     if facts.companions or facts.stream_width not in (None, facts.hidden_size):
+        why = f"blocks of {facts.architecture} are given more than the hidden states of the block before"
+    elif facts.undifferentiated:
+        why = f"torch passes none back through a block of {facts.architecture} ({facts.undifferentiated})"
+    if why:
         msg = (
-            f"{name} weighs errors by gradients that pass back from block to block, and blocks of {facts.architecture} are "
-            f"given more than the hidden states of the block before. Ask for {name.removesuffix('-e2e')}."
+            f"{name} weighs errors by gradients that pass back from block to block, and {why}. "
+            f"Ask for {name.removesuffix('-e2e')}."
         )
         raise Unsupported(msg)
 

@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hubbot.domain import Gptq, Packed
 from hubbot.errors import Unsupported
-from hubbot.formats import costs_of
+from hubbot.formats import costs_of, open_formats
 from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.names import find_variant, parse_variant, parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.model import read_facts
 from hubbot.settings import Settings
+from hubbot.sweep import gradients
 from hubbot.sweep.walk import SweepResult
 from tests.quantized import encode_all, gptq_format, source_of
 from tests.sweeps import run_sweep, windows
@@ -134,3 +135,50 @@ def test_blocks_that_are_given_more_than_hidden_states_are_refused_in_the_plan(n
     refused = {name: str(why) for name, why in costs.items() if isinstance(why, Unsupported)}
     assert list(refused) == [WEIGHED, "w4a16-32g-e2e"]
     assert refused["w4a16-32g-e2e"].endswith("Ask for w4a16-32g.")
+
+
+def test_blocks_that_torch_passes_nothing_back_through_are_refused_in_the_plan(narrow: Path, tmp_path: Path) -> None:
+    facts = replace(read_facts(narrow), undifferentiated="NotImplementedError: derivative for aten::x")
+    costs = costs_of(parse_variants(",".join(NAMES)), source_of(narrow), facts, tmp_path, Settings())
+    assert not isinstance(costs[PLAIN], Unsupported)
+    assert "derivative for aten::x" in str(costs[WEIGHED])
+    assert str(costs[WEIGHED]).endswith(f"Ask for {PLAIN}.")
+
+
+@pytest.mark.slow
+def test_a_pass_that_fails_costs_the_variants_that_asked_for_it_and_no_others(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(out: Path, names: list[str]) -> SweepResult:
+        formats = open_formats(
+            variants=parse_variants(",".join(names)),
+            source=source_of(narrow),
+            facts=read_facts(narrow),
+            work=out / ".work",
+            out=out,
+            settings=Settings(),
+            calibration=None,
+            decoded=True,
+            device="cpu",
+        )
+        out.mkdir(exist_ok=True)
+        return run_sweep(narrow, out, formats, calibration=windows(1, 6), evaluation=windows(2, 3))
+
+    tried: list[int] = []
+
+    def fail(*_: object) -> None:
+        tried.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(gradients._Walk, "_through", fail)
+    names = [PLAIN, WEIGHED, "w4a16-32g", "w4a16-32g-e2e"]
+    found, alone = opened(tmp_path / "both", names), opened(tmp_path / "alone", [PLAIN])
+    assert set(found.failed) == {WEIGHED, "w4a16-32g-e2e"}
+    assert all("too little room to pass gradients back" in why for why in found.failed.values())
+    assert set(found.files) == set(found.scores) == {PLAIN, "w4a16-32g"}
+    assert found.seconds["gradients"] > 0  # in vain, too
+    before, after = _tensors(alone.files[PLAIN]), _tensors(found.files[PLAIN])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = opened(tmp_path / "both", names)
+    assert again.failed == found.failed
+    assert len(tried) == 1  # what is known to fail is not tried again
