@@ -166,23 +166,23 @@ def solve_weighed(
     """
     device, sizes = curvature.hessian.device, [len(weight) for weight in weights.values()]
     wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights.values()], dim=1)
-    found: list[_Rounded] = []
+    found: list[tuple[torch.Tensor, Grid]] = []
     with tf32():
         layers = dict(zip(weights, sizes, strict=True))
         turns = [Turns(band, layers, wanted) for band in bands if not layers.keys().isdisjoint(band.rows)]
         for turn in range(GROUPS):
-            places = torch.cat([band.places(turn) for band in turns])
             moved = torch.cat([band.rest(turn) for band in turns], dim=1)
             codes, grid = _coded(moved, curvature, layout, SWEEPS)
+            found.append((codes, grid))
             errors = moved - _decoded(codes, grid, curvature)
-            found.append(_measured(wanted[:, places], codes, grid, curvature))
             counts = [len(band.places(turn)) for band in turns]
             for band, own in zip(turns, torch.split(errors, counts, dim=1), strict=True):
                 band.pass_on(turn, own)
         back = torch.cat([band.places(turn) for turn in range(GROUPS) for band in turns]).argsort()
-    return _solutions(
-        [_Rounded(*(torch.cat(parts, dim=-1)[..., back] for parts in zip(*found, strict=True)))], sizes, curvature
-    )
+        codes = torch.cat([codes for codes, _ in found], dim=1)[:, back]
+        scale = torch.cat([grid.scale for _, grid in found], dim=1)[:, back]
+        zero = torch.cat([grid.zero for _, grid in found], dim=1)[:, back]
+        return _solutions([_measured(wanted, codes, Grid(scale, zero), curvature)], sizes, curvature)
 
 
 def _solutions(found: Sequence[_Rounded], outputs: list[int], curvature: Curvature) -> list[Solution]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 
 from hubbot.errors import Unsupported
-from hubbot.formats.gptq.factoring import inverse_factor
 from hubbot.formats.protocol import Band
 
 __all__ = ["GROUPS", "Turns"]
@@ -48,8 +47,11 @@ class Turns:
     def pass_on(self, turn: int, errors: torch.Tensor) -> None:
         """errors: what was wanted of the outputs of this turn less what they were rounded to, [in, outputs]."""
         own, later = self._turns[turn], slice(self._turns[turn].stop, None)
-        answer = torch.linalg.solve_triangular(self._factor[own, own], self._factor[own, later], upper=True)
-        self._rest[:, later] -= errors @ answer
+        if turn + 1 < GROUPS:
+            answer = torch.linalg.solve_triangular(
+                self._factor[later, later], self._factor[own, later], upper=True, left=False
+            )
+            self._rest[:, later].addmm_(errors, answer)
 
 
 def _where(band: Band, layers: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,13 +68,17 @@ def _where(band: Band, layers: Mapping[str, int]) -> tuple[torch.Tensor, torch.T
 
 
 def _factor(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Upper triangular U with U'U the inverse of the matrix in this order, over its mean diagonal and damped."""
+    """Upper triangular R with R R' the matrix in this order, over its mean diagonal and damped.
+
+    The later outputs' part of it is the factor of their part of the matrix: G_eo inverse(G_oo) = R_eo inverse(R_oo).
+    """
     damped = matrix[order][:, order]
     mean = damped.diagonal().mean()
     damped = torch.eye(len(order), device=matrix.device) if mean == 0 else damped.div_(mean)
     damped.diagonal().add_(DAMPING)
-    factor = inverse_factor(damped) if torch.isfinite(damped).all() else None
-    if factor is None:
+    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))  # damped so far, float32 is enough
+    if failed.item() or not torch.isfinite(lower).all():
         msg = "The gradients of a layer's outputs are not finite on the calibration text. Leave -e2e out of the variant's name."
         raise Unsupported(msg)
+    factor: torch.Tensor = lower.flip(0, 1)
     return factor
