@@ -308,7 +308,7 @@ def _run(model: str, settings: Settings, call: Call) -> None:
     console.print(results_table(record, width=console.width))
     for line in reasons(record):
         log.say(line)
-    _say_where(job.out)
+    _say_where(job.out, record)
     refused = [variant.name for variant in record.variants if variant.status in ("refused", "failed")]
     if refused:
         msg = f"{len(refused)} of {len(record.variants)} variants did not pass: {', '.join(refused)}. Their reasons stand above and in {job.out}/hubbot.json."
@@ -337,10 +337,12 @@ def _told(model: str | None, revision: str | None, settings: Settings) -> Verdic
     return found
 
 
-def _say_where(out: Path) -> None:
-    sys.stdout.write(
-        f"\nrecord   {out}/hubbot.json\ncards    {out}/cards/\nreport   {out}/report.html\nfiles    {out}/gguf, {out}/gptq, {out}/bnb\n"
-    )
+def _say_where(out: Path, record: Record) -> None:
+    lines = [f"record   {out}/hubbot.json", f"cards    {out}/cards/", f"report   {out}/report.html"]
+    paths = (file.path for variant in record.variants for file in variant.files)
+    if folders := dict.fromkeys(f"{out}/{path.split('/')[0]}" for path in paths):
+        lines.append(f"files    {', '.join(folders)}")
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
 def _job(model: str, settings: Settings) -> Any:

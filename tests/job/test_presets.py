@@ -58,7 +58,7 @@ def test_a_variant_that_cannot_be_made_is_recorded_with_its_reason_beside_the_ot
     status, reason = found["gptq-4bit-128g"]
     assert status is Status.FAILED
     assert "96 columns, not a multiple of the group size 128" in str(reason)
-    capsys.readouterr()
+    assert capsys.readouterr().out.endswith(f"files    {out}/gguf\n")
     assert run(narrow, out, "Q8_0,gptq-4bit-128g") == 7
     assert "already holds these variants" in capsys.readouterr().err
 
@@ -70,6 +70,12 @@ def test_a_preset_makes_what_fits_and_the_same_command_finds_it_done(narrow, tmp
     capsys.readouterr()
     assert run(narrow, out, "small") == 0
     assert "already holds these variants" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_every_folder_that_holds_files(narrow, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(narrow, out, "w4a16-32g,bnb-nf4") == 0
+    assert capsys.readouterr().out.endswith(f"files    {out}/compressed-tensors, {out}/bnb\n")
 
 
 def test_strict_makes_nothing_where_one_variant_cannot_be_made(narrow, tmp_path):
