@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from quality import LENGTH, WINDOWS, Bench
 
@@ -59,7 +58,7 @@ class Probed:
     def _rounded(self, name: str, kind: str) -> torch.Tensor:
         hessian = self.bench.hessians.get(name)
         importance = None if hessian is None else (hessian.diagonal() / (WINDOWS * LENGTH)).numpy().copy()
-        return torch.from_numpy(rounded(np.ascontiguousarray(self.bench.original[name].numpy()), kind, importance))
+        return rounded(self.bench.original[name], kind, importance)
 
 
 def mixes(folder: Path, names: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, Mapping[str, int]]]:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.allocation import NARROW, TYPES, Matrix, ggml_name
 from hubbot.formats.gguf.converter import Captured, TensorFact
+from hubbot.formats.gguf.cuda.codec import CardCodec, CardFloats, card_codec, card_codecs
 from hubbot.formats.gguf.imatrix import ImportanceEntry
 from hubbot.formats.gguf.journal import write_json
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 
-__all__ = ["PROBE", "Probes", "matrices_of", "rounded"]
+__all__ = ["PROBE", "Probes", "matrices_of", "rounded", "through"]
 
 PROBE = "Q3_K"  # where a matrix may have it, else IQ4_NL: coarse enough to stand out of what float32 loses, fine enough for divergences to add up
 _AT_ONCE = 2**24  # weights that are rounded together, so that no second copy of an embedding is held
@@ -65,10 +67,10 @@ class _Rounded:
     importance: np.ndarray | None
 
     def decode(self) -> torch.Tensor:
-        found = torch.empty(self.weight.shape)
+        found = torch.empty(self.weight.shape, device=self.weight.device)
         at_once = _rows(self.weight)
         for some, into in zip(self.weight.split(at_once), found.split(at_once), strict=True):  # type: ignore[no-untyped-call]
-            into.copy_(torch.from_numpy(rounded(_floats(some), self.kind, self.importance)))
+            into.copy_(rounded(some, self.kind, self.importance))
         return found
 
 
@@ -104,6 +106,8 @@ class Probes:
     ) -> Mapping[str, Mapping[str, Encoded]]:
         found: dict[str, dict[str, Encoded]] = {name: {} for name in self.groups}
         known = part.name in self.errors
+        for device in {weight.device for weight in weights.values()}:
+            _compile(device, frozenset(kind for group in self.groups.values() for kind in group[0].bytes))
         errors = {} if known else self.errors.setdefault(part.name, {})
         for name, group in self.groups.items():
             for leaf in (leaf for matrix in group for leaf in matrix.leaves if leaf in part.tensors):
@@ -139,20 +143,23 @@ def _probe(group: Sequence[Matrix]) -> str:
     return PROBE if PROBE in group[0].bytes else NARROW[0]
 
 
+@cache
+def _compile(device: torch.device, kinds: frozenset[str]) -> None:
+    """On a card the programs of all types at once, ahead of their first use."""
+    if device.type == "cuda":
+        card_codecs([_number(kind) for kind in sorted(kinds)], device)
+
+
 def _compare(errors: dict[str, float], weight: torch.Tensor, importance: np.ndarray | None) -> None:
     """Add the squared error of a matrix in every type."""
-    for some in weight.split(_rows(weight)):  # type: ignore[no-untyped-call]
-        rows = _floats(some)
+    for rows in weight.split(_rows(weight)):  # type: ignore[no-untyped-call]
         for kind in errors:
-            errors[kind] += float(np.square(rounded(rows, kind, importance) - rows, dtype=np.float64).sum())
+            lost = rounded(rows, kind, importance) - rows
+            errors[kind] += float(lost.square().sum(dtype=torch.float64))
 
 
 def _rows(weight: torch.Tensor) -> int:
     return max(1, _AT_ONCE // weight.shape[-1])
-
-
-def _floats(rows: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(rows.float().cpu().numpy())
 
 
 def _importance(seen: InputStatistics | None) -> np.ndarray | None:
@@ -161,10 +168,31 @@ def _importance(seen: InputStatistics | None) -> np.ndarray | None:
     return ImportanceEntry(sums=seen.squares.float().cpu().numpy(), tokens=seen.tokens).vector()
 
 
-def rounded(rows: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
-    """Rows, float32 [out, in], encoded by ggml into the type of that name and decoded again."""
-    kind = codec.type_named(ggml_name(name))
+def rounded(rows: torch.Tensor, name: str, importance: np.ndarray | None) -> torch.Tensor:
+    """Rows, any float [out, in], encoded as ggml does into the type of that name and decoded again: float32, where the rows lie."""
+    kind, rows = _number(name), rows.to(torch.float32).contiguous()
+    encoder = card_codec(kind, rows.device) if rows.device.type == "cuda" else None
+    found = None if encoder is None else through(encoder, rows, importance)
+    return _by_cores(kind, rows, importance) if found is None else found
+
+
+def through(encoder: CardCodec | CardFloats, rows: torch.Tensor, importance: np.ndarray | None) -> torch.Tensor | None:
+    """Rows, float32 [out, in], encoded and decoded where they lie; None where the bytes of some block are not to be used."""
+    data = torch.empty(len(rows) * codec.row_bytes(encoder.kind, rows.shape[1]), dtype=torch.uint8, device=rows.device)
+    odd = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    encoder.encode(rows, None if importance is None else torch.from_numpy(importance).to(rows.device), data, odd)
+    found = torch.empty_like(rows)
+    encoder.decode(data, found)
+    return None if odd.item() else found
+
+
+def _by_cores(kind: int, rows: torch.Tensor, importance: np.ndarray | None) -> torch.Tensor:
     codec.prepare(kind)
-    out = np.empty_like(rows)
-    codec.decode_rows(kind, codec.encoded(kind, rows, importance), out)
-    return out
+    values = rows.cpu().numpy()
+    out = np.empty_like(values)
+    codec.decode_rows(kind, codec.encoded(kind, values, importance), out)
+    return torch.from_numpy(out).to(rows.device)
+
+
+def _number(name: str) -> int:
+    return codec.type_named(ggml_name(name))

@@ -8,10 +8,13 @@ import torch
 from hubbot.domain import Gguf, Source
 from hubbot.errors import SourceRefused
 from hubbot.formats.bnb.format import encode_4bit, encode_int8
-from hubbot.formats.gguf import codec
+from hubbot.formats.gguf import agreement, codec
+from hubbot.formats.gguf.allocation import NARROW, ggml_name
+from hubbot.formats.gguf.allocation import TYPES as TYPES_OF_A_MIX
 from hubbot.formats.gguf.cuda.codec import card_codec
 from hubbot.formats.gguf.cuda.program import PROGRAMS
 from hubbot.formats.gguf.format import GgufFormat
+from hubbot.formats.gguf.probes import rounded
 from hubbot.model import read_facts
 from hubbot.settings import GgufSettings
 from tests.formats.gguf.chain import parts
@@ -51,6 +54,24 @@ def test_weights_beyond_a_type_are_refused_as_on_the_cpu(tmp_path):
 
     with pytest.raises(SourceRefused, match="not finite"):
         _made(source, tmp_path / "out", CARD)
+
+
+@pytest.mark.parametrize("name", [*TYPES_OF_A_MIX, *NARROW])
+def test_probes_are_rounded_where_they_lie_to_the_cpus_values(name):
+    rows = torch.from_numpy(agreement.plain_rows(512))
+    vector = agreement.importance(512)
+    found = rounded(rows.to(CARD), name, vector)
+
+    assert card_codec(codec.type_named(ggml_name(name)), CARD) is not None
+    assert found.device == CARD
+    assert torch.equal(found.cpu(), rounded(rows, name, vector))
+
+
+def test_a_probe_that_the_card_cannot_weigh_is_left_to_the_cores():
+    rows = torch.full((1, 256), 1e30)
+
+    with pytest.raises(ValueError, match="not finite"):
+        rounded(rows.to(CARD), "Q8_0", None)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

@@ -11,10 +11,12 @@ import torch
 
 from hubbot import llamacpp
 from hubbot.formats.gguf import agreement, codec
+from hubbot.formats.gguf.allocation import ggml_name
 from hubbot.formats.gguf.cuda.codec import LOST, NOT_FINITE, CardFloats, agrees
 from hubbot.formats.gguf.cuda.grids import GRIDS
 from hubbot.formats.gguf.cuda.program import PROGRAMS, program
 from hubbot.formats.gguf.cuda.text import GgmlText, TextChanged
+from hubbot.formats.gguf.probes import rounded, through
 from tests.formats.gguf.cuda.host import CPU, host_codec, text
 
 # seconds of a core each go into the tables of the wide grids, ours and ggml's; the others take the same way
@@ -61,6 +63,18 @@ def test_a_scale_that_no_half_holds_is_told(tmp_path):
 
     assert _odd(found, rows) == 0
     assert _odd(found, rows * 1e10) == NOT_FINITE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Q3_K", "Q5_1"])
+def test_a_probe_goes_through_a_program_as_through_the_cores_and_not_where_a_block_is_odd(name, tmp_path):
+    found = host_codec(ggml_name(name), tmp_path)
+    rows = torch.from_numpy(agreement.plain_rows(256)[:8])
+    vector = agreement.importance(256)
+
+    assert torch.equal(through(found, rows, vector), rounded(rows, name, vector))
+    assert through(found, rows * 1e14, vector) is None
+    assert torch.equal(through(found, rows, vector), rounded(rows, name, vector))
 
 
 def _odd(found, rows):
