@@ -44,11 +44,12 @@ RUN PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" \
  && find .venv -name __pycache__ -type d -prune -exec rm -rf {} + \
  && { .venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash .venv/lib >/dev/null || true; } # some hold templates
 
-# --- ggml's slow encoders once more, vectorised; they lie beside llama.cpp's libraries ----------------------
+# --- ggml's slow encoders once more, vectorised, and loops of rounding; they lie beside llama.cpp's libraries ----
 FROM python AS encoders
 COPY --from=llama /opt/llama.cpp /opt/llama.cpp
 COPY hubbot hubbot/
-RUN HUBBOT_LLAMA_CPP=/opt/llama.cpp .venv/bin/python -m hubbot.formats.gguf.fast && rm -rf /opt/llama.cpp/source/ggml
+RUN export HUBBOT_LLAMA_CPP=/opt/llama.cpp && .venv/bin/python -m hubbot.formats.gguf.fast \
+ && .venv/bin/python -m hubbot.formats.gguf.descent && rm -rf /opt/llama.cpp/source/ggml
 
 # --- the image ------------------------------------------------------------------------------------------
 FROM ${BASE}

@@ -21,16 +21,15 @@ from quality import LENGTH, WINDOWS, Bench
 from hubbot.demo.train import demo_model
 from hubbot.formats.gguf import codec, rounding
 from hubbot.formats.gguf.blocks import LAYOUTS
-from hubbot.formats.gguf.refinement import State, refined
+from hubbot.formats.gguf.refinement import refined
+from hubbot.formats.gguf.state import State
 
 
 def steps(weight: torch.Tensor, hessian: torch.Tensor, kind: int) -> Iterator[tuple[str, torch.Tensor, float]]:
     """(step, decoded weight, seconds) of one layer; a step goes on from the one before it."""
     rows = np.ascontiguousarray(weight.numpy())
     importance = (hessian.diagonal() / (WINDOWS * LENGTH)).numpy().copy()
-    curvature = rounding.curvature_of(hessian)
-    back = curvature.order.argsort()
-    damped, wanted = curvature.hessian[back][:, back].contiguous(), weight.t().contiguous()
+    curvature, wanted = rounding.curvature_of(hessian), weight.t().contiguous()
     for passed_on in (True, False):
         start = time.perf_counter()
         state = State.of(
@@ -38,10 +37,10 @@ def steps(weight: torch.Tensor, hessian: torch.Tensor, kind: int) -> Iterator[tu
         )
         yield "ggml with importance", state.decode().t(), time.perf_counter() - start
         if passed_on:
-            state.steps = rounding._round_columns(wanted, state, curvature)
+            rounding.round_all(wanted, state, curvature)
             yield "columns, errors passed on", state.decode().t(), time.perf_counter() - start
         for done, more in ((1, 1), (2, 1), (4, 2)):
-            state = refined(wanted, state, damped, more)
+            refined(wanted, state, curvature.hessian, more)
             name = "and" if passed_on else "refinement alone,"
             yield f"{name} {done} sweeps", state.decode().t(), time.perf_counter() - start
 

@@ -215,14 +215,15 @@ def setup(
     there already, nothing is done.
     """
     from hubbot import llamacpp
-    from hubbot.formats.gguf import fast
+    from hubbot.formats.gguf import descent, fast
     from hubbot.setup import build
 
     build(llamacpp.place(), cmake or [], say=log.say)
-    try:
-        fast.build()
-    except ToolMissing as error:
-        log.warning(str(error))
+    for compile_library in (fast.build, descent.build):
+        try:
+            compile_library()
+        except ToolMissing as error:
+            log.warning(str(error))
     log.say(f"{llamacpp.runtime_name()} in {llamacpp.find().bin}")
 
 

@@ -67,7 +67,9 @@ def test_the_metadata_names_what_each_familys_checks_need(wheel: Path):
     assert "optimum==2.3.0; extra == 'gptq'" in needs
     assert not [line for line in needs if line.startswith("gptqmodel")]  # it declares another torch than hubbot's
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"hubbot/templates/card/head.md.j2", "hubbot/formats/gguf/search.h"} <= set(names)
+    assert {"hubbot/templates/card/head.md.j2", "hubbot/formats/gguf/search.h", "hubbot/formats/gguf/descent.c"} <= set(
+        names
+    )
 
 
 @pytest.mark.heavy

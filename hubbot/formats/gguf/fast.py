@@ -9,12 +9,8 @@ Where it is absent, the CPU too old or the bytes differ from ggml's on a sample,
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import platform
 import re
-import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hubbot import llamacpp
-from hubbot.environment import compiler, plain_encoders
+from hubbot.environment import plain_encoders
 from hubbot.errors import ToolMissing
+from hubbot.formats.gguf import compiled
 
 __all__ = ["build", "encoder"]
 
@@ -38,26 +35,21 @@ _ENCODERS = {
 _REPLACED = ("make_qx_quants", "make_qkx2_quants", "make_qkx3_quants", "quantize_row_iq4_nl_impl")
 _HALF = "static uint16_t half_of(float value) { return GGML_FP32_TO_FP16(value); }\n"
 # Contraction off: ggml-base is built without fused multiply-add on x86, and the bytes must not change.
-_FLAGS = "-O3 -ffp-contract=off -fno-math-errno -std=gnu11 -fPIC -shared -DNDEBUG -w -Wl,-Bsymbolic".split()
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
-_X86_LEVEL = "x86-64-v3"  # of the psABI; not `native`, as the library may move to another machine in an image
-_X86_NEEDS = frozenset("avx2 bmi1 bmi2 f16c fma movbe".split())  # as /proc/cpuinfo names what that level adds
+_FLAGS = ("-ffp-contract=off", "-DNDEBUG", "-w", "-Wl,-Bsymbolic")
 
 
 def _path() -> Path:
-    """Beside llama.cpp's libraries; another search.h has another name."""
-    version = hashlib.sha256(_searches().read_bytes()).hexdigest()[:12]
-    return llamacpp.find().bin / f"libhubbot-encoders-{version}.so"
+    return compiled.place("encoders", _searches())
 
 
 def _searches() -> Path:
     return Path(__file__).with_name("search.h")
 
 
-def build() -> Path:
+def build() -> None:
     """Compile the library into llama.cpp's build folder, unless it is there. Raises ToolMissing where that fails."""
     if _path().is_file():
-        return _path()
+        return
     here = llamacpp.find()
     ggml = here.source / "ggml"
     text = (ggml / "src" / "ggml-quants.c").read_text(encoding="utf-8")
@@ -66,33 +58,16 @@ def build() -> Path:
         if count != 1:
             msg = f"llama.cpp's ggml-quants.c defines {name} {count} times, not once; search.h fits another version of it."
             raise ToolMissing(msg)
-    with tempfile.TemporaryDirectory(prefix="hubbot-build-") as folder:
-        source, made = Path(folder) / "encoders.c", Path(folder) / "encoders.so"
-        source.write_text(text + "\n" + _HALF, encoding="utf-8")
-        includes = [f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", "-include", str(_searches())]
-        links = [f"-L{here.bin}", "-lggml-base", f"-Wl,-rpath,{here.bin}", "-lm"]
-        level = [f"-march={_X86_LEVEL}"] if _X86 else []
-        command = [compiler(), *_FLAGS, *level, *includes, str(source), "-o", str(made), *links]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            msg = f"{command[0]} cannot be run: {error}. Install a C compiler (apt install gcc)."
-            raise ToolMissing(msg) from error
-        if done.returncode:
-            msg = f"{command[0]} could not build the encoders: {done.stderr[-600:]}. hubbot works without them, slower."
-            raise ToolMissing(msg)
-        partial = _path().with_suffix(".partial")
-        partial.write_bytes(made.read_bytes())
-        partial.chmod(0o755)
-        partial.replace(_path())
-    return _path()
+    includes = [f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", "-include", str(_searches())]
+    links = [f"-L{here.bin}", "-lggml-base", f"-Wl,-rpath,{here.bin}"]
+    compiled.build(text + "\n" + _HALF, _path(), flags=[*_FLAGS, *includes], links=links)
 
 
 @cache
 def encoder(kind: int) -> Any | None:
     """The fast encoder of a ggml type, or None where ggml's own has to do."""
     name = _ENCODERS.get(kind)
-    if name is None or plain_encoders() or not _path().is_file() or not _runs_here():
+    if name is None or plain_encoders() or not _path().is_file() or not compiled.runs_here():
         return None
     try:
         function = getattr(ctypes.CDLL(str(_path())), name)
@@ -101,18 +76,6 @@ def encoder(kind: int) -> Any | None:
     function.restype = ctypes.c_size_t
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
     return function if _agrees(kind, function) else None
-
-
-@cache
-def _runs_here() -> bool:
-    """Whether this CPU has every instruction that the library may hold; a missing one would kill the process."""
-    if not _X86:
-        return True
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        return False
-    return flags is not None and set(flags[1].split()) >= _X86_NEEDS
 
 
 def _agrees(kind: int, function: Any) -> bool:

@@ -1,7 +1,7 @@
 """Coordinate descent on blocks: scales, minimums and steps, each to its best value for all others of the row.
 
-What is lowered is tr((W - Q) H (W - Q)'), row by row, with `pull` = H (W - Q)', half its negative gradient, kept true to
-every move. No move raises it. Matrices are float32 and transposed, [in, out].
+What is lowered is tr((W - Q) H (W - Q)'), row by row, span after span of columns, each with its `pull`, H (W - Q)' of its columns or
+half the negative gradient, kept true to every move. No move raises it. Matrices are float32 and transposed, [in, out].
 """
 
 from __future__ import annotations
@@ -10,65 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from hubbot.formats.gguf.blocks import Blocks, Layout
+from hubbot.formats.gguf.descent import SPAN, loops_on
+from hubbot.formats.gguf.state import PARTS, State
 from hubbot.formats.gptq.groups import subtract_product
 from hubbot.kernels import kernels_on
 
-__all__ = ["NEIGHBOURS", "PARTS", "State", "inverse", "refined"]
+__all__ = ["NEIGHBOURS", "inverse", "left_over", "refine_span", "refined"]
 
 NEIGHBOURS = 32  # columns that are told of each other's moves one by one
 SWEEPS = 2  # docs/quality.md has what more or fewer bring
-PARTS = ("d", "dmin", "scale", "minimum", "steps")
-
-
-@dataclass(slots=True)
-class State:
-    """Blocks on the way, float32 and transposed: d, dmin [blocks, out], scale, minimum [groups, out], steps [in, out]."""
-
-    layout: Layout
-    d: torch.Tensor
-    dmin: torch.Tensor
-    scale: torch.Tensor
-    minimum: torch.Tensor
-    steps: torch.Tensor
-
-    @classmethod
-    def of(cls, blocks: Blocks, layout: Layout, device: torch.device) -> State:
-        parts = (torch.from_numpy(getattr(blocks, name)).to(device) for name in PARTS)
-        return cls(layout, *(part.t().to(torch.float32).contiguous() for part in parts))
-
-    def blocks(self) -> Blocks:
-        d, dmin, *whole = (getattr(self, name).t() for name in PARTS)
-        scale, minimum, steps = (part.to(torch.int16) for part in whole)
-        parts = (part.contiguous().cpu().numpy() for part in (d, dmin, scale, minimum, steps))
-        return Blocks(**dict(zip(PARTS, parts, strict=True)))
-
-    @property
-    def groups(self) -> int:
-        """In a block."""
-        return self.layout.block // self.layout.group
-
-    def block(self, index: int) -> State:
-        """One block as a view."""
-        first = index * self.groups
-        groups, columns = (
-            slice(first, first + self.groups),
-            slice(index * self.layout.block, (index + 1) * self.layout.block),
-        )
-        whole = slice(index, index + 1)
-        return State(
-            self.layout, self.d[whole], self.dmin[whole], self.scale[groups], self.minimum[groups], self.steps[columns]
-        )
-
-    def grid(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and minimum of every column, [in, out]."""
-        scale = self.d.repeat_interleave(self.groups, 0) * self.scale
-        minimum = self.dmin.repeat_interleave(self.groups, 0) * self.minimum
-        return scale.repeat_interleave(self.layout.group, 0), minimum.repeat_interleave(self.layout.group, 0)
-
-    def decode(self) -> torch.Tensor:
-        scale, minimum = self.grid()
-        return scale * self.steps - minimum
 
 
 def inverse(scale: torch.Tensor) -> torch.Tensor:
@@ -76,17 +26,51 @@ def inverse(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale == 0, 1, scale).reciprocal_()
 
 
-def refined(wanted: torch.Tensor, state: State, hessian: torch.Tensor, sweeps: int = SWEEPS) -> State:
-    """The state, changed in place. wanted: [in, out]. hessian: [in, in]."""
-    pull = hessian @ (wanted - state.decode())
+def refined(wanted: torch.Tensor, state: State, hessian: torch.Tensor, sweeps: int = SWEEPS) -> torch.Tensor:
+    """Change a state in place; returns what the error of each output feature fell by, [out].
+
+    wanted: [in, out]. hessian: [in, in].
+    """
+    loops = loops_on(wanted)
+    refine = loops.refine_span if loops else refine_span
+    lost, won = left_over(state, wanted), torch.zeros_like(wanted[0])
     for _ in range(sweeps):
-        for index in range(len(state.d)):
-            columns = slice(index * state.layout.block, (index + 1) * state.layout.block)
-            own = state.block(index)
-            before = own.decode()
-            _refine_block(own, hessian[columns, columns], pull[columns].clone())
-            subtract_product(pull, hessian[:, columns], own.decode() - before)
-    return state
+        for start in range(0, len(wanted), SPAN):
+            columns = slice(start, min(start + SPAN, len(wanted)))
+            own, pull = hessian[columns, columns].contiguous(), hessian[columns] @ lost
+            refine(state.span(columns), own, pull, wanted[columns], lost[columns], won)
+    return won
+
+
+def left_over(state: State, wanted: torch.Tensor) -> torch.Tensor:
+    """What is wanted, [in, out], less what a state comes to."""
+    loops = loops_on(wanted)
+    return loops.left_over(state, wanted) if loops else wanted - state.decode()
+
+
+def refine_span(
+    state: State,
+    hessian: torch.Tensor,
+    pull: torch.Tensor,
+    wanted: torch.Tensor,
+    lost: torch.Tensor,
+    won: torch.Tensor,
+) -> None:
+    """One sweep over the blocks of a span of columns, which change in place.
+
+    hessian: [columns, columns]. pull: [columns, out], half the negative gradient. wanted: [columns, out]. lost: [columns, out], becomes
+    what is wanted less what the blocks come to. won: [out], grows by what the error fell.
+    """
+    left, layout = pull.clone(), state.layout
+    for start in range(0, len(wanted), layout.block):
+        columns = slice(start, start + layout.block)
+        own, before = state.span(columns), left[columns].clone()
+        _refine_block(own, hessian[columns, columns], before.clone())
+        after = wanted[columns] - own.decode()
+        moved = lost[columns] - after
+        subtract_product(left, hessian[:, columns], moved)
+        won += (moved * (before + left[columns])).sum(0)
+        lost[columns] = after
 
 
 def _refine_block(own: State, hessian: torch.Tensor, left: torch.Tensor) -> None:

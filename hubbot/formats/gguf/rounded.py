@@ -9,8 +9,7 @@ import torch
 
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.encode import Job, RawRows, as_floats
-from hubbot.formats.gguf.rounding import curvature_of, round_rows
-from hubbot.formats.gptq.solver import Curvature
+from hubbot.formats.gguf.rounding import Curvature, curvature_of, round_rows
 
 __all__ = ["Curvatures", "write_rounded"]
 

@@ -17,7 +17,7 @@ docs/quality.md has what each step brings. All maths is float32 on the Hessian's
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,14 @@ import torch
 from hubbot.domain import Gptq
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.blocks import LAYOUTS, Blocks, Layout
+from hubbot.formats.gguf.descent import SPAN, loops_on
 from hubbot.formats.gguf.encode import cores
-from hubbot.formats.gguf.refinement import NEIGHBOURS, PARTS, State, inverse, refined
-from hubbot.formats.gptq.groups import subtract_product
-from hubbot.formats.gptq.solver import Curvature, prepare
+from hubbot.formats.gguf.refinement import NEIGHBOURS, inverse, left_over, refined
+from hubbot.formats.gguf.state import PARTS, State
+from hubbot.formats.gptq.solver import prepare
 from hubbot.kernels import kernels_on
 
-__all__ = ["DAMPING", "curvature_of", "round_columns", "round_rows"]
+__all__ = ["DAMPING", "Curvature", "curvature_of", "round_columns", "round_rows"]
 
 DAMPING = 0.01  # share of the mean diagonal of the Hessian, as GPTQ's own
 _ON_A_CARD = 128  # columns in one launch
@@ -42,9 +43,26 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curvature:
+    """A Hessian made ready for rounding; tensors and types with the same inputs share it.
+
+    hessian: float32 [in, in], over its mean diagonal, damped. order: int64 [in], the column that is rounded at each step.
+    factor: float32 [in, in], upper triangular U with U'U the inverse of `hessian`, in that order.
+    """
+
+    hessian: torch.Tensor
+    order: torch.Tensor
+    factor: torch.Tensor
+
+
 def curvature_of(hessian: torch.Tensor) -> Curvature:
     """What rounding into any type takes of a Hessian, float32 [in, in]. Raises Unsupported where it is not finite."""
-    return prepare(hessian, _WHOLE, DAMPING)
+    found = prepare(hessian, _WHOLE, DAMPING)
+    back = found.order.argsort()
+    return Curvature(
+        hessian=found.hessian[back][:, back].contiguous(), order=found.order, factor=found.factor.contiguous()
+    )
 
 
 def round_rows(rows: Floats, kind: int, curvature: Curvature, importance: Floats | None) -> Bytes:
@@ -52,21 +70,24 @@ def round_rows(rows: Floats, kind: int, curvature: Curvature, importance: Floats
 
     curvature: by `curvature_of`. importance: as ggml's encoder takes it.
     """
-    layout = LAYOUTS[kind]
-    back, device = curvature.order.argsort(), curvature.hessian.device
-    damped = curvature.hessian[back][:, back].contiguous()
-    wanted = torch.from_numpy(rows).to(device).t().contiguous()
-    own = State.of(_ggmls(rows, kind, layout, importance), layout, device)
+    layout, hessian = LAYOUTS[kind], curvature.hessian
+    wanted = torch.from_numpy(rows).to(hessian.device).t().contiguous()
+    own = State.of(_ggmls(rows, kind, layout, importance), layout, hessian.device)
     rounded = replace(own, **{name: getattr(own, name).clone() for name in PARTS})
-    rounded.steps = _round_columns(wanted, rounded, curvature)
-    found = own, refined(wanted, rounded, damped)
-    worth = [_loss(wanted - state.decode(), damped) for state in found]
-    return _packed(_chosen(own.blocks(), rounded.blocks(), (worth[1] < worth[0]).cpu().numpy()), layout)
+    worth = round_all(wanted, rounded, curvature)
+    worth -= refined(wanted, rounded, hessian)
+    better = worth < _loss(left_over(own, wanted), hessian)
+    return _packed(_chosen(own.blocks(), rounded.blocks(), better.cpu().numpy()), layout)
 
 
 def _loss(lost: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """float32 [out]."""
-    return (lost * (hessian @ lost)).sum(0)
+    """Of an error, [in, out] -> [out]. The Hessian is symmetric: what is below its diagonal counts double, what is above is left out."""
+    found = torch.zeros_like(lost[0])
+    for start in range(0, len(lost), SPAN):
+        columns = slice(start, min(start + SPAN, len(lost)))
+        own = lost[columns]
+        found += (own * (hessian[columns, columns] @ own).add_(hessian[columns, :start] @ lost[:start], alpha=2)).sum(0)
+    return found
 
 
 def _chosen(own: Blocks, rounded: Blocks, better: npt.NDArray[np.bool_]) -> Blocks:
@@ -89,22 +110,31 @@ def _packed(blocks: Blocks, layout: Layout) -> Bytes:
         return np.concatenate(list(pool.map(layout.pack, pieces)))
 
 
-def _round_columns(wanted: torch.Tensor, state: State, curvature: Curvature) -> torch.Tensor:
-    """GPTQ's pass on grids that stay. Steps [in, out]."""
-    order = curvature.order
-    scale, minimum = (part[order] for part in state.grid())
-    inverses = inverse(scale)
-    found = torch.empty_like(wanted)
-    rest = wanted[order] + minimum
-    at_once = _ON_A_CARD if rest.is_cuda else NEIGHBOURS
+def round_all(wanted: torch.Tensor, state: State, curvature: Curvature) -> torch.Tensor:
+    """GPTQ's pass on grids that stay: the state's steps change. Returns the error of each output feature, [out]."""
+    loops, factor, order = loops_on(wanted), curvature.factor, curvature.order
+    round_some = loops.round_span if loops else round_span
+    at_once = SPAN if loops else _ON_A_CARD if wanted.is_cuda else NEIGHBOURS
+    rest, lost = wanted[order], torch.zeros_like(wanted[0])
     for start in range(0, len(order), at_once):
         here = slice(start, min(start + at_once, len(order)))
-        factor = curvature.factor[here]
-        found[here], errors = round_columns(
-            rest[here], factor[:, here], scale[here], inverses[here], state.layout.steps
-        )
-        subtract_product(rest[here.stop :], factor[:, here.stop :].t(), errors)
-    return found[order.argsort()]
+        errors = round_some(rest[here], factor[here, here], order[here], state, lost)
+        rest[here.stop :].addmm_(factor[here, here.stop :].t(), errors, alpha=-1)
+    return lost
+
+
+def round_span(
+    rest: torch.Tensor, factor: torch.Tensor, order: torch.Tensor, state: State, lost: torch.Tensor
+) -> torch.Tensor:
+    """Round some columns of a state, int64 [columns], whose steps change. Returns the errors, [columns, out].
+
+    rest: [columns, out], what is wanted there with the errors of earlier columns passed on. factor: see `round_columns`. lost: [out],
+    grows by the squares of the errors.
+    """
+    scale, minimum = state.grid_at(order)
+    state.steps[order], errors = round_columns(rest + minimum, factor, scale, inverse(scale), state.layout.steps)
+    lost += errors.square().sum(0)
+    return errors
 
 
 def round_columns(

@@ -13,8 +13,9 @@ pytest.importorskip("triton", reason="make test installs triton")
 
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.blocks import LAYOUTS
-from hubbot.formats.gguf.refinement import PARTS, State, _refine_block, inverse
+from hubbot.formats.gguf.refinement import _refine_block, inverse
 from hubbot.formats.gguf.rounding import curvature_of, round_columns
+from hubbot.formats.gguf.state import PARTS, State
 from hubbot.kernels import blocks as kernels
 from tests.formats.gguf.test_rounding import COLUMNS, correlated, importance_of, weights
 from tests.tiers import suite
@@ -28,7 +29,7 @@ def ggmls_state(kind: int, hessian: torch.Tensor) -> tuple[torch.Tensor, State]:
     rows, importance = weights(), importance_of(hessian)
     codec.prepare(kind)
     state = State.of(layout.unpack(codec.encoded(kind, rows, importance), len(rows)), layout, torch.device("cpu"))
-    return torch.from_numpy(rows).t()[: layout.block].contiguous(), state.block(0)
+    return torch.from_numpy(rows).t()[: layout.block].contiguous(), state.span(slice(0, layout.block))
 
 
 def copied(state: State) -> State:
