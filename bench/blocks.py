@@ -51,7 +51,7 @@ def on_a_card(device: str, kinds: list[int]) -> None:
             codec.prepare(kind)
             round_rows(rows[:64], kind, curvature, importance)  # compiles the kernels
             start = time.perf_counter()
-            blocks = _ggmls(rows, kind, LAYOUTS[kind], importance)
+            blocks = _ggmls(torch.from_numpy(rows), kind, LAYOUTS[kind], importance)
             middle = time.perf_counter()
             data = round_rows(rows, kind, curvature, importance)
             spent = time.perf_counter() - middle

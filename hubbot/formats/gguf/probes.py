@@ -15,13 +15,14 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.allocation import NARROW, TYPES, Matrix, ggml_name
 from hubbot.formats.gguf.converter import Captured, TensorFact
-from hubbot.formats.gguf.cuda.codec import CardCodec, CardFloats, card_codec, card_codecs
+from hubbot.formats.gguf.cuda.codec import card_codecs
+from hubbot.formats.gguf.cuda.rows import rounded as rounded_in
 from hubbot.formats.gguf.imatrix import ImportanceEntry
 from hubbot.formats.gguf.journal import write_json
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 
-__all__ = ["PROBE", "Probes", "matrices_of", "rounded", "through"]
+__all__ = ["PROBE", "Probes", "matrices_of", "rounded"]
 
 PROBE = "Q3_K"  # where a matrix may have it, else IQ4_NL: coarse enough to stand out of what float32 loses, fine enough for divergences to add up
 _AT_ONCE = 2**24  # weights that are rounded together, so that no second copy of an embedding is held
@@ -170,28 +171,7 @@ def _importance(seen: InputStatistics | None) -> np.ndarray | None:
 
 def rounded(rows: torch.Tensor, name: str, importance: np.ndarray | None) -> torch.Tensor:
     """Rows, any float [out, in], encoded as ggml does into the type of that name and decoded again: float32, where the rows lie."""
-    kind, rows = _number(name), rows.to(torch.float32).contiguous()
-    encoder = card_codec(kind, rows.device) if rows.device.type == "cuda" else None
-    found = None if encoder is None else through(encoder, rows, importance)
-    return _by_cores(kind, rows, importance) if found is None else found
-
-
-def through(encoder: CardCodec | CardFloats, rows: torch.Tensor, importance: np.ndarray | None) -> torch.Tensor | None:
-    """Rows, float32 [out, in], encoded and decoded where they lie; None where the bytes of some block are not to be used."""
-    data = torch.empty(len(rows) * codec.row_bytes(encoder.kind, rows.shape[1]), dtype=torch.uint8, device=rows.device)
-    odd = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    encoder.encode(rows, None if importance is None else torch.from_numpy(importance).to(rows.device), data, odd)
-    found = torch.empty_like(rows)
-    encoder.decode(data, found)
-    return None if odd.item() else found
-
-
-def _by_cores(kind: int, rows: torch.Tensor, importance: np.ndarray | None) -> torch.Tensor:
-    codec.prepare(kind)
-    values = rows.cpu().numpy()
-    out = np.empty_like(values)
-    codec.decode_rows(kind, codec.encoded(kind, values, importance), out)
-    return torch.from_numpy(out).to(rows.device)
+    return rounded_in(_number(name), rows.to(torch.float32).contiguous(), importance)
 
 
 def _number(name: str) -> int:

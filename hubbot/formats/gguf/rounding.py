@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ import torch
 from hubbot.domain import Gptq
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.blocks import LAYOUTS, Blocks, Layout
+from hubbot.formats.gguf.cuda.rows import encoded
 from hubbot.formats.gguf.descent import SPAN, loops_on
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.refinement import NEIGHBOURS, inverse, left_over, refined
@@ -71,13 +73,12 @@ def round_rows(rows: Floats, kind: int, curvature: Curvature, importance: Floats
     curvature: by `curvature_of`. importance: as ggml's encoder takes it.
     """
     layout, hessian = LAYOUTS[kind], curvature.hessian
-    wanted = torch.from_numpy(rows).to(hessian.device).t().contiguous()
-    own = State.of(_ggmls(rows, kind, layout, importance), layout, hessian.device)
+    here = torch.from_numpy(rows).to(hessian.device)
+    wanted, own = here.t().contiguous(), State.of(_ggmls(here, kind, layout, importance), layout, hessian.device)
     rounded = replace(own, **{name: getattr(own, name).clone() for name in PARTS})
     worth = round_all(wanted, rounded, curvature)
     worth -= refined(wanted, rounded, hessian)
-    better = worth < _loss(left_over(own, wanted), hessian)
-    return _packed(_chosen(own.blocks(), rounded.blocks(), better.cpu().numpy()), layout)
+    return _packed(_chosen(own, rounded, worth < _loss(left_over(own, wanted), hessian)).blocks(), layout)
 
 
 def _loss(lost: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -90,18 +91,23 @@ def _loss(lost: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _chosen(own: Blocks, rounded: Blocks, better: npt.NDArray[np.bool_]) -> Blocks:
-    """Row by row the rounded blocks where they are better."""
-    return Blocks(**{name: np.where(better[:, None], getattr(rounded, name), getattr(own, name)) for name in PARTS})
+def _chosen(own: State, rounded: State, better: torch.Tensor) -> State:
+    """Output by output the rounded blocks where they are better."""
+    parts: dict[str, Any] = {name: torch.where(better, getattr(rounded, name), getattr(own, name)) for name in PARTS}
+    return replace(own, **parts)
 
 
-def _ggmls(rows: Floats, kind: int, layout: Layout, importance: Floats | None) -> Blocks:
-    """Rows as ggml encodes them, taken apart; on all cores."""
-    pieces = np.array_split(rows, min(cores(), len(rows)))
-    with ThreadPoolExecutor(len(pieces)) as pool:
-        return Blocks.together(
-            list(pool.map(lambda piece: layout.unpack(codec.encoded(kind, piece, importance), len(piece)), pieces))
-        )
+def _ggmls(rows: torch.Tensor, kind: int, layout: Layout, importance: Floats | None) -> Blocks:
+    """Rows as ggml encodes them, taken apart: encoded on the card that they lie on, or else on all cores."""
+    data = encoded(kind, rows, importance)
+    pieces = min(cores(), len(rows))
+
+    def apart(piece: npt.NDArray[Any]) -> Blocks:
+        return layout.unpack(codec.encoded(kind, piece, importance) if data is None else piece.reshape(-1), len(piece))
+
+    whole = rows.numpy(force=True) if data is None else data.numpy(force=True).reshape(len(rows), -1)
+    with ThreadPoolExecutor(pieces) as pool:
+        return Blocks.together(list(pool.map(apart, np.array_split(whole, pieces))))
 
 
 def _packed(blocks: Blocks, layout: Layout) -> Bytes:

@@ -9,5 +9,6 @@ there, by the compiler that torch's wheels bring along. Nothing of ggml is kept 
     compiler   program -> machine code, kept in hubbot's cache
     card       loading and launching it
     codec      a type that was seen to give ggml's bytes here, or the reason why not
+    rows       some rows through a type and back
     queue      a block's tensors through all its types at once
 """

@@ -12,11 +12,13 @@ import torch
 from hubbot import llamacpp
 from hubbot.formats.gguf import agreement, codec
 from hubbot.formats.gguf.allocation import ggml_name
+from hubbot.formats.gguf.cuda import rows as through
 from hubbot.formats.gguf.cuda.codec import LOST, NOT_FINITE, CardFloats, agrees
 from hubbot.formats.gguf.cuda.grids import GRIDS
 from hubbot.formats.gguf.cuda.program import PROGRAMS, program
 from hubbot.formats.gguf.cuda.text import GgmlText, TextChanged
-from hubbot.formats.gguf.probes import rounded, through
+from hubbot.formats.gguf.probes import rounded
+from hubbot.formats.gguf.rounding import curvature_of, round_rows
 from tests.formats.gguf.cuda.host import CPU, host_codec, text
 
 # seconds of a core each go into the tables of the wide grids, ours and ggml's; the others take the same way
@@ -65,16 +67,52 @@ def test_a_scale_that_no_half_holds_is_told(tmp_path):
     assert _odd(found, rows * 1e10) == NOT_FINITE
 
 
+@pytest.fixture
+def on_a_card(monkeypatch, tmp_path):
+    """type -> the CPU takes its rows for a card's, and a program for that type."""
+
+    def of(name):
+        found = host_codec(name, tmp_path)
+        monkeypatch.setattr(through, "card_codec", lambda kind, _: found if kind == found.kind else None)
+        monkeypatch.setattr(through, "_on_a_card", lambda _: True)
+        return found
+
+    return of
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Q3_K", "Q5_1"])
-def test_a_probe_goes_through_a_program_as_through_the_cores_and_not_where_a_block_is_odd(name, tmp_path):
-    found = host_codec(ggml_name(name), tmp_path)
-    rows = torch.from_numpy(agreement.plain_rows(256)[:8])
-    vector = agreement.importance(256)
+def test_a_probe_goes_through_a_program_as_through_the_cores(name, on_a_card):
+    values, vector = torch.from_numpy(agreement.plain_rows(256)[:8]), agreement.importance(256)
+    wanted = rounded(values, name, vector)
+    found = on_a_card(ggml_name(name))
 
-    assert torch.equal(through(found, rows, vector), rounded(rows, name, vector))
-    assert through(found, rows * 1e14, vector) is None
-    assert torch.equal(through(found, rows, vector), rounded(rows, name, vector))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "encoded", lambda *_: pytest.fail("the cores encode"))
+        assert torch.equal(rounded(values, name, vector), wanted)
+    assert through.encoded(found.kind, values * 1e14, vector) is None
+    assert through.encoded(codec.type_named("q8_0"), values, vector) is None
+
+
+@pytest.mark.slow
+def test_rounding_by_the_hessian_begins_with_what_a_program_encodes(on_a_card):
+    values, vector = agreement.plain_rows(256)[:8], agreement.importance(256)
+    curvature = curvature_of(torch.diag(torch.from_numpy(vector)) + 0.1)
+    ours = round_rows(values, codec.type_named("q3_K"), curvature, vector)
+    found = on_a_card("q3_K")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "encoded", lambda *_: pytest.fail("the cores encode"))
+        assert np.array_equal(round_rows(values, found.kind, curvature, vector), ours)
+
+
+@pytest.mark.slow
+def test_weights_that_a_program_calls_odd_are_left_to_the_cores(on_a_card):
+    values = torch.from_numpy(agreement.plain_rows(256)[:8])
+    on_a_card("q8_0")
+
+    with pytest.raises(ValueError, match="not finite"):
+        rounded(values * 1e10, "Q8_0", None)
 
 
 def _odd(found, rows):
