@@ -56,7 +56,7 @@ def measure_gradients(
     if not model.passage.alone:
         msg = f"Gradients pass back from block to block, and blocks of {type(model.model).__name__} are given more than the hidden states of the block before. {_INSTEAD}"
         raise Unsupported(msg)
-    walk = _Walk(model, weights, _chosen(calibration), folder.with_suffix(".partial"), group)
+    walk = _Walk(model, weights, calibration, folder.with_suffix(".partial"), group)
     try:
         walk.through(parts, telling)
     except Unsupported:
@@ -66,22 +66,30 @@ def measure_gradients(
     return walk.kept.seconds
 
 
-def _chosen(calibration: Windows) -> Windows:
-    """As many windows as have GRADIENT_TOKENS, evenly spread; all of them several times where there are fewer."""
+def _chosen(calibration: Windows) -> tuple[Windows, int]:
+    """As many windows as have GRADIENT_TOKENS, evenly spread; all of them where there are fewer, and how often labels are drawn."""
     most = max(1, GRADIENT_TOKENS // calibration.length)
-    if calibration.count >= most:
-        places = torch.arange(most) * calibration.count // most
-    else:
-        places = torch.arange(calibration.count).repeat(min(DRAWS, most // calibration.count))
-    return Windows(tokens=calibration.tokens[places], first_target=tuple(calibration.first_target[i] for i in places))
+    if calibration.count < most:
+        return calibration, min(DRAWS, most // calibration.count)
+    places = torch.arange(most) * calibration.count // most
+    first = tuple(calibration.first_target[place] for place in places)
+    return Windows(tokens=calibration.tokens[places], first_target=first), 1
 
 
 class _Walk:
-    def __init__(self, model: BlockModel, weights: Weights, windows: Windows, folder: Path, group: Group) -> None:
+    """Gradients are float32 [draws, windows, length, width]."""
+
+    def __init__(self, model: BlockModel, weights: Weights, calibration: Windows, folder: Path, group: Group) -> None:
         self._model, self._weights, self._group = model, weights, group
+        windows, self._draws = _chosen(calibration)
         self._batch = max(1, gradient_batch_tokens(str(model.device)) // windows.length)
-        self._share = windows.share(group.rank, group.size, self._batch)
-        self._windows = windows.only(self._share)
+        share = windows.share(group.rank, group.size, self._batch)
+        self._windows = windows.only(share)
+        # of every draw by the window alone, whoever carries it
+        self._seeds = [
+            range(_SEED + draw * windows.count, _SEED + (draw + 1) * windows.count)[share]
+            for draw in range(self._draws)
+        ]
         self._arguments = Arguments(model)
         shape = (self._windows.count, windows.length, model.passage.layout.width)
         self.kept = Kept(folder, shape, group)
@@ -139,8 +147,7 @@ class _Walk:
             inputs = self.kept.inputs(part.index)
             with self._entered(part), sums.listening():
                 for some in self._batches():
-                    gradient[some] = self._through(part, some, inputs, gradient)
-                    sums.next_batch()
+                    gradient[:, some] = self._through(part, some, inputs, gradient, sums.next_batch)
             _refuse_infinite(gradient, f"at the inputs of {part.name}")
         bands = sums.bands(self._group)
         with self._together(f"keep the products of the gradients of {part.name}"):
@@ -157,23 +164,30 @@ class _Walk:
         finally:
             self._model.remove(part)
 
-    def _through(self, part: Part, some: slice, inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def _through(
+        self, part: Part, some: slice, inputs: torch.Tensor, gradient: torch.Tensor, passed: Callable[[], None]
+    ) -> torch.Tensor:
+        """Of some windows, in all draws. passed: called behind each draw."""
         rows = self._rows(inputs, some).requires_grad_()
         given = rows.clone()  # a block may write into what it is given
         output = self._model.block_output(part.index, given, self._arguments_of(part, some), {})
-        (found,) = torch.autograd.grad(output, rows, gradient[some].to(output.device))
-        return found.cpu()
+        found = torch.empty((self._draws, *rows.shape))
+        for draw, own in enumerate(gradient[:, some]):
+            further = draw + 1 < self._draws
+            (found[draw],) = torch.autograd.grad(output, rows, own.to(output.device), retain_graph=further)
+            passed()
+        return found
 
     def _of_loss(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Of the log-likelihood of labels that are drawn, with respect to the last block's outputs; float32."""
-        gradient = torch.empty(outputs.shape)
+        """Of the log-likelihood of labels that are drawn, with respect to the last block's outputs."""
+        gradient = torch.empty((self._draws, *outputs.shape))
+        size = max(16, logit_bytes(str(self._model.device)) // (4 * self._model.vocab_size))
         for number in range(len(outputs)):
-            generator = torch.Generator().manual_seed(_SEED + self._share.start + number)  # whoever carries the window
-            size = max(16, logit_bytes(str(self._model.device)) // (4 * self._model.vocab_size))
+            generators = [torch.Generator().manual_seed(seeds[number]) for seeds in self._seeds]
             for first in range(0, self._windows.length, size):
                 some = slice(first, first + size)
                 rows = self._rows(outputs[number], some).requires_grad_()
-                gradient[number, some] = _gradient(rows, self._model.head_output(rows).float(), generator)
+                gradient[:, number, some] = _gradients(rows, self._model.head_output(rows).float(), generators)
         _refuse_infinite(gradient, "at the head")
         return gradient
 
@@ -220,11 +234,16 @@ def _refuse_infinite(gradient: torch.Tensor, where: str) -> None:
         raise Unsupported(msg)
 
 
-def _gradient(rows: torch.Tensor, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """With respect to the rows, of the log-likelihood of one label drawn for each by the logits, float32 [n, vocab]."""
+def _gradients(rows: torch.Tensor, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """With respect to the rows, [draws, n, width], of the log-likelihood of one label drawn for each by the logits, float32
+    [n, vocab].
+    """
     likely = logits.log_softmax(-1)
-    uniform = torch.rand((len(rows), 1), generator=generator).to(logits.device)
     sums = likely.detach().exp().cumsum(-1)
-    labels = torch.searchsorted(sums, uniform * sums[:, -1:]).clamp_max(logits.shape[-1] - 1)
-    (found,) = torch.autograd.grad(likely.gather(1, labels).sum(), rows)
-    return found.cpu()
+    found = torch.empty((len(generators), *rows.shape))
+    for draw, generator in enumerate(generators):
+        uniform = torch.rand((len(rows), 1), generator=generator).to(logits.device)
+        labels = torch.searchsorted(sums, uniform * sums[:, -1:]).clamp_max(logits.shape[-1] - 1)
+        further = draw + 1 < len(generators)
+        (found[draw],) = torch.autograd.grad(likely.gather(1, labels).sum(), rows, retain_graph=further)
+    return found

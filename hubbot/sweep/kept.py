@@ -49,7 +49,7 @@ class Kept:
         return done, gradient
 
     def step(self, done: int, gradient: torch.Tensor) -> None:
-        """So many steps are done. gradient: float32, in the shape of the inputs from the head on."""
+        """So many steps are done. gradient: float32, from the head on."""
         state = {
             "done": done,
             "shape": self._shape,

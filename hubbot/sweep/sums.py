@@ -12,19 +12,21 @@ from hubbot.sweep.group import Group
 
 __all__ = ["Gram", "InputSums"]
 
-_SLAB = 4096  # rows of X'X that a card computes at once; what lies left of them is known by symmetry
+_SLAB = 4096  # rows of X'X that a card computes at once
+_SLAB_ON_A_CPU, _SLABS_ON_A_CPU = 256, 8  # at least as many rows, and at most as many slabs
 
 
 class Gram:
     """X'X [width, width] of rows that come batch by batch.
 
+    It is summed in slabs, of which each is computed from its own first column on: what lies left of that is known by symmetry.
     On a CPU float32. On a card the inputs are rounded to bfloat16, a batch's products are summed in float32 and the batches in
     float64, where their order leaves no trace in the float32 that is asked for: any number of cards gives the same matrix.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._on_card = device.type == "cuda"
-        step = _SLAB if self._on_card else max(width, 1)
+        step = _SLAB if self._on_card else max(_SLAB_ON_A_CPU, -(-width // _SLABS_ON_A_CPU))
         self.dtype = torch.float64 if self._on_card else torch.float32
         self.slabs = {
             first: torch.zeros((min(step, width - first), width - first), dtype=self.dtype, device=device)
@@ -33,17 +35,17 @@ class Gram:
 
     def add(self, rows: torch.Tensor) -> None:
         """rows: float32 [n, width]."""
-        if not self._on_card:
-            self.slabs[0].addmm_(rows.T, rows)
-            return
-        rounded = rows.to(torch.bfloat16)
+        rounded = rows.to(torch.bfloat16) if self._on_card else rows
         for first, slab in self.slabs.items():
             columns = rounded[:, first : first + len(slab)]
-            slab.add_(torch.mm(columns.T, rounded[:, first:], out_dtype=torch.float32))
+            if self._on_card:
+                slab.add_(torch.mm(columns.T, rounded[:, first:], out_dtype=torch.float32))
+            else:
+                slab.addmm_(columns.T, rounded[:, first:])
 
     def matrix(self) -> torch.Tensor:
         """float32 [width, width]. The sums are given up for it."""
-        if not self._on_card:
+        if list(self.slabs) == [0] and not self._on_card:
             return self.slabs.pop(0)
         width = self.slabs[0].shape[1]
         whole = torch.empty((width, width), device=self.slabs[0].device)

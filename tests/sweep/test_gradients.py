@@ -301,10 +301,10 @@ def test_what_a_pass_fails_at_is_one_sentence_and_nothing_of_it_stays(
     failing: Exception | None,
     said: str,
 ) -> None:
-    def fail(self: object, part: object, some: slice, inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def fail(_: object, __: object, some: slice, ___: object, gradient: torch.Tensor, ____: object) -> torch.Tensor:
         if failing:
             raise failing
-        return gradient[some] * torch.inf
+        return gradient[:, some] * torch.inf
 
     monkeypatch.setattr(gradients._Walk, "_through", fail)
     folder = tiny_model("llama")
