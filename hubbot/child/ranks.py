@@ -18,6 +18,7 @@ from hubbot.domain import Conversations, Variant
 from hubbot.errors import HubbotError
 from hubbot.formats import calibration_needs
 from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import Needs
 from hubbot.machine.shortage import translated_shortages
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
@@ -34,6 +35,7 @@ FOLDER = "rank-*"  # in the sweep's work folder: what the second process and tho
 
 # Seconds on one card for a block of Llama 3 8B, docs/benchmarks.md: rounding by the Hessian, and everything else.
 _SOLVED, _ELSE = 0.7, 0.2
+_WEIGHED = 2  # times as long by the loss of the whole model, docs/quality.md; timed on a CPU alone
 _ONE_CARD = "With --device cuda:0 one card does it all."
 
 
@@ -93,8 +95,9 @@ def deal(variants: Sequence[Variant], hands: int, settings: Settings) -> list[li
 
 
 def _cost(group: Sequence[Variant], settings: Settings) -> float:
-    solved = calibration_needs(group, shaping(settings)).hessian
-    return _ELSE * len(group) + (_SOLVED if solved else 0.0)
+    needs = calibration_needs(group, shaping(settings))
+    solved = _SOLVED * (_WEIGHED if needs is Needs.GRADIENTS else 1) if needs.hessian else 0.0
+    return _ELSE * len(group) + solved
 
 
 def _of_rank(question: MakeQuestion, rank: int, hand: Sequence[Variant]) -> MakeQuestion:

@@ -30,7 +30,17 @@ from hubbot.sweep.batches import (
     logit_bytes,
 )
 
-__all__ = ["Need", "Shapes", "evaluation_tokens", "probing_need", "shapes_of", "sweep_need"]
+__all__ = [
+    "Need",
+    "Passing",
+    "Shapes",
+    "as_calibrating",
+    "evaluation_tokens",
+    "pass_of_gradients",
+    "probing_need",
+    "shapes_of",
+    "sweep_need",
+]
 
 _PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
 _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
@@ -59,6 +69,18 @@ class Need:
     def __or__(self, other: Need) -> Need:
         """The larger of two, resource by resource."""
         return Need(disk=max(self.disk, other.disk), ram=max(self.ram, other.ram), vram=max(self.vram, other.vram))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passing:
+    """Tokens of the calibration that pass forth, and how often each passes back, with other labels."""
+
+    forth: int
+    draws: int
+
+    @property
+    def back(self) -> int:
+        return self.forth * self.draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +143,8 @@ def sweep_need(
     source_bytes: what fetching the model will write; 0 where it is a local folder.
     """
     streams = _streams(variants, facts, settings)
-    going_back = _gradient_tokens(facts, settings) if _statistics(variants, settings) is Needs.GRADIENTS else 0
-    streams = max(streams, _FLOAT * _width(facts) * going_back)
+    going_back = _passing(variants, facts, settings)
+    streams = max(streams, _FLOAT * _width(facts) * going_back.back)
     host, computing = _working_memory(variants, shapes, costs, settings, device)
     gpu = device.startswith("cuda")
     files = sum(costs[variant.name].file_bytes for variant in variants)
@@ -134,7 +156,7 @@ def sweep_need(
         + files
         + folder
         + 2 * streams  # a checkpoint is written beside the last one
-        + _kept_of_gradients(going_back, min(cards, len(variants)), facts, shapes)
+        + _kept_of_gradients(going_back.forth, min(cards, len(variants)), facts, shapes)
         + (min(cards, len(variants)) + len(variants)) * _companions(facts, settings),
         ram=_PROCESSES
         + _of_further_cards(min(cards, len(variants)), facts, settings, host)
@@ -178,11 +200,27 @@ def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings)
     return _FLOAT * _width(facts) * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
 
 
-def _gradient_tokens(facts: ModelFacts, settings: Settings) -> int:
-    """Tokens that pass forth and back before the sweep where a variant asks for gradients."""
+def pass_of_gradients(facts: ModelFacts, settings: Settings) -> Passing:
+    """What passes before the sweep where a variant asks for gradients."""
     window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
     most, there = max(1, GRADIENT_TOKENS // window), settings.calibration.samples
-    return window * (most if there >= most else there * min(DRAWS, most // there))
+    draws = 1 if there >= most else min(DRAWS, most // there)
+    return Passing(forth=window * min(most, there), draws=draws)
+
+
+def as_calibrating(passing: Passing, shapes: Shapes) -> int:
+    """On how many tokens a block would be calibrated with as many products of numbers: for a sum of X'X half of its own.
+
+    Blocks pass forth twice, and back in every draw; what only some tokens reach of them counts as if all did.
+    """
+    sums = shapes.bands // 2
+    once = shapes.block_weights + (shapes.hessians // 2) // 2
+    return passing.forth * (2 * shapes.block_weights + passing.draws * (shapes.block_weights + sums)) // once
+
+
+def _passing(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> Passing:
+    asked = _statistics(variants, settings) is Needs.GRADIENTS
+    return pass_of_gradients(facts, settings) if asked else Passing(forth=0, draws=1)
 
 
 def _kept_of_gradients(tokens: int, cards: int, facts: ModelFacts, shapes: Shapes) -> int:
@@ -255,10 +293,11 @@ def _working_memory(
         )  # products, their factors, and one while it is made
     # Then what a variant decodes to comes beside the original, or, of experts, beside what they are stacked from.
     advancing = original + _FLOAT * shapes.block_weights + activations
+    lengths = [settings.evaluation.context] * settings.evaluation.wanted + [settings.calibration.length] * weighed
     window = min(
-        logit_bytes(device), _FLOAT * settings.evaluation.context * shapes.vocabulary
+        logit_bytes(device), _FLOAT * max(lengths, default=0) * shapes.vocabulary
     )  # a batch ends with its window
-    logits = _LOGIT_COPIES * window if settings.evaluation.wanted else 0
+    logits = _LOGIT_COPIES * window
     embedding = 2 * _FLOAT * shapes.embedding_weights + 2 * batch_tokens(device) * sum(shapes.companions)
     heading = embedding + max(activations, logits)
     if not gpu:

@@ -17,12 +17,21 @@ from pydantic import PlainSerializer, PlainValidator
 
 from hubbot.domain import Family, Source, Variant
 from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupported
-from hubbot.formats import FAMILIES
-from hubbot.formats.protocol import Cost
+from hubbot.formats import FAMILIES, calibration_needs
+from hubbot.formats.protocol import Cost, Needs
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts
-from hubbot.planning.needs import Need, Shapes, probing_need, shapes_of, sweep_need
+from hubbot.planning.needs import (
+    Need,
+    Shapes,
+    as_calibrating,
+    pass_of_gradients,
+    probing_need,
+    shapes_of,
+    sweep_need,
+)
 from hubbot.planning.presets import Costs
+from hubbot.record.fingerprint import shaping
 from hubbot.release.licence import LicenceVerdict, judge_licence, require_licence
 from hubbot.runtimes.layouts import layouts_of_run
 from hubbot.runtimes.table import runs_in
@@ -33,6 +42,7 @@ __all__ = [
     "NO_LIMIT",
     "FailedVariant",
     "Plan",
+    "PlannedPass",
     "PlannedProbing",
     "PlannedSweep",
     "PlannedVariant",
@@ -97,6 +107,16 @@ class PlannedProbing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPass:
+    """What passes forth and back before each sweep that has variants by the loss of the whole model."""
+
+    variants: tuple[str, ...]
+    tokens: int  # of the calibration text
+    draws: int  # how often each passes back
+    calibrating: int  # tokens that as much work would calibrate on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     model: str  # Hub id, or the folder
     revision: str | None
@@ -114,6 +134,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # why it cannot be done; empty: it can
     probing: PlannedProbing | None = None
+    passing: PlannedPass | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,6 +201,7 @@ def plan(
             *(failed.values() if settings.strict or not makeable else ()),
         ),
         probing=probing,
+        passing=_passing(makeable, estimate),
     )
 
 
@@ -193,6 +215,20 @@ def _probing(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> 
     while at_once > 1 and not _fits(estimate.of_probes(at_once), budget):
         at_once -= 1
     return PlannedProbing(variants=tuple(asking), probes=probes, at_once=at_once, need=estimate.of_probes(at_once))
+
+
+def _passing(variants: Sequence[Variant], estimate: _Estimate) -> PlannedPass | None:
+    config = shaping(estimate.settings)
+    asking = [variant.name for variant in variants if calibration_needs([variant], config) is Needs.GRADIENTS]
+    if not asking:
+        return None
+    found = pass_of_gradients(estimate.facts, estimate.settings)
+    return PlannedPass(
+        variants=tuple(asking),
+        tokens=found.forth,
+        draws=found.draws,
+        calibrating=as_calibrating(found, estimate.shapes),
+    )
 
 
 def _of_costs(variants: Sequence[Variant], sizes: Mapping[str, Cost]) -> Iterator[str]:

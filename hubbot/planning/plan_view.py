@@ -13,7 +13,7 @@ from rich.text import Text
 from hubbot.cards.escape import code, inline
 from hubbot.errors import HubbotError
 from hubbot.formats.gguf.allocation import TOKENS
-from hubbot.planning.plan import NO_LIMIT, Plan, PlannedProbing
+from hubbot.planning.plan import NO_LIMIT, Plan, PlannedPass, PlannedProbing
 from hubbot.settings.sections import format_size
 
 __all__ = ["as_json", "as_markdown", "as_table", "weights"]
@@ -53,7 +53,7 @@ def as_table(found: Plan) -> RenderableType:
     for name, needed, there in _resources(found):
         needs.add_row(name, Text(format_size(needed), style="" if needed <= there else "bold red"), _limit(there))
     verdicts = list(_runtimes(found))
-    verdicts += [Text(_probing(found.probing))] if found.probing else []
+    verdicts += [Text(told) for told in _before(found)]
     verdicts += [Text(f"licence: {found.licence.reason}")]
     verdicts += [
         Text("gated: the author asks for consent before a download; accept it with your account")
@@ -72,7 +72,7 @@ def as_markdown(found: Plan) -> str:
     needs = [
         f"| {name} | {format_size(needed)} | {_limit(there)} |" for name, needed, there in _resources(found) if needed
     ]
-    told = [f"Licence: {found.licence.reason}", *([_probing(found.probing)] if found.probing else []), *found.notes]
+    told = [f"Licence: {found.licence.reason}", *_before(found), *found.notes]
     told += [f"{failed.name} cannot be made: {failed.error}" for failed in found.failed]
     told += [f"Refused: {error}" for error in found.refusals]
     return "\n".join(
@@ -91,6 +91,22 @@ def as_markdown(found: Plan) -> str:
             "",
             *(f"- {inline(one, limit=600)}" for one in told),
         ]
+    )
+
+
+def _before(found: Plan) -> Iterator[str]:
+    """What is done before sweeps."""
+    if found.probing:
+        yield _probing(found.probing)
+    if found.passing:
+        yield _passing(found.passing)
+
+
+def _passing(found: PlannedPass) -> str:
+    draws = "once" if found.draws == 1 else f"{found.draws} times each"
+    return (
+        f"before the sweep: {found.tokens:,} tokens of the calibration pass forth through the model for {', '.join(found.variants)}, and back {draws}, "
+        f"no more multiplications than calibrating on {found.calibrating:,} tokens takes; rounding these variants takes about twice as long as without -e2e"
     )
 
 

@@ -229,7 +229,7 @@ def _told_shortages(does: str) -> Iterator[None]:
 
 
 def _refuse_infinite(gradient: torch.Tensor, where: str) -> None:
-    if not torch.isfinite(gradient).all():
+    if gradient.numel() and not torch.stack(gradient.aminmax()).isfinite().all():
         msg = f"The gradients of the model's loss are not finite {where} on the calibration text. {_INSTEAD}"
         raise Unsupported(msg)
 

@@ -14,8 +14,9 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts, TensorInfo
-from hubbot.planning.needs import _gradient_tokens, shapes_of
+from hubbot.planning.needs import pass_of_gradients, shapes_of
 from hubbot.planning.plan import plan, require
+from hubbot.planning.plan_view import as_markdown
 from hubbot.settings import load_settings
 
 GB = 10**9
@@ -158,11 +159,23 @@ def test_gradients_take_disk_for_what_is_kept_of_their_pass_and_memory_for_what_
 
 
 def test_a_calibration_of_few_tokens_passes_back_several_times_but_no_more_than_four(qwen):
-    def kept(samples: int) -> int:
+    def passing(samples: int) -> tuple[int, int]:
         settings = load_settings(None, {"calibration.samples": samples, "calibration.length": 64})
-        return _gradient_tokens(qwen, settings)
+        found = pass_of_gradients(qwen, settings)
+        return found.forth, found.draws
 
-    assert [kept(samples) for samples in (10, 300, 2000)] == [4 * 640, 3 * 300 * 64, 65_536]
+    assert [passing(samples) for samples in (10, 300, 2000)] == [(640, 4), (300 * 64, 3), (65_536, 1)]
+
+
+def test_the_pass_of_gradients_is_told_with_its_work_and_only_where_a_variant_asks_for_it(qwen):
+    assert _planned(qwen, "gptq-4bit-128g", CARD, "cpu").passing is None
+    found = _planned(qwen, "gptq-4bit-128g,gptq-4bit-128g-e2e", CARD, "cpu")
+    assert found.passing is not None
+    assert (found.passing.variants, found.passing.tokens, found.passing.draws) == (("gptq-4bit-128g-e2e",), 65_536, 1)
+    weights, shapes = shapes_of(qwen).block_weights, shapes_of(qwen)
+    work = 65_536 * (3 * weights + shapes.bands / 2) / (weights + shapes.hessians / 4)
+    assert found.passing.calibrating == int(work)
+    assert "65,536 tokens of the calibration pass forth" in as_markdown(found)
 
 
 def test_the_shape_of_deepseek_v3_is_refused_for_a_card_by_what_one_block_takes(deepseek):
