@@ -46,14 +46,14 @@ def on_a_card(device: str, kinds: list[int]) -> None:
     print("| layer | type | plain s | by the Hessian s | share of the loss |\n|---|---|---:|---:|---:|")
     for name, (out, size) in LAYERS.items():
         rows, H, importance = layer(out, size, device)
-        curvature = curvature_of(H)
+        curvature, here = curvature_of(H), torch.from_numpy(rows).to(device)
         for kind in kinds:
             codec.prepare(kind)
-            round_rows(rows[:64], kind, curvature, importance)  # compiles the kernels
+            round_rows(here[:64], kind, curvature, importance)  # compiles the kernels
             start = time.perf_counter()
             blocks = _ggmls(torch.from_numpy(rows), kind, LAYOUTS[kind], importance)
             middle = time.perf_counter()
-            data = round_rows(rows, kind, curvature, importance)
+            data = round_rows(here, kind, curvature, importance)
             spent = time.perf_counter() - middle
             share = lost(rows, data, kind, H) / lost(rows, LAYOUTS[kind].pack(blocks), kind, H)
             print(
@@ -92,8 +92,9 @@ def of_type(rows: np.ndarray, H: torch.Tensor, importance: np.ndarray, curvature
     given = (kind, rows.ctypes.data, data.ctypes.data, 0, *rows.shape, importance.ctypes.data)
     ggmls, _ = spent(lambda: llamacpp.ggml().ggml_quantize_chunk(*given))
     plain, _ = spent(lambda: codec.encode_rows(kind, rows, data, importance))
-    ours, clock = spent(lambda: round_rows(rows, kind, curvature, importance))
-    share = lost(rows, round_rows(rows, kind, curvature, importance), kind, H) / lost(rows, data, kind, H)
+    here = torch.from_numpy(rows)
+    ours, clock = spent(lambda: round_rows(here, kind, curvature, importance))
+    share = lost(rows, round_rows(here, kind, curvature, importance), kind, H) / lost(rows, data, kind, H)
     ggml, own, whole, wall = (seconds * 1e9 / rows.size for seconds in (ggmls, plain, ours, clock))
     print(
         f"| {rows.shape[1]} | {codec.type_name(kind)} | {ggml:.0f} | {own:.0f} | {whole:.0f} | {ours / ggmls:.1f} | {wall:.0f} | {share:.4f} |",

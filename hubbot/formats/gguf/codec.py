@@ -20,6 +20,7 @@ __all__ = [
     "F16",
     "F32",
     "MXFP4",
+    "SOURCE_NOT_FINITE",
     "beyond",
     "decode_rows",
     "encode_rows",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 F32, F16, BF16, MXFP4 = 0, 1, 30, 39
+SOURCE_NOT_FINITE = "the source holds weights that are not finite"
 # Types that ggml encodes by searching a grid, iq2_xxs to iq1_m. Where the squares of a search pass float32's range,
 # no point is nearest and ggml ends the process. These bounds keep sums over 32 weights below that range.
 _IN_GRIDS = frozenset((16, 17, 18, 19, 21, 22, 29))
@@ -123,8 +125,7 @@ def beyond(kind: int) -> str:
 def require_finite(kind: int, data: Bytes) -> None:
     """Raise ValueError where floats of a source are NaN or infinite. data: uint8, C-contiguous."""
     if not llamacpp.ggml().ggml_validate_row_data(kind, data.ctypes.data, data.size):
-        msg = "the source holds weights that are not finite"
-        raise ValueError(msg)
+        raise ValueError(SOURCE_NOT_FINITE)
 
 
 def decode_rows(kind: int, data: Bytes, out: Floats) -> None:

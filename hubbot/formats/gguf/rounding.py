@@ -67,14 +67,13 @@ def curvature_of(hessian: torch.Tensor) -> Curvature:
     )
 
 
-def round_rows(rows: Floats, kind: int, curvature: Curvature, importance: Floats | None) -> Bytes:
-    """Encode rows, float32 [out, in], into a type's bytes.
+def round_rows(rows: torch.Tensor, kind: int, curvature: Curvature, importance: Floats | None) -> Bytes:
+    """Encode rows, float32 [out, in] where the Hessian lies, into a type's bytes.
 
     curvature: by `curvature_of`. importance: as ggml's encoder takes it.
     """
     layout, hessian = LAYOUTS[kind], curvature.hessian
-    here = torch.from_numpy(rows).to(hessian.device)
-    wanted, own = here.t().contiguous(), State.of(_ggmls(here, kind, layout, importance), layout, hessian.device)
+    wanted, own = rows.t().contiguous(), State.of(_ggmls(rows, kind, layout, importance), layout, rows.device)
     rounded = replace(own, **{name: getattr(own, name).clone() for name in PARTS})
     worth = round_all(wanted, rounded, curvature)
     worth -= refined(wanted, rounded, hessian)

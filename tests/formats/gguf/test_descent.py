@@ -100,5 +100,5 @@ def test_bytes_are_the_same_on_any_number_of_cores_and_for_any_outputs_beside(
     found = []
     for cores in (1, 3):
         monkeypatch.setattr(descent, "cores", lambda cores=cores: cores)
-        found.append(round_rows(rows, kind, curvature, importance))
+        found.append(round_rows(torch.from_numpy(rows), kind, curvature, importance))
     assert np.array_equal(found[0], found[1])

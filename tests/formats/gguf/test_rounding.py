@@ -59,12 +59,15 @@ def losses(rows: np.ndarray, kind: int, data: np.ndarray, hessian: torch.Tensor)
 def test_no_row_is_worse_than_ggmls_and_all_together_are_much_better(kind: int) -> None:
     rows, hessian = weights(), correlated(COLUMNS)
     importance = importance_of(hessian)
-    theirs, ours = ggmls(rows, kind, importance), round_rows(rows, kind, curvature_of(hessian), importance)
+    theirs, ours = (
+        ggmls(rows, kind, importance),
+        round_rows(torch.from_numpy(rows), kind, curvature_of(hessian), importance),
+    )
     assert ours.size == theirs.size
     before, after = (losses(rows, kind, data, hessian) for data in (theirs, ours))
     assert (after <= before * (1 + 1e-4)).all()
     assert after.sum() < 0.75 * before.sum()
-    assert np.array_equal(round_rows(rows, kind, curvature_of(hessian), importance), ours)
+    assert np.array_equal(round_rows(torch.from_numpy(rows), kind, curvature_of(hessian), importance), ours)
 
 
 @pytest.mark.parametrize("kind", suite([10, 11, 2, 14], first=1), ids=str)
@@ -79,7 +82,7 @@ def test_rows_and_inputs_of_zeros_and_a_hessian_of_one_token_are_rounded_too(kin
         losses(rows, kind, data, hessian)
         for data in (
             ggmls(rows, kind, importance_of(hessian)),
-            round_rows(rows, kind, curvature_of(hessian), importance_of(hessian)),
+            round_rows(torch.from_numpy(rows), kind, curvature_of(hessian), importance_of(hessian)),
         )
     )
     assert (after <= before * (1 + 1e-4)).all()
@@ -88,7 +91,7 @@ def test_rows_and_inputs_of_zeros_and_a_hessian_of_one_token_are_rounded_too(kin
 
 def test_a_hessian_that_is_not_finite_is_refused() -> None:
     with pytest.raises(Unsupported, match="not finite"):
-        round_rows(weights(), 12, curvature_of(torch.full((COLUMNS, COLUMNS), torch.nan)), None)
+        round_rows(torch.from_numpy(weights()), 12, curvature_of(torch.full((COLUMNS, COLUMNS), torch.nan)), None)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.cuda.codec import LOST, CardCodec, CardFloats, card_codec, card_codecs
+from hubbot.formats.gguf.cuda.rows import FLOATS, floats
 from hubbot.formats.gguf.encode import EncodingQueue, Job
 from hubbot.machine.room import room_on
 
@@ -24,7 +25,6 @@ _PINNED = 2**30  # bytes on their way to files
 _KEPT_SHARE = 16  # of the card's free memory, as 1 / n, that a part's encoded bytes may take until they are decoded
 _WRITERS = 8
 _TAIL = 16  # bytes behind the encoded ones, with the flag of their blocks in front
-_DTYPES = {codec.F32: torch.float32, codec.F16: torch.float16, codec.BF16: torch.bfloat16}
 
 
 _Key = tuple[str, int, bool]  # tensor, type, whether with importance
@@ -68,7 +68,7 @@ class CardQueue:
     def submit(self, make: Callable[[], Job]) -> None:
         """Make a job and give the card its types; the source's rows must not change until `wait`."""
         job = make()
-        if job.kind not in _DTYPES:
+        if job.kind not in FLOATS:
             self._cores.submit(lambda: job)
             return
         found = {kind: card_codec(kind, self._device) for kind in job.targets}
@@ -115,7 +115,7 @@ class CardQueue:
         start: int,
         stop: int,
     ) -> None:
-        rows, broken = self._as_floats(job, start, stop)
+        rows, broken = floats(job.rows[start:stop].to(self._device), job.kind)
         ready = torch.cuda.current_stream(self._device).record_event()
         for kind, encoder in encoders.items():
             size = (stop - start) * codec.row_bytes(kind, job.columns)
@@ -139,14 +139,6 @@ class CardQueue:
         if kind not in self._streams:
             self._streams[kind] = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return self._streams[kind]
-
-    def _as_floats(self, job: Job, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [rows, columns] on the card, rounded as in a converted file, and whether any of it is not finite: int32 [1]."""
-        rows = job.rows[start:stop].to(self._device)
-        if rows.dtype != _DTYPES[job.kind]:
-            rows = rows.to(torch.float32).to(_DTYPES[job.kind])
-        rows = rows.to(torch.float32).contiguous()
-        return rows, (~rows.isfinite().all()).to(torch.int32).reshape(1)
 
     def _keep_piece(self, job: Job, kind: int, start: int, data: torch.Tensor) -> None:
         key = _key(job, kind)

@@ -9,9 +9,19 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.cuda.codec import card_codec
 
-__all__ = ["encoded", "rounded"]
+__all__ = ["FLOATS", "encoded", "floats", "rounded"]
+
+FLOATS = {codec.F32: torch.float32, codec.F16: torch.float16, codec.BF16: torch.bfloat16}
 
 Floats = npt.NDArray[np.float32]
+
+
+def floats(rows: torch.Tensor, kind: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of any float dtype rounded to one of FLOATS first, as in a converted file: float32, and whether any of them is not finite, int32 [1]."""
+    if rows.dtype != FLOATS[kind]:
+        rows = rows.to(torch.float32).to(FLOATS[kind])
+    rows = rows.to(torch.float32).contiguous()
+    return rows, (~rows.isfinite().all()).to(torch.int32).reshape(1)
 
 
 def encoded(kind: int, rows: torch.Tensor, importance: Floats | None) -> torch.Tensor | None:

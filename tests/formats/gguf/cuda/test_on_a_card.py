@@ -11,13 +11,16 @@ from hubbot.formats.bnb.format import encode_4bit, encode_int8
 from hubbot.formats.gguf import agreement, codec
 from hubbot.formats.gguf.allocation import NARROW, ggml_name
 from hubbot.formats.gguf.allocation import TYPES as TYPES_OF_A_MIX
+from hubbot.formats.gguf.blocks import LAYOUTS
 from hubbot.formats.gguf.cuda.codec import card_codec
 from hubbot.formats.gguf.cuda.program import PROGRAMS
 from hubbot.formats.gguf.format import GgufFormat
 from hubbot.formats.gguf.probes import rounded
+from hubbot.formats.gguf.rounding import curvature_of, round_rows
 from hubbot.model import read_facts
 from hubbot.settings import GgufSettings
 from tests.formats.gguf.chain import parts
+from tests.formats.gguf.test_rounding import correlated, ggmls, importance_of, losses, weights
 from tests.models import make_model
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card"), pytest.mark.slow]
@@ -72,6 +75,19 @@ def test_a_probe_that_the_card_cannot_weigh_is_left_to_the_cores():
 
     with pytest.raises(ValueError, match="not finite"):
         rounded(rows.to(CARD), "Q8_0", None)
+
+
+@pytest.mark.parametrize("kind", sorted(LAYOUTS), ids=str)
+def test_rounding_by_the_hessian_leaves_as_little_as_on_the_cpu_and_no_row_more_than_ggmls(kind):
+    rows, hessian = weights(64, 512), correlated(512)
+    importance, found = importance_of(hessian), {}
+    for device in (CARD, torch.device("cpu")):
+        here = torch.from_numpy(rows).to(device)
+        data = round_rows(here, kind, curvature_of(hessian.to(device)), importance)
+        found[device.type] = losses(rows, kind, data, hessian)
+
+    assert (found["cuda"] <= losses(rows, kind, ggmls(rows, kind, importance), hessian) * (1 + 1e-4)).all()
+    assert torch.allclose(found["cuda"].sum(), found["cpu"].sum(), rtol=0.02)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

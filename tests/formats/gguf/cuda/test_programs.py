@@ -17,6 +17,7 @@ from hubbot.formats.gguf.cuda.codec import LOST, NOT_FINITE, CardFloats, agrees
 from hubbot.formats.gguf.cuda.grids import GRIDS
 from hubbot.formats.gguf.cuda.program import PROGRAMS, program
 from hubbot.formats.gguf.cuda.text import GgmlText, TextChanged
+from hubbot.formats.gguf.encode import Job, RawRows, as_floats
 from hubbot.formats.gguf.probes import rounded
 from hubbot.formats.gguf.rounding import curvature_of, round_rows
 from tests.formats.gguf.cuda.host import CPU, host_codec, text
@@ -67,6 +68,18 @@ def test_a_scale_that_no_half_holds_is_told(tmp_path):
     assert _odd(found, rows * 1e10) == NOT_FINITE
 
 
+@pytest.mark.parametrize("kind", [codec.F32, codec.F16, codec.BF16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_cards_rows_become_the_floats_that_the_cores_make_of_them(dtype, kind):
+    rows = torch.from_numpy(agreement.plain_rows(256)[:8]).to(dtype)
+    job = Job(name="w", rows=rows, kind=kind, targets={}, importance=None)
+    values, broken = through.floats(rows, kind)
+
+    assert not broken.item()
+    assert torch.equal(values, torch.from_numpy(as_floats(job, RawRows.of(rows)).copy()))
+    assert through.floats(rows / 0, kind)[1].item()
+
+
 @pytest.fixture
 def on_a_card(monkeypatch, tmp_path):
     """type -> the CPU takes its rows for a card's, and a program for that type."""
@@ -98,12 +111,12 @@ def test_a_probe_goes_through_a_program_as_through_the_cores(name, on_a_card):
 def test_rounding_by_the_hessian_begins_with_what_a_program_encodes(on_a_card):
     values, vector = agreement.plain_rows(256)[:8], agreement.importance(256)
     curvature = curvature_of(torch.diag(torch.from_numpy(vector)) + 0.1)
-    ours = round_rows(values, codec.type_named("q3_K"), curvature, vector)
+    ours = round_rows(torch.from_numpy(values), codec.type_named("q3_K"), curvature, vector)
     found = on_a_card("q3_K")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "encoded", lambda *_: pytest.fail("the cores encode"))
-        assert np.array_equal(round_rows(values, found.kind, curvature, vector), ours)
+        assert np.array_equal(round_rows(torch.from_numpy(values), found.kind, curvature, vector), ours)
 
 
 @pytest.mark.slow
