@@ -98,7 +98,7 @@ def _datagram_of_a_pair(argument):
 
 def _large_file(argument):
     with Path(argument["path"]).open("wb") as file:
-        file.truncate(2**62)
+        file.truncate(argument["bytes"])
 
 
 def _large_memory(argument):

@@ -103,7 +103,7 @@ def call(
     start = Start(
         target=stage.target,
         parent=os.getpid(),
-        limits=limits_of([work, *writable], seconds=seconds, memory=memory),
+        limits=limits_of(work, seconds=seconds, memory=memory),
         readable=(*system_places(environment), *(path.resolve() for path in readable)),
         home=work / "home",
         writable=tuple(path.resolve() for path in (work, *writable)),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,8 @@ from hubbot.machine import measure_machine
 __all__ = ["Limits", "limits_of"]
 
 _BESIDE = 4 * 2**30  # bytes that libraries set aside and hardly touch
+_A_CORE = 2**26  # and what they set aside for each core: a thread's stack and heap, in one pool or two
+_LARGEST_FILE = 2**43  # bytes: a plan's files have a hole as large as the model, which no disk needs to hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +38,11 @@ class Limits:
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def limits_of(folders: Iterable[Path], *, seconds: float, memory: int | None) -> Limits:
-    """Limits that honest work stays far below. folders: where it writes; memory: bytes that it is meant to keep to."""
-    places = list(folders)
-    machine = measure_machine(places[0], "cpu")
+def limits_of(folder: Path, *, seconds: float, memory: int | None) -> Limits:
+    """Limits that honest work stays far below. folder: where it works; memory: bytes that it is meant to keep to."""
+    machine = measure_machine(folder, "cpu")
     return Limits(
-        memory=min(machine.ram, 2 * memory if memory else machine.ram) + _BESIDE,
+        memory=min(machine.ram, 2 * memory if memory else machine.ram) + _BESIDE + machine.cores * _A_CORE,
         processor=int(seconds * machine.cores) + 1,
-        file=max(shutil.disk_usage(place).total for place in places),
+        file=_LARGEST_FILE,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -43,17 +44,39 @@ def build_model(folder: Path) -> PreTrainedModel:
     what = f"build a language model from {folder.name}/config.json"
     with foreign("transformers", what, then=then, kind=Unsupported):
         config = plain_config(folder)
-        with _without_weights(), parts_left_out(config):
-            model: PreTrainedModel = auto_class(config).from_config(
-                config,
-                dtype=torch.float32,
-                attn_implementation=_attention(config),
-                experts_implementation="eager",  # expert by expert, so that each one's inputs can be told
-                trust_remote_code=False,
-            )
+        model = _built(config, _WithoutMemory())
+        if any(buffer.is_meta for buffer in model.buffers()):
+            model = _built(config, nullcontext())
         model.eval()
         model.tie_weights()
     return model
+
+
+def _built(config: PretrainedConfig, within: AbstractContextManager[object]) -> PreTrainedModel:
+    with _without_weights(), within, parts_left_out(config):
+        model: PreTrainedModel = auto_class(config).from_config(
+            config,
+            dtype=torch.float32,
+            attn_implementation=_attention(config),
+            experts_implementation="eager",  # expert by expert, so that each one's inputs can be told
+            trust_remote_code=False,
+        )
+    return model
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Inside, what is made without values lies on the meta device at once: parameters, but for a buffer filled later.
+
+    A matrix of all experts has 30 GB in float32, more than a survey may ask for, though nobody writes to it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.empty and named.get("device") is None:
+            named = {**named, "device": "meta"}
+        return func(*args, **named)
 
 
 @contextmanager

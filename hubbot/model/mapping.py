@@ -140,9 +140,12 @@ def places_of_experts(group: Group, shapes: Mapping[str, tuple[int, ...]], model
     for parameter, values in group.convert(probes, model).items():
         if values.ndim != 3:
             continue
+        experts_of: dict[int, list[int]] = {}
+        for expert, matrix in enumerate(values):
+            for number in matrix.unique().tolist():
+                experts_of.setdefault(number, []).append(expert)
         for name, number in number_of.items():
-            experts = (values == number).flatten(1).any(1).nonzero().flatten().tolist()
-            if experts:
+            if experts := experts_of.get(number):
                 first = bool(values[experts[0]].flatten()[0] == number)
                 found[name] = Place(parameter=parameter, expert=experts[0] if len(experts) == 1 else None, first=first)
     return found

@@ -340,13 +340,16 @@ def test_programs_that_the_child_starts_can_use_a_gpu_and_cannot_set_the_kernel(
 def test_memory_files_and_processor_time_have_limits(inside, tmp_path):
     ways = [
         {"do": "large-memory", "bytes": psutil.virtual_memory().total + 2**33},
-        {"do": "large-file", "path": str(tmp_path / "work" / "file")},
+        {"do": "large-file", "path": str(tmp_path / "work" / "file"), "bytes": 2**43 + 1},
+        {
+            "do": "large-file",
+            "path": str(tmp_path / "work" / "file"),
+            "bytes": 2**42,
+        },  # a plan's, with a hole for a model
     ]
-    assert inside("attempts", ways).value == ["PermissionError", "OSError"]
-    assert inside("limits", memory=2**30, seconds=100).value == [
-        6 * 2**30,
-        100 * measure_machine(tmp_path, "cpu").cores + 1,
-    ]
+    assert inside("attempts", ways).value == ["PermissionError", "OSError", "done"]
+    cores = measure_machine(tmp_path, "cpu").cores
+    assert inside("limits", memory=2**30, seconds=100).value == [6 * 2**30 + cores * 2**26, 100 * cores + 1]
 
 
 def test_what_the_child_started_has_ended_when_the_answer_is_there(inside, tmp_path):

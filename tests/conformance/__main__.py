@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from tests.conformance.trial import try_architecture
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECONDS = 600  # that one architecture may take
+_FORKING = threading.Lock()  # filelock refuses a fork while another thread is in one
 
 
 def main() -> None:
@@ -92,7 +94,8 @@ def apart(architecture: str) -> dict[str, Any]:
         work = Path(name)
         process = multiprocessing.get_context("fork").Process(target=_run, args=(architecture, work))
         start = time.monotonic()
-        process.start()
+        with _FORKING:
+            process.start()
         process.join(SECONDS)
         if process.is_alive():
             process.kill()

@@ -1,8 +1,13 @@
 """The model that is built of a configuration alone."""
 
+import re
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from transformers import DeepseekV3Config, Florence2Config
 from transformers.initialization import TORCH_INIT_FUNCTIONS
 
 from hubbot.model.empty import build_model
@@ -21,3 +26,25 @@ def test_no_parameter_is_made_and_the_rotary_tables_are_those_of_the_loaded_mode
     whole = dict(load_whole(folder, torch.float32).named_buffers())
     assert whole
     assert {name for name, table in empty.named_buffers() if torch.equal(table, whole[name])} == whole.keys()
+
+
+def test_a_matrix_of_all_experts_takes_no_memory(tmp_path):
+    config = DeepseekV3Config(num_hidden_layers=4, architectures=["DeepseekV3ForCausalLM"])  # 30 GB a matrix
+    config.save_pretrained(tmp_path)
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    in_use = 1024 * int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (in_use + 2**30, hard))
+    try:
+        parameters = list(build_model(tmp_path).parameters())
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+    assert max(parameter.numel() for parameter in parameters) == 256 * 4096 * 7168
+    assert all(parameter.is_meta for parameter in parameters)
+
+
+def test_a_buffer_that_is_filled_after_it_was_made_has_its_values(tmp_path):
+    Florence2Config(architectures=["Florence2ForConditionalGeneration"]).save_pretrained(tmp_path)
+    model = build_model(tmp_path)
+    [table] = [each for name, each in model.named_buffers() if name.endswith("pos_idx_to_embed")]
+    assert torch.equal(table[:, 0], torch.arange(100.0).sin())
+    assert torch.equal(table[:, 1], torch.arange(100.0).cos())
