@@ -94,7 +94,12 @@ def _decoder(tensors: Mapping[str, TensorInfo], layers: int) -> str:
     fitting = {name: sizes for name, sizes in lists.items() if sizes.keys() >= set(range(layers))}
     if not fitting:
         counts = ", ".join(f"{name} with {len(sizes)}" for name, sizes in list(lists.items())[:4]) or "none"
-        msg = f"config.json speaks of {layers} decoder blocks; the checkpoint's names show lists of blocks: {counts}. The two must agree: fetch the model whole, or name one that hubbot supports."
+        then = (
+            "A model that goes through several lists of blocks, or through one again and again, is not supported; hubbot walks one, from its first block to its last."
+            if sum(not in_tower(name) for name in lists) > 1
+            else "The two must agree: fetch the model whole, or name one that hubbot supports."
+        )
+        msg = f"config.json speaks of {layers} decoder blocks; the checkpoint's names show lists of blocks: {counts}. {then}"
         raise Unsupported(msg)
     return max(fitting, key=lambda name: _likeness(name, fitting[name], layers))
 

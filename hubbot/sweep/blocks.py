@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -104,7 +103,8 @@ class BlockModel(InstalledModel):
 
     def arguments(self, length: int, count: int = 1) -> list[BlockArguments]:
         """The arguments of every block for `count` windows of `length` tokens at once; needs no weights."""
-        return self._noted(torch.full((count, length), self._ordinary[0])).blocks
+        _ = self.passage  # what blocks return is known then
+        return self._see(torch.full((count, length), self._ordinary[0]), until=len(self.blocks) - 1).blocks
 
     @torch.inference_mode()
     def _noted(self, tokens: torch.Tensor, asking: Callable[[nn.Module], None] = lambda _: None) -> Given:
@@ -173,7 +173,8 @@ class BlockModel(InstalledModel):
 
         modules = self._hollow() if hollow is None else hollow
         logits = None
-        with stand_ins(self.blocks, note), self._over(modules, asking), contextlib.suppress(_Stop):
+        over = passed_over(modules, asking, device=self.device)
+        with stand_ins(self.blocks, note), over, contextlib.suppress(_Stop):
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
         if logits is not None and logits.shape[:2] != tokens.shape:
             msg = f"the model returns {list(logits.shape)}"
@@ -182,9 +183,6 @@ class BlockModel(InstalledModel):
             msg = f"{len(seen)} of {len(self.blocks)} blocks were run"
             raise ValueError(msg)
         return Given(hiddens[0], [seen[index] for index in sorted(seen)])
-
-    def _over(self, modules: Iterable[nn.Module], asking: Callable[[nn.Module], None]) -> AbstractContextManager[None]:
-        return passed_over(modules, asking, device=self.device, as_given=self.model.get_output_embeddings())
 
     def _handed(self, tokens: torch.Tensor) -> tuple[dict[Key, int], ...]:
         """By block, the arguments that are what an earlier one returned beside its hidden states, found by marks in their place."""
@@ -251,9 +249,14 @@ class BlockModel(InstalledModel):
     def reach_head(self, rows: torch.Tensor) -> None:
         """Like `head`, but the output head is only shown its inputs: no logits are computed."""
         output = self.model.get_output_embeddings()
-        output.forward = lambda inputs: inputs[..., :1]
+
+        def stop(*_: Any, **__: Any) -> None:
+            raise _Stop
+
+        output.forward = stop  # hooks before it have seen its inputs
         try:
-            self._after_blocks(rows, [module for module in self._hollow() if module is not output])
+            with contextlib.suppress(_Stop):
+                self._after_blocks(rows, [module for module in self._hollow() if module is not output])
         finally:
             del output.forward
 
@@ -274,7 +277,7 @@ class BlockModel(InstalledModel):
                 raise Unsupported(msg)
 
         tokens = torch.full((1, len(rows)), self._ordinary[0], device=self.device)
-        with stand_ins(self.blocks, inject), self._over(hollow, refuse):
+        with stand_ins(self.blocks, inject), passed_over(hollow, refuse, device=self.device):
             logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits[0]
         return logits
 

@@ -26,17 +26,16 @@ def passed_over(
     asking: Callable[[nn.Module], None] = lambda _: None,
     *,
     device: torch.device,
-    as_given: nn.Module | None = None,
 ) -> Iterator[None]:
     """Inside, these modules compute nothing, and what they give still tells what it depends on.
 
     An embedding gives the token's number all over its width, a linear layer its first input all over its own, others
-    what they get; so does `as_given`, the output head, whose width is the vocabulary. asking: called with each that is
-    run, before it. device: where models that look at an embedding's weights themselves find zeros.
+    what they get. asking: called with each that is run, before it. device: where models that look at an embedding's
+    weights themselves find zeros.
     """
     modules = tuple(modules)
     embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
-    with _replaced({module: _nothing(module, asking, as_given) for module in modules}), _zeroed(embeddings, device):
+    with _replaced({module: _nothing(module, asking) for module in modules}), _zeroed(embeddings, device):
         yield
 
 
@@ -65,14 +64,12 @@ def _replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
             del module.forward
 
 
-def _nothing(
-    module: nn.Module, asking: Callable[[nn.Module], None], as_given: nn.Module | None
-) -> Callable[..., torch.Tensor]:
+def _nothing(module: nn.Module, asking: Callable[[nn.Module], None]) -> Callable[..., torch.Tensor]:
     def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         asking(module)
         if isinstance(module, nn.Embedding):
             return given[..., None].float().repeat_interleave(module.embedding_dim, -1)
-        if isinstance(module, nn.Linear | Conv1D) and module is not as_given:
+        if isinstance(module, nn.Linear | Conv1D):
             return given[..., :1].repeat_interleave(_outputs(module), -1)
         return given
 

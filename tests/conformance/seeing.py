@@ -381,7 +381,7 @@ PLANS: dict[str, Vision] = VISION | {
     ),
     "chameleon": Vision(
         config="ChameleonConfig",
-        text=_TEXT,
+        text=_TEXT | {"num_key_value_heads": 4},  # llama.cpp's converter divides by them for the width of a head
         vision={},
         values={
             "vocabulary_map": {"<image>": 50257, "IMGIMGAAZ": 500, "IMGIMGABZ": 501},

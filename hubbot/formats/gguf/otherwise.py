@@ -10,12 +10,13 @@ from hubbot.errors import Unsupported
 from hubbot.model.companions import modules_with_weights
 from hubbot.model.empty import config_defaults
 
-__all__ = ["notes_on", "refuse_other_activation", "refuse_other_experts"]
+__all__ = ["notes_on", "refuse_other_activation", "refuse_other_experts", "refuse_other_image_tokens"]
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
 # Whether llama.cpp's program makes the weights of a token's experts sum to one, where no key of a file says so.
 _SUM_TO_ONE = {"qwen2_moe": False, "olmoe": False, "qwen3_moe": True, "qwen3_next": True}
+_NEVER_WRITTEN = {"chameleon": range(4, 8196)}  # tokens of images, which llama.cpp's program keeps out of answers
 _OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
 
 
@@ -50,6 +51,20 @@ def refuse_other_experts(config: Mapping[str, Any], metadata: Collection[str]) -
             f"norm_topk_prob of config.json is {str(asked).lower()}, and llama.cpp computes every {kind} model as if it were "
             f"{str(not asked).lower()}: the weights of a token's experts sum to one in one of the two alone, and no key of a file "
             "tells it otherwise. Leave the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
+
+
+def refuse_other_image_tokens(config: Mapping[str, Any]) -> None:
+    """Raise Unsupported where the tokens that are never written, because they are of images, are others than llama.cpp's."""
+    never = _NEVER_WRITTEN.get(str(config.get("model_type")))
+    named = config.get("vocabulary_map")
+    of_images = {number for name, number in (named or {}).items() if str(name).startswith("IMGIMG")}
+    if never is not None and of_images != {*never}:
+        msg = (
+            f"vocabulary_map of config.json names {len(of_images):,} tokens of images, which the model never writes; for llama.cpp those are tokens "
+            f"{never.start:,} to {never.stop - 1:,} of every {config['model_type']} model, and no key of a file tells it otherwise. "
+            "Leave the GGUF types out of --variants."
         )
         raise Unsupported(msg)
 

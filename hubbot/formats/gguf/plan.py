@@ -17,7 +17,12 @@ from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, TensorFact, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
-from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation, refuse_other_experts
+from hubbot.formats.gguf.otherwise import (
+    notes_on,
+    refuse_other_activation,
+    refuse_other_experts,
+    refuse_other_image_tokens,
+)
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import refuse_other_texts, rehearsed, taught, with_templates
@@ -124,6 +129,7 @@ def plan_files(
     Raises Unsupported where llama.cpp's converter cannot take the model, or llama.cpp what it makes of it.
     """
     refuse_other_activation(facts.config)
+    refuse_other_image_tokens(facts.config)
     model = _converted(facts, read, source.name)
     refuse_other_experts(facts.config, model.metadata)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))

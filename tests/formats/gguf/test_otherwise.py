@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.otherwise import notes_on, refuse_other_activation, refuse_other_experts
+from hubbot.formats.gguf.otherwise import (
+    notes_on,
+    refuse_other_activation,
+    refuse_other_experts,
+    refuse_other_image_tokens,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +100,11 @@ def test_weights_of_experts_that_llama_cpp_sums_up_otherwise_are_refused(config,
     told = pytest.raises(Unsupported, match=r"norm_topk_prob of config\.json is ") if refused else nullcontext()
     with told:
         refuse_other_experts(config, keys)
+
+
+def test_tokens_of_images_that_llama_cpp_takes_for_others_fail_in_the_plan():
+    images = {f"IMGIMG{number}Z": number for number in range(4, 8196)}
+    refuse_other_image_tokens({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, **images}})
+    refuse_other_image_tokens({"model_type": "llama"})
+    with pytest.raises(Unsupported, match=r"names 1 tokens of images.*tokens 4 to 8,195 of every chameleon model"):
+        refuse_other_image_tokens({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, "IMGIMGAZ": 500}})
