@@ -10,12 +10,27 @@ from hubbot.errors import Unsupported
 from hubbot.model.companions import modules_with_weights
 from hubbot.model.empty import config_defaults
 
-__all__ = ["notes_on", "refuse_other_activation", "refuse_other_experts", "refuse_other_image_tokens"]
+__all__ = [
+    "notes_on",
+    "refuse_other_activation",
+    "refuse_other_attention",
+    "refuse_other_experts",
+    "refuse_other_image_tokens",
+]
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
 # Whether llama.cpp's program makes the weights of a token's experts sum to one, where no key of a file says so.
 _SUM_TO_ONE = {"qwen2_moe": False, "olmoe": False, "qwen3_moe": True, "qwen3_next": True}
+# Keys of a model type with the one value that llama.cpp's program has for all models of it.
+_FIXED: dict[str, dict[str, bool]] = {
+    "gpt2": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    "gpt_bigcode": {"scale_attn_weights": True},
+    "bloom": {"apply_residual_connection_post_layernorm": False},
+    "falcon": {"parallel_attn": True, "alibi": False},
+}
+# Types that config.json gives a scale of attention and a file does not -> blocks of the one size that has another than a head's.
+_SCALED = {"gemma2": 46, "gemma3_text": 62}
 _NEVER_WRITTEN = {"chameleon": range(4, 8196)}  # tokens of images, which llama.cpp's program keeps out of answers
 _OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
 
@@ -35,6 +50,33 @@ def refuse_other_activation(config: Mapping[str, Any]) -> None:
                 "file tells it otherwise. Leave the GGUF types out of --variants."
             )
             raise Unsupported(msg)
+
+
+def refuse_other_attention(config: Mapping[str, Any]) -> None:
+    """Raise Unsupported for what a model type may have either way and llama.cpp's program has one way, and another scale of attention."""
+    text = config.get("text_config", config)
+    kind = str(text.get("model_type"))
+    values = {**config_defaults(kind), **text}
+    found = {key: (values.get(key), own) for key, own in _FIXED.get(kind, {}).items()}
+    if kind in _SCALED:
+        found["query_pre_attn_scalar"] = (
+            values.get("query_pre_attn_scalar"),
+            _scale_of_attention(values, _SCALED[kind]),
+        )
+    for key, (asked, own) in found.items():
+        if isinstance(asked, bool | int | float) and asked != own:
+            msg = (
+                f"{key} of config.json is {asked}; llama.cpp computes such {kind} models with {own}, and no key of a file tells it "
+                "otherwise. Leave the GGUF types out of --variants."
+            )
+            raise Unsupported(msg)
+
+
+def _scale_of_attention(values: Mapping[str, Any], large: int) -> int:
+    """The numbers of a head; of the size with so many blocks those that a head would have of the hidden states."""
+    if values["num_hidden_layers"] == large:
+        return int(values["hidden_size"] // values["num_attention_heads"])
+    return int(values["head_dim"])
 
 
 def refuse_other_experts(config: Mapping[str, Any], metadata: Collection[str]) -> None:

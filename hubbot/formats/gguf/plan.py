@@ -20,6 +20,7 @@ from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.otherwise import (
     notes_on,
     refuse_other_activation,
+    refuse_other_attention,
     refuse_other_experts,
     refuse_other_image_tokens,
 )
@@ -129,6 +130,7 @@ def plan_files(
     Raises Unsupported where llama.cpp's converter cannot take the model, or llama.cpp what it makes of it.
     """
     refuse_other_activation(facts.config)
+    refuse_other_attention(facts.config)
     refuse_other_image_tokens(facts.config)
     model = _converted(facts, read, source.name)
     refuse_other_experts(facts.config, model.metadata)

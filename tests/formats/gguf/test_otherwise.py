@@ -10,6 +10,7 @@ from hubbot.errors import Unsupported
 from hubbot.formats.gguf.otherwise import (
     notes_on,
     refuse_other_activation,
+    refuse_other_attention,
     refuse_other_experts,
     refuse_other_image_tokens,
 )
@@ -108,3 +109,27 @@ def test_tokens_of_images_that_llama_cpp_takes_for_others_fail_in_the_plan():
     refuse_other_image_tokens({"model_type": "llama"})
     with pytest.raises(Unsupported, match=r"names 1 tokens of images.*tokens 4 to 8,195 of every chameleon model"):
         refuse_other_image_tokens({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, "IMGIMGAZ": 500}})
+
+
+_LARGE = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}  # Gemma 3 27B
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "gpt2"}, None),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx of config.json is True"),
+        ({"model_type": "falcon"}, None),
+        ({"model_type": "falcon", "alibi": True}, "alibi of config.json is True; llama.cpp computes such falcon models with False"),
+        ({"model_type": "bloom"}, None),
+        ({"model_type": "gemma2"}, None),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, None),
+        ({"model_type": "gemma3_text", "query_pre_attn_scalar": 168, **_LARGE}, None),
+        ({"model_type": "gemma3_text", "query_pre_attn_scalar": 128, **_LARGE}, "with 168, and no key"),
+        ({"model_type": "gemma3_text", "query_pre_attn_scalar": 64, "head_dim": 16}, "is 64; llama.cpp computes such gemma3_text models with 16"),
+        ({"model_type": "llama", "query_pre_attn_scalar": 7}, None),
+    ],
+)  # fmt: skip
+def test_attention_that_llama_cpp_has_in_its_program_otherwise_fails_in_the_plan(config, told):
+    with pytest.raises(Unsupported, match=told) if told else nullcontext():
+        refuse_other_attention(config)
