@@ -31,6 +31,7 @@ _FIXED: dict[str, dict[str, bool]] = {
 }
 # Types that config.json gives a scale of attention and a file does not -> blocks of the one size that has another than a head's.
 _SCALED = {"gemma2": 46, "gemma3_text": 62}
+_PLAIN_EVERY = {"smollm3": 4, "llama4_text": 4}  # every so manieth block has no rotary positions
 _NEVER_WRITTEN = {"chameleon": range(4, 8196)}  # tokens of images, which llama.cpp's program keeps out of answers
 _OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
 
@@ -57,7 +58,7 @@ def refuse_other_attention(config: Mapping[str, Any]) -> None:
     text = config.get("text_config", config)
     kind = str(text.get("model_type"))
     values = {**config_defaults(kind), **text}
-    found = {key: (values.get(key), own) for key, own in _FIXED.get(kind, {}).items()}
+    found: dict[str, tuple[object, float]] = {key: (values.get(key), own) for key, own in _FIXED.get(kind, {}).items()}
     if kind in _SCALED:
         found["query_pre_attn_scalar"] = (
             values.get("query_pre_attn_scalar"),
@@ -70,6 +71,23 @@ def refuse_other_attention(config: Mapping[str, Any]) -> None:
                 "otherwise. Leave the GGUF types out of --variants."
             )
             raise Unsupported(msg)
+
+
+def refuse_other_positions(config: Mapping[str, Any]) -> None:
+    """Raise Unsupported where other blocks than llama.cpp's are without rotary positions."""
+    text = config.get("text_config", config)
+    kind = str(text.get("model_type"))
+    step = _PLAIN_EVERY.get(kind)
+    rotates = text.get("no_rope_layers")  # 1 of a block that has them
+    if step is None or not (isinstance(rotates, list) and rotates):
+        return
+    other = next((block for block, one in enumerate(rotates) if bool(one) is ((block + 1) % step == 0)), None)
+    if other is not None:
+        msg = (
+            f"no_rope_layers of config.json has {rotates[other]} for block {other}; llama.cpp computes every {step}th block of a {kind} model, and no "
+            "other, without rotary positions, and no key of a file tells it otherwise. Leave the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
 
 
 def _scale_of_attention(values: Mapping[str, Any], large: int) -> int:

@@ -14,7 +14,7 @@ from hubbot.errors import Unsupported
 from hubbot.formats.gguf.allocation import ggml_name, grouped
 from hubbot.formats.gguf.blocks import LAYOUTS
 from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
-from hubbot.formats.gguf.converter import Converted, TensorFact, convert
+from hubbot.formats.gguf.converter import Converted, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
 from hubbot.formats.gguf.otherwise import (
@@ -23,6 +23,7 @@ from hubbot.formats.gguf.otherwise import (
     refuse_other_attention,
     refuse_other_experts,
     refuse_other_image_tokens,
+    refuse_other_positions,
 )
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
@@ -30,6 +31,9 @@ from hubbot.formats.gguf.rehearsal import refuse_other_texts, rehearsed, taught,
 from hubbot.formats.gguf.vocabulary import with_whole_vocabulary
 from hubbot.formats.protocol import Cost
 from hubbot.model.own_tokenizer import load_tokenizer, names_of, read_chat, stripping
+from hubbot.model.parts import PartKind, in_tower, part_layout_of
+from hubbot.model.safetensors import TensorInfo
+from hubbot.model.snapshot import is_head
 from hubbot.settings import GgufSettings
 
 __all__ = ["Facts", "GgufPlan", "VariantPlan", "costs_of", "plan_files"]
@@ -44,10 +48,18 @@ class Facts(Protocol):
     def folder(self) -> Path: ...
 
     @property
-    def tensors(self) -> Mapping[str, TensorFact]: ...
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     @property
     def config(self) -> Mapping[str, Any]: ...  # config.json
+
+    @property
+    def layers(self) -> int: ...  # decoder blocks
+
+    @property
+    def twins(
+        self,
+    ) -> Collection[tuple[str, str]]: ...  # tensors that are one parameter, such as a tied head and the embedding
 
     @property
     def prediction(self) -> Collection[str]: ...  # tensors of prediction blocks
@@ -132,6 +144,7 @@ def plan_files(
     refuse_other_activation(facts.config)
     refuse_other_attention(facts.config)
     refuse_other_image_tokens(facts.config)
+    refuse_other_positions(facts.config)
     model = _converted(facts, read, source.name)
     refuse_other_experts(facts.config, model.metadata)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
@@ -230,15 +243,45 @@ def _converted(facts: Facts, read: Callable[[str], torch.Tensor], name: str) -> 
 
     What the model itself has no place for is left out as it is everywhere: the converter refuses names that it does not know.
     """
+    asked: set[str] = set()
+
+    def noted(tensor: str) -> torch.Tensor:
+        asked.add(tensor)
+        return read(tensor)
+
     folder = Path(facts.folder)
     tensors = {key: fact for key, fact in facts.tensors.items() if key not in facts.unused}
+    kept = {key: fact for key, fact in tensors.items() if key not in facts.prediction}
     try:
-        return convert(folder, tensors, read, name=name)
+        model = convert(folder, tensors, noted, name=name)
     except Unsupported:
         if not facts.prediction:
             raise
-    kept = {key: fact for key, fact in tensors.items() if key not in facts.prediction}
-    return convert(folder, kept, read, name=name)
+        model = convert(folder, kept, noted, name=name)
+    _refuse_left_out(model, facts, kept, asked)
+    return model
+
+
+def _refuse_left_out(model: Converted, facts: Facts, tensors: Collection[str], asked: Collection[str]) -> None:
+    """Raise Unsupported for a weight of a block, or a head of its own, that the converter passes over in silence.
+
+    asked: those whose values it looked at; they may go into keys, or be another's again.
+    """
+    parts = part_layout_of(facts.tensors, facts.layers)
+    blocks = {tensor for part in parts if part.kind is PartKind.BLOCK for tensor in part.tensors}
+    held = {leaf for tensor in model.tensors for leaf in tensor.leaves}
+    held |= {*asked, *(tensor for pair in facts.twins for tensor in pair)}
+    lost = [
+        tensor
+        for tensor in tensors
+        if tensor not in held and (tensor in blocks or (is_head(tensor) and not in_tower(tensor)))
+    ]
+    if lost:
+        msg = (
+            f"llama.cpp's converter leaves {lost[0]} out ({len(lost)} in all), with which the model computes: what llama.cpp runs would be "
+            "another model. Leave the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
 
 
 def _lay_out(

@@ -31,6 +31,8 @@ def as_published(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dic
     whole = _with_lost_keys(parsed, published)
     if "n_positions" in whole:  # GPT-2's converter: transformers 5 saves the one name of two
         whole.setdefault("n_ctx", whole["n_positions"])
+    if whole.get("multi_query") and whole.get("new_decoder_architecture") is False:
+        whole["num_kv_heads"] = 1  # Falcon 7B's, which says as many as it has heads, and computes with one
     rope = whole.get("rope_parameters") or {}
     if "rotary_pct" not in whole and "full_attention" not in rope:  # GPT-NeoX' and Cohere's converters
         return {**whole, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}

@@ -138,6 +138,22 @@ def test_what_the_model_has_no_place_for_is_in_no_file(tiny_model, tmp_path):
     assert not any(set(tensor.leaves) & strays.keys() for tensor in planned.model.tensors)
 
 
+def test_a_head_of_its_own_that_the_converter_takes_the_embedding_for_is_told(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("gemma2"), tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    weights = checkpoint(folder)
+    weights["lm_head.weight"] = torch.randn_like(weights["model.embed_tokens.weight"])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    source = Source(folder=str(folder), repo=None, revision=None, files={})
+    with pytest.raises(
+        Unsupported, match=r"converter leaves lm_head\.weight out \(1 in all\), with which the model computes"
+    ):
+        plan_files(
+            [Gguf(type="Q8_0")], source, agreed(read_facts(folder)), tmp_path, imatrix=None, settings=GgufSettings(imatrix=False), read=weights.__getitem__
+        )  # fmt: skip
+
+
 def _quantized(shape):
     """A shape as llama-quantize writes it: no outer dimension of one."""
     while len(shape) > 1 and shape[-1] == 1:

@@ -13,6 +13,7 @@ from hubbot.formats.gguf.otherwise import (
     refuse_other_attention,
     refuse_other_experts,
     refuse_other_image_tokens,
+    refuse_other_positions,
 )
 
 
@@ -133,3 +134,15 @@ _LARGE = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 3
 def test_attention_that_llama_cpp_has_in_its_program_otherwise_fails_in_the_plan(config, told):
     with pytest.raises(Unsupported, match=told) if told else nullcontext():
         refuse_other_attention(config)
+
+
+def test_blocks_without_rotary_positions_that_are_not_llama_cpps_fail_in_the_plan():
+    for fine in ({"model_type": "smollm3"}, {"model_type": "llama", "no_rope_layers": [0]}):
+        refuse_other_positions(fine)
+    refuse_other_positions(
+        {"model_type": "llama4", "text_config": {"model_type": "llama4_text", "no_rope_layers": [1, 1, 1, 0, 1]}}
+    )
+    with pytest.raises(Unsupported, match=r"has 0 for block 1; llama\.cpp computes every 4th block of a smollm3 model"):
+        refuse_other_positions({"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]})
+    with pytest.raises(Unsupported, match="has 1 for block 3"):
+        refuse_other_positions({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 1]})

@@ -43,3 +43,9 @@ def test_the_context_of_a_gpt_2_that_transformers_saved_has_both_of_its_names() 
     assert as_published({"n_positions": 1024}, {})["n_ctx"] == 1024
     assert as_published({"n_positions": 1024}, {"n_ctx": 512})["n_ctx"] == 512
     assert "n_ctx" not in as_published({"max_position_embeddings": 1024}, {})
+
+
+def test_the_one_key_and_value_head_of_a_model_of_many_queries_is_counted_as_one() -> None:
+    heads = {"num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True}
+    assert as_published({**heads, "new_decoder_architecture": False}, {})["num_kv_heads"] == 1
+    assert as_published({**heads, "new_decoder_architecture": True}, {})["num_kv_heads"] == 71
