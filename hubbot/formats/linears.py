@@ -7,7 +7,7 @@ So the answer needs config.json, the checkpoint's tensor names and shapes, no da
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -56,6 +56,7 @@ class Linear:
     expert: bool = False  # one of several, of which the router picks some for a token
     transposed: bool = False  # the checkpoint stores the weight [in, out], as GPT-2's does
     own_class: bool = False  # of a class of the architecture's own, such as FalconLinear
+    deep: bool = False  # given tensors of more than three dimensions
     cut: Cut | None = None  # an expert's, out of a tensor that holds those of all
 
     @property
@@ -136,7 +137,7 @@ def find_linears(facts: ModelFacts) -> Linears:
     sources = {target: name for name, target in checkpoint.alone.items()}
     head_module = model.get_output_embeddings()
     blocks, outside, taken = [], [], []
-    uncalled = _uncalled(model, stack)
+    uncalled, deep = _given(model, stack)
     head = head_path = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
@@ -153,7 +154,7 @@ def find_linears(facts: ModelFacts) -> Linears:
             taken.append(_linear(name, path, module))
             outside.append(path)
         else:
-            blocks.append(_linear(name, path, module))
+            blocks.append(replace(_linear(name, path, module), deep=module in deep))
     outside += _of_absent(model, facts)
     experts, stacked = _experts(model, stack, checkpoint, facts)
     if not blocks and not experts:
@@ -207,24 +208,32 @@ def _routers(facts: ModelFacts, layers: Set[str]) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def _uncalled(model: PreTrainedModel, stack: nn.ModuleList) -> set[nn.Module]:
-    """Linear layers whose weight state spaces multiply themselves, as Mamba does: seen by a pass without values.
+def _given(model: PreTrainedModel, stack: nn.ModuleList) -> tuple[set[nn.Module], set[nn.Module]]:
+    """Linear layers whose weight state spaces multiply themselves, as Mamba does, and those that are given tensors of more than
+    three dimensions: seen by a pass without values.
 
-    Where such a pass does not come to its end, and in blocks without a convolution, there are none that are known.
+    Where such a pass does not come to its end, and in blocks without a convolution, there are none of the first that are known.
     """
-    if not any(isinstance(module, nn.Conv1d) for module in stack.modules()):
-        return set()
-    uncalled: set[nn.Module] = {module for module in stack.modules() if isinstance(module, nn.Linear)}
-    hooks = [module.register_forward_pre_hook(lambda module, _: uncalled.discard(module)) for module in uncalled]
+    layers: set[nn.Module] = {module for module in stack.modules() if isinstance(module, nn.Linear)}
+    dimensions: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        dimensions[module] = given[0].dim() if given else 0
+
+    hooks = [module.register_forward_pre_hook(note) for module in layers]
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    convolved = any(isinstance(module, nn.Conv1d) for module in stack.modules())
+    # of four dimensions a mask is taken as it is; the values of others are looked at
+    mask = torch.ones_like(tokens) if convolved else torch.zeros(1, 1, _TOKENS, _TOKENS, device="meta")
     try:
-        model.to("meta")(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        model.to("meta")(input_ids=tokens, attention_mask=mask, use_cache=False)
+        uncalled = layers - dimensions.keys() if convolved else set()
     except Exception:  # noqa: BLE001 - code of a foreign library that asked for a value
-        return set()
+        uncalled = set()
     finally:
         for hook in hooks:
             hook.remove()
-    return uncalled
+    return uncalled, {module for module, count in dimensions.items() if count > 3}
 
 
 def _linear(name: str, path: str, module: nn.Linear | Conv1D) -> Linear:

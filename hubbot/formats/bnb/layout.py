@@ -25,19 +25,33 @@ _COMPUTE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TYPICAL_OFFSET = 0.05205090716481209  # mean scale of a layer; only its number of digits matters here
 
 
-def costs(variants: Sequence[Bnb], facts: ModelFacts, source: Source, settings: BnbSettings) -> dict[str, Cost]:
+def costs(
+    variants: Sequence[Bnb], facts: ModelFacts, source: Source, settings: BnbSettings
+) -> dict[str, Cost | Unsupported]:
     """Sizes before any weight is read: weight bytes are exact; files may differ by a few bytes a layer,
     because the text of a quantization state holds a number with as many digits as it has.
 
     Raises Unsupported for other blocks than those of linear layers.
     """
     linears = quantized_linears(facts)
-    found = {}
+    deep = next((linear for linear in linears.blocks if linear.deep), None)
+    found: dict[str, Cost | Unsupported] = {}
     for variant in variants:
+        if variant.kind == "int8" and deep:
+            found[variant.name] = _too_deep(variant, deep)
+            continue
         specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.by_name, variant, settings)]
         texts = texts_of(variant, facts, linears, settings)
         found[variant.name] = folder_cost(specs, facts, source, texts, settings.shard_size)
     return found
+
+
+def _too_deep(variant: Bnb, linear: Linear) -> Unsupported:
+    msg = (
+        f"{linear.module} is given tensors of more than three dimensions, and bitsandbytes 0.50 stops at those in layers of int8. "
+        f"Take bnb-nf4, or leave {variant.name} out for this model."
+    )
+    return Unsupported(msg)
 
 
 def quantized_linears(facts: ModelFacts) -> Linears:

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hubbot.formats.bnb import layout, read
+from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import BnbSettings
+from tests.conformance.models import write_tiny
 from tests.models import make_model
 from tests.quantized import bnb_format, bnbs, checkpoint, encode_all, logits, source_of, tokens
 
@@ -85,9 +87,11 @@ def test_weight_bytes_are_known_exactly_and_files_to_a_few_bytes(double_quant, t
     family = bnb_format(folder, KINDS, tmp_path / "out", double_quant=double_quant)
     encode_all(family, folder)
     for name, files in family.finish().items():
-        assert files.weight_bytes == expected[name].weight_bytes
+        cost = expected[name]
+        assert isinstance(cost, Cost)
+        assert files.weight_bytes == cost.weight_bytes
         size = sum(path.stat().st_size for path in files.paths)
-        assert abs(size - expected[name].file_bytes) <= 64
+        assert abs(size - cost.file_bytes) <= 64
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -99,3 +103,13 @@ def test_decoded_weights_are_close_to_the_source(made, name):
         assert weight.dtype == torch.float32
         relative = (weight - source[key].float()).norm() / source[key].float().norm()
         assert relative < {"bnb-nf4": 0.12, "bnb-fp4": 0.2, "bnb-int8": 0.02}[name]
+
+
+def test_layers_that_are_given_four_dimensions_are_no_int8_and_told_so_in_the_plan(tmp_path) -> None:
+    folder = write_tiny("MiniCPM3ForCausalLM", tmp_path)
+    variants = bnbs(["bnb-nf4", "bnb-int8"])
+    found = layout.costs(variants, read_facts(folder), source_of(folder), BnbSettings())
+    assert isinstance(found["bnb-nf4"], Cost)
+    assert "is given tensors of more than three dimensions, and bitsandbytes 0.50 stops at those" in str(
+        found["bnb-int8"]
+    )
