@@ -22,8 +22,8 @@ _TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech|encoder)")
 
 # What follows the last block, by the module's own name; everything else outside of blocks comes before.
 _HEAD = frozenset(
-    "lm_head embed_out output output_norm head norm norm_f ln_f ln_out final_norm final_layernorm "
-    "final_layer_norm embedding_norm score hyper_connection_mixer".split()
+    "lm_head embed_out output output_norm head norm norm_f ln_f ln_out layer_norm final_norm final_layernorm "
+    "final_layer_norm embedding_norm score hyper_connection_mixer project_out".split()
 )
 _HEADS = re.compile(r"unembed|^hc_(head|pre)")  # Gemma 3n's altup_unembed_projections, what joins several hidden states
 

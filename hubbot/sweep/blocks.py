@@ -83,8 +83,12 @@ class BlockModel(InstalledModel):
             companions = companions_of(noted, *others)
         except ValueError as error:
             raise self._unwalkable(str(error)) from None
+        self._refuse_early(same)
         shared, handed = shared_mappings(noted.blocks), self._handed(same)
-        left = self._left(shared, handed, noted) if any(shared) or any(handed) else 0
+        try:
+            left = self._left(shared, handed, noted) if any(shared) or any(handed) else 0
+        except Unsupported as error:
+            raise self._unwalkable(str(error).strip()) from None
         return Passable(layout, companions, shared, handed, left)
 
     @torch.inference_mode()
@@ -129,6 +133,20 @@ class BlockModel(InstalledModel):
             inside = sorted({index for module, _ in places for index in owners.get(module, ())})
             if len(inside) > 1:
                 raise self._unwalkable(f"Block {inside[1]} computes with weights of block {inside[0]} ({target}).")
+
+    def _refuse_early(self, tokens: torch.Tensor) -> None:
+        """Raise Unsupported where a module runs behind the blocks whose weights are taken out before them, with the embedding's."""
+        before: set[nn.Module] = set()
+        whole: set[nn.Module] = set()
+        self._see(tokens, until=len(self.blocks) - 1, asking=before.add)
+        self._see(tokens, asking=whole.add)
+        late = whole - before - {self.model.get_output_embeddings()}
+        if found := next((module for module in self.of_embedding() if module in late), None):
+            raise self._misplaced(found)
+
+    def _misplaced(self, module: nn.Module) -> Unsupported:
+        msg = f"{type(module).__name__} follows the decoder blocks of {type(self.model).__name__}, and its weights were taken for the embedding's. This layout is not supported yet."
+        return Unsupported(msg)
 
     def _unwalkable(self, why: str) -> Unsupported:
         msg = (
@@ -273,8 +291,7 @@ class BlockModel(InstalledModel):
 
         def refuse(module: nn.Module) -> None:
             if len(passed) == len(self.blocks):
-                msg = f"{type(module).__name__} follows the decoder blocks of {type(self.model).__name__}, and its weights were taken for the embedding's. This layout is not supported yet."
-                raise Unsupported(msg)
+                raise self._misplaced(module)
 
         tokens = torch.full((1, len(rows)), self._ordinary[0], device=self.device)
         with stand_ins(self.blocks, inject), passed_over(hollow, refuse, device=self.device):

@@ -40,6 +40,7 @@ class InstalledModel:
         self.blocks = _blocks(self.model, parts, self._map)
         self.largest_part = _largest(self.model, self.blocks)
         self._places = _places(self.model)
+        self._early = [name for part in parts if part.kind is PartKind.EMBEDDING for name in part.tensors]
         self._towers = _towers(self.model, parts)
         self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
         self._stacked: dict[str, torch.Tensor] = {}  # tensors that fill a parameter only together, as they came
@@ -56,6 +57,11 @@ class InstalledModel:
         """Whether a checkpoint tensor belongs to the output head itself."""
         output = self.model.get_output_embeddings()
         return any(module is output for module, _ in self._places.get(self._map.alone.get(name, ""), ()))
+
+    def of_embedding(self) -> list[nn.Module]:
+        """The modules that weights of the embedding's part belong to."""
+        targets = [self._map.group_of[name].target for name in self._early if name in self._map.group_of]
+        return [module for target in targets for module, _ in self._places.get(target, ())]
 
     def linear_weights(self, part: Part) -> dict[str, nn.Module]:
         """Checkpoint name -> module, of every linear layer whose weight belongs to the part."""

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+from hubbot.errors import Unsupported
 from hubbot.model import part_layout, read_facts
 from hubbot.model.parts import PartKind
 from hubbot.sweep.blocks import BlockModel
@@ -53,3 +55,20 @@ def test_weights_that_pass_stand_in_the_model_and_leave_the_originals_known(mixt
     assert all(torch.equal(model.installed(name), weights[name]) for name in names)
     model.install({name: model.installed(name) for name in names}, passing=True)
     assert all(torch.equal(value, before[name]) for name, value in model.model.named_parameters() if name in before)
+
+
+def test_a_projection_behind_the_blocks_is_the_heads_and_one_under_another_name_is_told_before_any_work(
+    tmp_path, monkeypatch
+):
+    folder = make_model("opt", tmp_path / "tiny")
+    config = transformers.OPTConfig.from_pretrained(folder, word_embed_proj_dim=128, do_layer_norm_before=False)
+    transformers.OPTForCausalLM(config).save_pretrained(folder)  # as OPT 350M
+    facts = read_facts(folder)
+    head = part_layout(facts)[-1]
+    assert any(name.endswith("project_out.weight") for name in head.tensors)
+    assert BlockModel(folder, part_layout(facts), torch.device("cpu")).passage.stream_width == 256
+    monkeypatch.setattr("hubbot.model.parts._HEAD", frozenset({"lm_head"}))
+    with pytest.raises(
+        Unsupported, match="Linear follows the decoder blocks of OPTForCausalLM, and its weights were taken"
+    ):
+        _ = BlockModel(folder, part_layout(facts), torch.device("cpu")).passage
