@@ -6,6 +6,7 @@ on the disk, written once, when the embedding is there; a block's own one comes 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Companions:
         self._tables = {each.table: each for each in self._all}
         self._tokens = torch.unique(torch.cat([text.tokens.flatten() for text in texts]))
         self._length, self._batch = texts[0].length, batch
-        self._loaded: tuple[Path, torch.Tensor] | None = None  # the last one that was asked for
+        self._loaded: tuple[tuple[int, int], torch.Tensor] | None = None  # the last one that was asked for
 
     def make(self, stream: str) -> None:
         """Write the tables of a stream, whose embedding is in the model now."""
@@ -40,11 +41,14 @@ class Companions:
                     tables[table][first : first + len(some)] = some.cpu()
 
     def share(self, stream: str, other: str) -> None:
-        """Let a stream have the tables of another, whose embedding is the same."""
+        """Let a stream have the tables of another, whose embedding is the same: by a second name, for behind the walls no file points at another."""
         for each in self._tables.values():
-            path = self._path(stream, each)
+            path, whole = self._path(stream, each), self._path(other, each)
             path.unlink(missing_ok=True)
-            path.symlink_to(self._path(other, each).name)
+            try:
+                path.hardlink_to(whole)
+            except OSError:  # a file system that has one name for each file
+                shutil.copyfile(whole, path)
 
     def of(self, stream: str, block: int, tokens: torch.Tensor) -> dict[Key, torch.Tensor]:
         """A block's arguments that go with the tokens, int64 [windows, length], of that stream."""
@@ -57,10 +61,11 @@ class Companions:
         return found
 
     def _table(self, stream: str, companion: Companion) -> torch.Tensor:
-        path = self._path(stream, companion).resolve()  # streams that share a table have links to it
-        if self._loaded is None or self._loaded[0] != path:
+        file = self._path(stream, companion).stat()
+        place = (file.st_dev, file.st_ino)  # streams that share a table have names of their own for it
+        if self._loaded is None or self._loaded[0] != place:
             self._loaded = None  # first, so that it makes room
-            self._loaded = path, self._open(stream, companion).to(self._model.device)
+            self._loaded = place, self._open(stream, companion).to(self._model.device)
         return self._loaded[1]
 
     def _windows(self) -> Iterator[tuple[int, torch.Tensor]]:
