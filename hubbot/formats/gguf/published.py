@@ -11,6 +11,8 @@ __all__ = ["as_published", "name_for"]
 _CLIP = "vision_tower.embeddings."  # a tower of CLIP or SigLIP; Gemma 4's has an encoder too, under this very name
 _TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)")
 _INDEXED = "indexed_attention"  # transformers' name for layers that are full attention on the Hub: Dots 3's, Qwen 4's
+# Types whose router takes the sigmoid of its scores in transformers, which keeps no key for it: its converters take a softmax then.
+_BY_SIGMOID = frozenset({"deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "solar_open"})
 _BREAK = "img_break_tok_id"  # of the converter's class for Pixtral's tower, which writes that token's embedding too
 
 
@@ -33,6 +35,8 @@ def as_published(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dic
         whole.setdefault("n_ctx", whole["n_positions"])
     if whole.get("multi_query") and whole.get("new_decoder_architecture") is False:
         whole["num_kv_heads"] = 1  # Falcon 7B's, which says as many as it has heads, and computes with one
+    if whole.get("model_type") in _BY_SIGMOID:
+        whole.setdefault("scoring_func", "sigmoid")
     rope = whole.get("rope_parameters") or {}
     if "rotary_pct" not in whole and "full_attention" not in rope:  # GPT-NeoX' and Cohere's converters
         return {**whole, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}

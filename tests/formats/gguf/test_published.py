@@ -49,3 +49,9 @@ def test_the_one_key_and_value_head_of_a_model_of_many_queries_is_counted_as_one
     heads = {"num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True}
     assert as_published({**heads, "new_decoder_architecture": False}, {})["num_kv_heads"] == 1
     assert as_published({**heads, "new_decoder_architecture": True}, {})["num_kv_heads"] == 71
+
+
+def test_scores_that_transformers_takes_the_sigmoid_of_are_not_left_to_the_converters_softmax() -> None:
+    assert as_published({"model_type": "deepseek_v3"}, {})["scoring_func"] == "sigmoid"
+    assert as_published({"model_type": "deepseek_v3"}, {"scoring_func": "softmax"})["scoring_func"] == "softmax"
+    assert "scoring_func" not in as_published({"model_type": "deepseek_v2"}, {})
