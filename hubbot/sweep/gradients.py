@@ -8,7 +8,7 @@ is computed again, and its layers' gradients are summed. One block is resident a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -149,7 +149,9 @@ class _Walk:
                 for some in self._batches():
                     gradient[:, some] = self._through(part, some, inputs, gradient, sums.next_batch)
             _refuse_infinite(gradient, f"at the inputs of {part.name}")
-        bands = sums.bands(self._group)
+        # several sum up together, and none may leave the others waiting
+        with nullcontext() if self._group.size > 1 else self._together(f"sum up the gradients of {part.name}"):
+            bands = sums.bands(self._group)
         with self._together(f"keep the products of the gradients of {part.name}"):
             self.kept.keep_bands(part, bands)
             self.kept.step(number + 1, gradient)

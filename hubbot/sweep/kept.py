@@ -66,7 +66,7 @@ class Kept:
         if not size:
             return torch.empty(self._shape, dtype=_KEPT)
         path = self._path(f"inputs.{number}")
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.posix_fallocate(file, 0, size * _KEPT.itemsize)  # a mapped page that finds no room would end the process
         finally:
