@@ -14,6 +14,7 @@ import torch
 
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.given import Companion, Key
+from hubbot.sweep.mapped import mapped
 from hubbot.sweep.windows import Windows
 
 __all__ = ["Companions"]
@@ -87,9 +88,7 @@ class Companions:
         if new:
             self._folder.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-        shape = (len(self._tokens), companion.layout.width)
-        flat = torch.from_file(str(path), shared=new, size=shape[0] * shape[1], dtype=companion.dtype)
-        return flat.view(shape)
+        return mapped(path, (len(self._tokens), companion.layout.width), companion.dtype, written=new)
 
     def _path(self, stream: str, companion: Companion) -> Path:
         return self._folder / f"{stream}.{companion.table}"

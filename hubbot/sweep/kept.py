@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from hubbot.formats.protocol import Band
 from hubbot.model.parts import Part
 from hubbot.sweep.group import Group
+from hubbot.sweep.mapped import mapped
 
 __all__ = ["NOTHING", "Kept", "bands_of"]
 
@@ -62,16 +62,7 @@ class Kept:
 
     def inputs(self, number: int) -> torch.Tensor:
         """Of a block, mapped from a file. Raises OSError where the disk has no room for it."""
-        size = self._shape[0] * self._shape[1] * self._shape[2]
-        if not size:
-            return torch.empty(self._shape, dtype=_KEPT)
-        path = self._path(f"inputs.{number}")
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size * _KEPT.itemsize)  # a mapped page that finds no room would end the process
-        finally:
-            os.close(file)
-        return torch.from_file(str(path), shared=True, size=size, dtype=_KEPT).view(self._shape)
+        return mapped(self._path(f"inputs.{number}"), self._shape, _KEPT, written=True)
 
     def drop(self, number: int) -> None:
         self._path(f"inputs.{number}").unlink(missing_ok=True)
