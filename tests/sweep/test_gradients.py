@@ -185,7 +185,6 @@ def test_two_processes_find_what_one_finds(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr(gradients, "gradient_batch_tokens", lambda _: 2 * LENGTH)
-    monkeypatch.setattr(gradients, "DRAWS", 1)
     folder, calibration = tiny_model("llama"), windows(3, count)
     alone = measured(model_of(folder), folder, tmp_path / "alone", calibration)
     ends = exchanges(2, get_context("spawn"), slot=2**20)
