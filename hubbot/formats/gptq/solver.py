@@ -167,9 +167,9 @@ def solve_weighed(
     device, sizes = curvature.hessian.device, [len(weight) for weight in weights.values()]
     wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights.values()], dim=1)
     found: list[tuple[torch.Tensor, Grid]] = []
+    layers = dict(zip(weights, sizes, strict=True))
+    turns = [Turns(band, layers, wanted) for band in bands if not layers.keys().isdisjoint(band.rows)]
     with tf32():
-        layers = dict(zip(weights, sizes, strict=True))
-        turns = [Turns(band, layers, wanted) for band in bands if not layers.keys().isdisjoint(band.rows)]
         for turn in range(GROUPS):
             moved = torch.cat([band.rest(turn) for band in turns], dim=1)
             codes, grid = _coded(moved, curvature, layout, SWEEPS)

@@ -7,7 +7,7 @@ With G the matrix of their gradients, an error e of some outputs costs least if 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -31,10 +31,10 @@ class Turns:
         kept, places = _where(band, layers)
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(_SEED))
         self._places = places[order].to(wanted.device)
-        self._factor = _factor(band.matrix.to(wanted.device), kept[order].to(wanted.device))
         self._rest = wanted[:, self._places]
         ends = [len(places) * turn // GROUPS for turn in range(GROUPS + 1)]
         self._turns = [slice(first, last) for first, last in itertools.pairwise(ends)]
+        self._answers = _answers(_factor(band.matrix.to(wanted.device), kept[order].to(wanted.device)), self._turns)
 
     def places(self, turn: int) -> torch.Tensor:
         """int64, of the outputs whose turn it is."""
@@ -46,12 +46,8 @@ class Turns:
 
     def pass_on(self, turn: int, errors: torch.Tensor) -> None:
         """errors: what was wanted of the outputs of this turn less what they were rounded to, [in, outputs]."""
-        own, later = self._turns[turn], slice(self._turns[turn].stop, None)
         if turn + 1 < GROUPS:
-            answer = torch.linalg.solve_triangular(
-                self._factor[later, later], self._factor[own, later], upper=True, left=False
-            )
-            self._rest[:, later].addmm_(errors, answer)
+            self._rest[:, self._turns[turn].stop :].addmm_(errors, self._answers[turn])
 
 
 def _where(band: Band, layers: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,3 +78,12 @@ def _factor(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         raise Unsupported(msg)
     factor: torch.Tensor = lower.flip(0, 1)
     return factor
+
+
+def _answers(factor: torch.Tensor, turns: Sequence[slice]) -> list[torch.Tensor]:
+    """For each turn but the last, [outputs of the turn, all later ones]: what an error asks of these."""
+    found = []
+    for own in turns[:-1]:
+        later = slice(own.stop, None)
+        found.append(torch.linalg.solve_triangular(factor[later, later], factor[own, later], upper=True, left=False))
+    return found
