@@ -34,7 +34,7 @@ def _head(made: Mapping[str, str], rows: Mapping[str, Any]) -> Iterable[str]:
     yield "**mmproj**: a test image gives the same embeddings in llama.cpp's multimodal library as in transformers, of models that see."
     yield "**base**: the sweep's perplexity is plain transformers' to 1e-6. **refused**: the plan says why, before a weight is read."
     yield ""
-    yield f"Run with {made['tools']} on {made['machine']}, {made['date']}."
+    yield f"Run with {made['tools']} on {made['machine']}, {made['date']}. {made.get('beside', '')}".rstrip()
     yield ""
     tried = [row for row in rows.values() if _was_run(row)]
     yield f"{len(tried)} of {len(rows)} architectures were run."

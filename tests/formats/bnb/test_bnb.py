@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hubbot.formats.bnb import layout, read
+from hubbot.formats.bnb.reader import reader_of
 from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import BnbSettings
@@ -113,3 +115,20 @@ def test_layers_that_are_given_four_dimensions_are_no_int8_and_told_so_in_the_pl
     assert "is given tensors of more than three dimensions, and bitsandbytes 0.50 stops at those" in str(
         found["bnb-int8"]
     )
+
+
+def test_a_cpu_with_bfloat16_reads_layers_whose_outputs_its_kernel_cannot_take(tmp_path, monkeypatch) -> None:
+    """Such a kernel packs 32 outputs at a time; here is none to compute with, but the packing stops as it does there."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    folder = write_tiny("Qwen3_5ForCausalLM", tmp_path / "tiny")
+    family = bnb_format(folder, ["bnb-nf4"], tmp_path / "out")
+    encode_all(family, folder)
+    made = family.finish()["bnb-nf4"].paths[0].parent
+    model = reader_of(made).load(made, "cpu", torch.float32)
+    layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    narrow = [layer for layer in layers if layer.out_features % 32]
+    assert 0 < len(narrow) < len(layers)
+    with torch.inference_mode():
+        for layer in narrow:
+            layer(torch.ones(1, layer.in_features))
+    assert all(layer.support_avx512bf16_for_cpu is (layer not in narrow) for layer in layers)
