@@ -25,6 +25,7 @@ from hubbot.doctor.finding import Finding, Status
 from hubbot.doctor.runtimes import runtimes_here
 from hubbot.environment import PROCESS
 from hubbot.errors import HubbotError, ToolMissing
+from hubbot.formats.gguf import compiled
 from hubbot.machine import Machine, measure_machine
 from hubbot.machine.place import REMEDIES, Place, place
 from hubbot.machine.versions import INSTALL
@@ -196,6 +197,11 @@ def _llama_cpp() -> Finding:
         return Finding(
             name="llama.cpp", status=Status.FAIL, found=f"{place.bin} lacks {', '.join(missing)}", remedy=_SETUP
         )
+    if compiled.missing():
+        lacks = (
+            f"{found}, without hubbot's own {' and '.join(compiled.missing())}: GGUF files take several times as long"
+        )
+        return Finding(name="llama.cpp", status=Status.WARN, found=lacks, remedy=_SETUP)
     return Finding(name="llama.cpp", status=Status.OK, found=found)
 
 

@@ -13,6 +13,7 @@ from hubbot.doctor import examine as doctor
 from hubbot.doctor.finding import Status
 from hubbot.doctor.runtimes import runtimes_here
 from hubbot.errors import ToolMissing
+from hubbot.formats.gguf import compiled
 from hubbot.machine import Machine
 
 GIB = 2**30
@@ -95,6 +96,18 @@ def test_a_missing_llama_cpp_fails_with_the_way_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(llamacpp, "find", nowhere)
     finding = doctor._llama_cpp()
     assert finding.status is Status.FAIL
+    assert "hubbot setup" in finding.remedy
+
+
+def test_a_llama_cpp_that_was_set_up_before_a_library_was_there_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(compiled, "source", lambda name: tmp_path / name)
+    for name in ("encoders", "descent"):
+        (tmp_path / name).write_text("another text")
+    finding = doctor._llama_cpp()
+    assert finding.status is Status.WARN
+    assert "encoders and descent" in finding.found
     assert "hubbot setup" in finding.remedy
 
 

@@ -15,18 +15,29 @@ from hubbot import llamacpp
 from hubbot.environment import compiler
 from hubbot.errors import ToolMissing
 
-__all__ = ["build", "place", "runs_here"]
+__all__ = ["build", "missing", "place", "runs_here", "source"]
 
+_SOURCES = {"encoders": "search.h", "descent": "descent.c"}
 _FLAGS = "-O3 -fno-math-errno -std=gnu11 -fPIC -shared".split()
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 _X86_LEVEL = "x86-64-v3"  # of the psABI; not `native`, as the library may move to another machine in an image
 _X86_NEEDS = frozenset("avx2 bmi1 bmi2 f16c fma movbe".split())  # as /proc/cpuinfo names what that level adds
 
 
-def place(name: str, source: Path) -> Path:
+def source(name: str) -> Path:
+    """What a library of ours is compiled from."""
+    return Path(__file__).with_name(_SOURCES[name])
+
+
+def place(name: str) -> Path:
     """Where a library lies; another text of its source has another name."""
-    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    version = hashlib.sha256(source(name).read_bytes()).hexdigest()[:12]
     return llamacpp.find().bin / f"libhubbot-{name}-{version}.so"
+
+
+def missing() -> list[str]:
+    """The libraries that are not built; what they do is then done more slowly. Raises ToolMissing without llama.cpp."""
+    return [name for name in _SOURCES if not place(name).is_file()]
 
 
 def build(text: str, into: Path, *, flags: Sequence[str], links: Sequence[str] = ()) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,15 +40,11 @@ class _Blocks(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("d", "dmin", "scale", "minimum", "steps"))
 
 
-def _source() -> Path:
-    return Path(__file__).with_name("descent.c")
-
-
 def build() -> None:
     """Compile the library into llama.cpp's build folder, unless it is there. Raises ToolMissing where that fails."""
-    place = compiled.place("descent", _source())
+    place = compiled.place("descent")
     if not place.is_file():
-        compiled.build(_source().read_text(encoding="utf-8"), place, flags=["-ffp-contract=fast"])
+        compiled.build(compiled.source("descent").read_text(encoding="utf-8"), place, flags=["-ffp-contract=fast"])
 
 
 def loops_on(tensor: torch.Tensor) -> Loops | None:
@@ -59,7 +54,7 @@ def loops_on(tensor: torch.Tensor) -> Loops | None:
 
 @cache
 def _load() -> Loops | None:
-    place = compiled.place("descent", _source())
+    place = compiled.place("descent")
     if not place.is_file() or not compiled.runs_here():
         return None
     try:

@@ -39,11 +39,7 @@ _FLAGS = ("-ffp-contract=off", "-DNDEBUG", "-w", "-Wl,-Bsymbolic")
 
 
 def _path() -> Path:
-    return compiled.place("encoders", _searches())
-
-
-def _searches() -> Path:
-    return Path(__file__).with_name("search.h")
+    return compiled.place("encoders")
 
 
 def build() -> None:
@@ -58,7 +54,7 @@ def build() -> None:
         if count != 1:
             msg = f"llama.cpp's ggml-quants.c defines {name} {count} times, not once; search.h fits another version of it."
             raise ToolMissing(msg)
-    includes = [f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", "-include", str(_searches())]
+    includes = [f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", "-include", str(compiled.source("encoders"))]
     links = [f"-L{here.bin}", "-lggml-base", f"-Wl,-rpath,{here.bin}"]
     compiled.build(text + "\n" + _HALF, _path(), flags=[*_FLAGS, *includes], links=links)
 
