@@ -106,7 +106,7 @@ def _passing(found: PlannedPass) -> str:
     draws = "once" if found.draws == 1 else f"{found.draws} times each"
     return (
         f"before the sweep: {found.tokens:,} tokens of the calibration pass forth through the model for {', '.join(found.variants)}, and back {draws}, "
-        f"no more multiplications than calibrating on {found.calibrating:,} tokens takes; rounding these variants takes about twice as long as without -e2e"
+        f"with at most the products of calibrating on {found.calibrating:,} tokens; rounding these variants takes about twice as long as without -e2e"
     )
 
 
