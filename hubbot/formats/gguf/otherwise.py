@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,7 @@ from hubbot.errors import Unsupported
 from hubbot.model.companions import modules_with_weights
 from hubbot.model.empty import config_defaults
 
-__all__ = [
-    "notes_on",
-    "refuse_other_activation",
-    "refuse_other_attention",
-    "refuse_other_experts",
-    "refuse_other_image_tokens",
-]
+__all__ = ["notes_on", "refuse_other_experts", "refuse_otherwise"]
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
@@ -36,58 +31,40 @@ _NEVER_WRITTEN = {"chameleon": range(4, 8196)}  # tokens of images, which llama.
 _OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
 
 
-def refuse_other_activation(config: Mapping[str, Any]) -> None:
-    """Raise Unsupported for another activation function than the architecture's, which llama.cpp has in its program.
-
-    Names of one function, and GELU with its approximation by tanh, count as the same.
-    """
+def refuse_otherwise(config: Mapping[str, Any]) -> None:
+    """Raise Unsupported for what a model type may have either way and llama.cpp has one way in its program."""
     text = config.get("text_config", config)
-    defaults = config_defaults(str(text.get("model_type")))
+    kind = str(text.get("model_type"))
+    asked = chain(
+        _on_activation(text, kind), _on_attention(text, kind), _on_image_tokens(config), _on_positions(text, kind)
+    )
+    for told in asked:
+        raise _untold(told)
+
+
+def _untold(told: str) -> Unsupported:
+    return Unsupported(f"{told}, and no key of a file tells it otherwise. Leave the GGUF types out of --variants.")
+
+
+def _on_activation(text: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """Another activation function than the architecture's. Names of one function, and GELU with its approximation by tanh, count as the same."""
+    defaults = config_defaults(kind)
     for key in _ACTIVATIONS:
         asked, own = text.get(key), defaults.get(key)
         if isinstance(asked, str) and isinstance(own, str) and _ALIKE.get(asked, asked) != _ALIKE.get(own, own):
-            msg = (
-                f"{key} of config.json is {asked!a}; llama.cpp computes {own!a} for every {text['model_type']} model, and no key of a "
-                "file tells it otherwise. Leave the GGUF types out of --variants."
-            )
-            raise Unsupported(msg)
+            yield f"{key} of config.json is {asked!a}; llama.cpp computes {own!a} for every {kind} model"
 
 
-def refuse_other_attention(config: Mapping[str, Any]) -> None:
-    """Raise Unsupported for what a model type may have either way and llama.cpp's program has one way, and another scale of attention."""
-    text = config.get("text_config", config)
-    kind = str(text.get("model_type"))
+def _on_attention(text: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """Keys that have one value there, and another scale of attention."""
     values = {**config_defaults(kind), **text}
-    found: dict[str, tuple[object, float]] = {key: (values.get(key), own) for key, own in _FIXED.get(kind, {}).items()}
+    found: dict[str, float] = dict(_FIXED.get(kind, {}))
     if kind in _SCALED:
-        found["query_pre_attn_scalar"] = (
-            values.get("query_pre_attn_scalar"),
-            _scale_of_attention(values, _SCALED[kind]),
-        )
-    for key, (asked, own) in found.items():
+        found["query_pre_attn_scalar"] = _scale_of_attention(values, _SCALED[kind])
+    for key, own in found.items():
+        asked = values.get(key)
         if isinstance(asked, bool | int | float) and asked != own:
-            msg = (
-                f"{key} of config.json is {asked}; llama.cpp computes such {kind} models with {own}, and no key of a file tells it "
-                "otherwise. Leave the GGUF types out of --variants."
-            )
-            raise Unsupported(msg)
-
-
-def refuse_other_positions(config: Mapping[str, Any]) -> None:
-    """Raise Unsupported where other blocks than llama.cpp's are without rotary positions."""
-    text = config.get("text_config", config)
-    kind = str(text.get("model_type"))
-    step = _PLAIN_EVERY.get(kind)
-    rotates = text.get("no_rope_layers")  # 1 of a block that has them
-    if step is None or not (isinstance(rotates, list) and rotates):
-        return
-    other = next((block for block, one in enumerate(rotates) if bool(one) is ((block + 1) % step == 0)), None)
-    if other is not None:
-        msg = (
-            f"no_rope_layers of config.json has {rotates[other]} for block {other}; llama.cpp computes every {step}th block of a {kind} model, and no "
-            "other, without rotary positions, and no key of a file tells it otherwise. Leave the GGUF types out of --variants."
-        )
-        raise Unsupported(msg)
+            yield f"{key} of config.json is {asked}; llama.cpp computes such {kind} models with {own}"
 
 
 def _scale_of_attention(values: Mapping[str, Any], large: int) -> int:
@@ -95,6 +72,32 @@ def _scale_of_attention(values: Mapping[str, Any], large: int) -> int:
     if values["num_hidden_layers"] == large:
         return int(values["hidden_size"] // values["num_attention_heads"])
     return int(values["head_dim"])
+
+
+def _on_image_tokens(config: Mapping[str, Any]) -> Iterator[str]:
+    """Tokens that are never written, because they are of images."""
+    never = _NEVER_WRITTEN.get(str(config.get("model_type")))
+    named = config.get("vocabulary_map")
+    of_images = {number for name, number in (named or {}).items() if str(name).startswith("IMGIMG")}
+    if never is not None and of_images != {*never}:
+        yield (
+            f"vocabulary_map of config.json names {len(of_images):,} tokens of images, which the model never writes; for llama.cpp those are tokens "
+            f"{never.start:,} to {never.stop - 1:,} of every {config['model_type']} model"
+        )
+
+
+def _on_positions(text: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """Other blocks without rotary positions."""
+    step = _PLAIN_EVERY.get(kind)
+    rotates = text.get("no_rope_layers")  # 1 of a block that has them
+    if step is None or not isinstance(rotates, list):
+        return
+    other = next((block for block, one in enumerate(rotates) if bool(one) is ((block + 1) % step == 0)), None)
+    if other is not None:
+        yield (
+            f"no_rope_layers of config.json has {rotates[other]} for block {other}; llama.cpp computes every {step}th block of a {kind} model, and no "
+            "other, without rotary positions"
+        )
 
 
 def refuse_other_experts(config: Mapping[str, Any], metadata: Collection[str]) -> None:
@@ -107,12 +110,11 @@ def refuse_other_experts(config: Mapping[str, Any], metadata: Collection[str]) -
     asked = text.get("norm_topk_prob", config_defaults(kind).get("norm_topk_prob")) if kind in _SUM_TO_ONE else None
     told = any(key.endswith(".expert_weights_norm") for key in metadata)
     if isinstance(asked, bool) and asked is not _SUM_TO_ONE[kind] and not told:
-        msg = (
+        told_of = (
             f"norm_topk_prob of config.json is {str(asked).lower()}, and llama.cpp computes every {kind} model as if it were "
-            f"{str(not asked).lower()}: the weights of a token's experts sum to one in one of the two alone, and no key of a file "
-            "tells it otherwise. Leave the GGUF types out of --variants."
+            f"{str(not asked).lower()}: the weights of a token's experts sum to one in one of the two alone"
         )
-        raise Unsupported(msg)
+        raise _untold(told_of)
 
 
 def refuse_other_image_tokens(config: Mapping[str, Any]) -> None:

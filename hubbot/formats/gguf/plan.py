@@ -17,14 +17,7 @@ from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
-from hubbot.formats.gguf.otherwise import (
-    notes_on,
-    refuse_other_activation,
-    refuse_other_attention,
-    refuse_other_experts,
-    refuse_other_image_tokens,
-    refuse_other_positions,
-)
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_experts, refuse_otherwise
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
 from hubbot.formats.gguf.rehearsal import refuse_other_texts, rehearsed, taught, with_templates
@@ -141,10 +134,7 @@ def plan_files(
     entries: how many matrices the importance matrix covers, where it is known already.
     Raises Unsupported where llama.cpp's converter cannot take the model, or llama.cpp what it makes of it.
     """
-    refuse_other_activation(facts.config)
-    refuse_other_attention(facts.config)
-    refuse_other_image_tokens(facts.config)
-    refuse_other_positions(facts.config)
+    refuse_otherwise(facts.config)
     model = _converted(facts, read, source.name)
     refuse_other_experts(facts.config, model.metadata)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))

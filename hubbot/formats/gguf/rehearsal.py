@@ -49,9 +49,18 @@ def _keys(templates: Mapping[str, str]) -> dict[str, Any]:
 def rehearsed(model: Converted, chat: Chat, work: Path) -> dict[str, Any]:
     """What llama.cpp makes of the converted model and of the source's chat before there is a weight: see `runtime.rehearse`.
 
-    Raises Unsupported where llama.cpp cannot load such a file.
+    Asked once for each file. Raises Unsupported where llama.cpp cannot load such a file.
     """
-    return _asked(model, chat, work)
+    tensors = [(tensor.name, tensor.shape, tensor.kind) for tensor in model.tensors]
+    digest = hashlib.sha256(repr((model.metadata, tensors, chat.probe, chat.prompt)).encode("utf-8", "replace"))
+    if (key := digest.hexdigest()) not in _known:
+        with hollow_file(model, work / "rehearsal.gguf") as path:
+            answer = ask_llama_cpp({"model": str(path), "rehearsal": True, "probe": chat.probe, "prompt": chat.prompt})
+        if "error" in answer:
+            msg = f"{answer['error']}. The file is what its own converter makes of this model, without the weights. Leave the GGUF types out of --variants."
+            raise Unsupported(msg)
+        _known[key] = answer
+    return _known[key]
 
 
 def refuse_other_texts(
@@ -107,16 +116,3 @@ def _values(keys: Mapping[str, bool | int]) -> dict[str, Any]:
         _TOKENIZER + name: GGUFValue(value, GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32)
         for name, value in keys.items()
     }
-
-
-def _asked(model: Converted, chat: Chat, work: Path) -> dict[str, Any]:
-    tensors = [(tensor.name, tensor.shape, tensor.kind) for tensor in model.tensors]
-    digest = hashlib.sha256(repr((model.metadata, tensors, chat.probe, chat.prompt)).encode("utf-8", "replace"))
-    if (key := digest.hexdigest()) not in _known:
-        with hollow_file(model, work / "rehearsal.gguf") as path:
-            answer = ask_llama_cpp({"model": str(path), "rehearsal": True, "probe": chat.probe, "prompt": chat.prompt})
-        if "error" in answer:
-            msg = f"{answer['error']}. The file is what its own converter makes of this model, without the weights. Leave the GGUF types out of --variants."
-            raise Unsupported(msg)
-        _known[key] = answer
-    return _known[key]

@@ -109,18 +109,16 @@ def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool)
     _refuse_experts(linears, family, gptqmodel=gptqmodel)
     if gptqmodel:
         _refuse_timm(linears)
-    names = Names(names={}, left=())
-    if gptqmodel and (head or _is_gptqmodels(linears, facts)):
-        names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
-    if not head:
-        return Layers(linears=linears, head=None, names=names, gptqmodel=gptqmodel)
-    if linears.head is None:
+    if head and linears.head is None:
         msg = (
             "gptq.lm_head asks for a quantized output head, but this model's head is its embedding. "
             "Leave gptq.lm_head out of hubbot.toml."
         )
         raise Unsupported(msg)
-    return Layers(linears=linears, head=linears.head, names=names, gptqmodel=gptqmodel)
+    names = Names(names={}, left=())
+    if gptqmodel and (head or _is_gptqmodels(linears, facts)):
+        names = names_for(linears, list(facts.tensors), definition_of(facts.folder))
+    return Layers(linears=linears, head=linears.head if head else None, names=names, gptqmodel=gptqmodel)
 
 
 def _is_gptqmodels(linears: Linears, facts: ModelFacts) -> bool:

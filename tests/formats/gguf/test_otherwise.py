@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.otherwise import (
-    notes_on,
-    refuse_other_activation,
-    refuse_other_attention,
-    refuse_other_experts,
-    refuse_other_image_tokens,
-    refuse_other_positions,
-)
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_experts, refuse_otherwise
 
 
 @pytest.mark.parametrize(
@@ -74,7 +67,7 @@ def test_stretched_positions_that_the_file_says_less_of_are_noted(key, rope, key
     ],
 )
 def test_the_architectures_own_activation_function_passes_under_any_of_its_names(model_type, key, asked):
-    refuse_other_activation({"model_type": model_type, key: asked})
+    refuse_otherwise({"model_type": model_type, key: asked})
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -83,7 +76,7 @@ def test_another_activation_function_than_the_architectures_is_refused_by_its_ke
     with pytest.raises(
         Unsupported, match=r"hidden_act of config\.json is 'gelu'; llama\.cpp computes 'silu' for every llama"
     ):
-        refuse_other_activation({"model_type": "llava", "text_config": text} if inside else text)
+        refuse_otherwise({"model_type": "llava", "text_config": text} if inside else text)
 
 
 @pytest.mark.parametrize(
@@ -106,10 +99,10 @@ def test_weights_of_experts_that_llama_cpp_sums_up_otherwise_are_refused(config,
 
 def test_tokens_of_images_that_llama_cpp_takes_for_others_fail_in_the_plan():
     images = {f"IMGIMG{number}Z": number for number in range(4, 8196)}
-    refuse_other_image_tokens({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, **images}})
-    refuse_other_image_tokens({"model_type": "llama"})
+    refuse_otherwise({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, **images}})
+    refuse_otherwise({"model_type": "llama"})
     with pytest.raises(Unsupported, match=r"names 1 tokens of images.*tokens 4 to 8,195 of every chameleon model"):
-        refuse_other_image_tokens({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, "IMGIMGAZ": 500}})
+        refuse_otherwise({"model_type": "chameleon", "vocabulary_map": {"<image>": 8711, "IMGIMGAZ": 500}})
 
 
 _LARGE = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}  # Gemma 3 27B
@@ -133,16 +126,16 @@ _LARGE = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 3
 )  # fmt: skip
 def test_attention_that_llama_cpp_has_in_its_program_otherwise_fails_in_the_plan(config, told):
     with pytest.raises(Unsupported, match=told) if told else nullcontext():
-        refuse_other_attention(config)
+        refuse_otherwise(config)
 
 
 def test_blocks_without_rotary_positions_that_are_not_llama_cpps_fail_in_the_plan():
     for fine in ({"model_type": "smollm3"}, {"model_type": "llama", "no_rope_layers": [0]}):
-        refuse_other_positions(fine)
-    refuse_other_positions(
+        refuse_otherwise(fine)
+    refuse_otherwise(
         {"model_type": "llama4", "text_config": {"model_type": "llama4_text", "no_rope_layers": [1, 1, 1, 0, 1]}}
     )
     with pytest.raises(Unsupported, match=r"has 0 for block 1; llama\.cpp computes every 4th block of a smollm3 model"):
-        refuse_other_positions({"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]})
+        refuse_otherwise({"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]})
     with pytest.raises(Unsupported, match="has 1 for block 3"):
-        refuse_other_positions({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 1]})
+        refuse_otherwise({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 1]})
