@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import platform
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hubbot import llamacpp
 from hubbot.environment import compiler
 from hubbot.errors import ToolMissing
 
-__all__ = ["build", "missing", "place", "runs_here", "source"]
+__all__ = ["build", "library", "main", "missing", "place", "source"]
 
 _SOURCES = {"encoders": "search.h", "descent": "descent.c"}
 _FLAGS = "-O3 -fno-math-errno -std=gnu11 -fPIC -shared".split()
@@ -40,8 +42,21 @@ def missing() -> list[str]:
     return [name for name in _SOURCES if not place(name).is_file()]
 
 
-def build(text: str, into: Path, *, flags: Sequence[str], links: Sequence[str] = ()) -> None:
-    """Compile a C text into a library. Raises ToolMissing where that fails."""
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """A library of ours; None where it is not built or this CPU is too old for it."""
+    path = place(name)
+    if not path.is_file() or not runs_here():
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def build(name: str, text: str, *, flags: Sequence[str], links: Sequence[str] = ()) -> None:
+    """Compile a C text into the library of that name. Raises ToolMissing where that fails."""
+    into = place(name)
     with tempfile.TemporaryDirectory(prefix="hubbot-build-") as folder:
         source, made = Path(folder) / "library.c", Path(folder) / "library.so"
         source.write_text(text, encoding="utf-8")
@@ -71,3 +86,12 @@ def runs_here() -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return flags is not None and set(flags[1].split()) >= _X86_NEEDS
+
+
+def main(build_one: Callable[[], None]) -> None:
+    """A module that builds its library, run as a program."""
+    try:
+        build_one()
+    except ToolMissing as problem:
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(problem.exit_code)

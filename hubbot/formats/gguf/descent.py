@@ -9,7 +9,6 @@ On a card hubbot/kernels/blocks.py takes their place.
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 
-from hubbot.errors import ToolMissing
 from hubbot.formats.gguf import compiled
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.state import State
@@ -42,9 +40,9 @@ class _Blocks(ctypes.Structure):
 
 def build() -> None:
     """Compile the library into llama.cpp's build folder, unless it is there. Raises ToolMissing where that fails."""
-    place = compiled.place("descent")
-    if not place.is_file():
-        compiled.build(compiled.source("descent").read_text(encoding="utf-8"), place, flags=["-ffp-contract=fast"])
+    if not compiled.place("descent").is_file():
+        text = compiled.source("descent").read_text(encoding="utf-8")
+        compiled.build("descent", text, flags=["-ffp-contract=fast"])
 
 
 def loops_on(tensor: torch.Tensor) -> Loops | None:
@@ -54,13 +52,8 @@ def loops_on(tensor: torch.Tensor) -> Loops | None:
 
 @cache
 def _load() -> Loops | None:
-    place = compiled.place("descent")
-    if not place.is_file() or not compiled.runs_here():
-        return None
-    try:
-        return Loops(ctypes.CDLL(str(place)))
-    except OSError:
-        return None
+    library = compiled.library("descent")
+    return Loops(library) if library else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +132,4 @@ def _shared(out: int, call: Callable[..., None]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        build()
-    except ToolMissing as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
+    compiled.main(build)

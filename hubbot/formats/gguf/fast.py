@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,13 +36,9 @@ _HALF = "static uint16_t half_of(float value) { return GGML_FP32_TO_FP16(value);
 _FLAGS = ("-ffp-contract=off", "-DNDEBUG", "-w", "-Wl,-Bsymbolic")
 
 
-def _path() -> Path:
-    return compiled.place("encoders")
-
-
 def build() -> None:
     """Compile the library into llama.cpp's build folder, unless it is there. Raises ToolMissing where that fails."""
-    if _path().is_file():
+    if compiled.place("encoders").is_file():
         return
     here = llamacpp.find()
     ggml = here.source / "ggml"
@@ -56,18 +50,16 @@ def build() -> None:
             raise ToolMissing(msg)
     includes = [f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", "-include", str(compiled.source("encoders"))]
     links = [f"-L{here.bin}", "-lggml-base", f"-Wl,-rpath,{here.bin}"]
-    compiled.build(text + "\n" + _HALF, _path(), flags=[*_FLAGS, *includes], links=links)
+    compiled.build("encoders", text + "\n" + _HALF, flags=[*_FLAGS, *includes], links=links)
 
 
 @cache
 def encoder(kind: int) -> Any | None:
     """The fast encoder of a ggml type, or None where ggml's own has to do."""
     name = _ENCODERS.get(kind)
-    if name is None or plain_encoders() or not _path().is_file() or not compiled.runs_here():
-        return None
-    try:
-        function = getattr(ctypes.CDLL(str(_path())), name)
-    except (OSError, AttributeError):
+    library = None if name is None or plain_encoders() else compiled.library("encoders")
+    function = getattr(library, name, None) if library and name else None
+    if function is None:
         return None
     function.restype = ctypes.c_size_t
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
@@ -101,8 +93,4 @@ def _same(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        build()
-    except ToolMissing as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
+    compiled.main(build)
