@@ -40,9 +40,10 @@ def facts_of(source: Source, settings: Settings, work: Path) -> ModelFacts:
     return facts
 
 
-def examine(facts: ModelFacts) -> ModelFacts:
+def examine(facts: ModelFacts, *, gradients: bool = False) -> ModelFacts:
     """Compare everything that can disagree before a weight is read, and walk the model without its weights.
 
+    gradients: whether they are to pass back through its blocks, too.
     Returns the facts with what only the built model knows. Raises SourceRefused and Unsupported, by name and value.
     """
     found = agreed(facts)
@@ -54,7 +55,7 @@ def examine(facts: ModelFacts) -> ModelFacts:
         found,
         stream_width=passing.stream_width,
         companions=passing.companion_bytes,
-        undifferentiated=obstacle(walked) if passing.alone else None,
+        undifferentiated=obstacle(walked) if gradients and passing.alone else None,
         conversation=conversation(facts.chat_templates, tokenizer),
     )
 

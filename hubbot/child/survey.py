@@ -13,7 +13,7 @@ from hubbot.child.source import describe, examine, facts_of
 from hubbot.domain import Variant
 from hubbot.environment import PROCESS
 from hubbot.errors import Unsupported
-from hubbot.formats import costs_of, overflows_of, put_in_place
+from hubbot.formats import costs_of, overflows_of, put_in_place, weighed_by_gradients
 from hubbot.formats.names import parse_wanted
 from hubbot.formats.protocol import Cost, large_notes
 from hubbot.machine import Machine, measure_machine
@@ -32,7 +32,8 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
     source, settings, work = question.source, question.settings, question.work
     facts = facts_of(source, settings, work)
     wanted = parse_wanted(settings.variants)
-    facts = examine(facts)
+    weighed = weighed_by_gradients([one.variant for one in wanted], settings.model_dump(mode="json"))
+    facts = examine(facts, gradients=bool(weighed))
     description = describe(facts)
     PROCESS["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a plan asks the driver for a GPU and starts no CUDA
     device = device_elsewhere(settings) if question.elsewhere else settle_device(settings.device)

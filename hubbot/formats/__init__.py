@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from hubbot.model import ModelFacts
     from hubbot.model.finite import Large
 
-__all__ = ["FAMILIES", "calibration_needs", "costs_of", "open_formats", "overflows_of", "put_in_place"]
+__all__ = [
+    "FAMILIES",
+    "calibration_needs",
+    "costs_of",
+    "open_formats",
+    "overflows_of",
+    "put_in_place",
+    "weighed_by_gradients",
+]
 
 FAMILIES: dict[Family, FamilyModule[Any]] = {
     Family.GGUF: gguf,
@@ -49,6 +57,11 @@ def calibration_needs(variants: Iterable[_Told], config: Mapping[str, Any]) -> N
         return FAMILIES[family].needs(section if isinstance(section, Mapping) else {}, names[family])
 
     return max(map(needs, names), key=lambda wanted: wanted.value, default=Needs.NOTHING)
+
+
+def weighed_by_gradients(variants: Sequence[Variant], config: Mapping[str, Any]) -> list[Variant]:
+    """Those that a pass forth and back is made for. config: as `calibration_needs` takes it."""
+    return [variant for variant in variants if calibration_needs([variant], config) is Needs.GRADIENTS]
 
 
 def costs_of(
@@ -132,6 +145,5 @@ def _by_family(variants: Sequence[Variant]) -> dict[Family, list[Variant]]:
 
 def _by_gradients(variants: Sequence[Variant], settings: Settings) -> Iterator[list[Variant]]:
     """Those that want none, and those that do."""
-    config = settings.model_dump(mode="json")
-    weighed = [variant for variant in variants if calibration_needs([variant], config) is Needs.GRADIENTS]
+    weighed = weighed_by_gradients(variants, settings.model_dump(mode="json"))
     yield from filter(None, ([variant for variant in variants if variant not in weighed], weighed))

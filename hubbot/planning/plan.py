@@ -17,8 +17,8 @@ from pydantic import PlainSerializer, PlainValidator
 
 from hubbot.domain import Family, Source, Variant
 from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupported
-from hubbot.formats import FAMILIES, calibration_needs
-from hubbot.formats.protocol import Cost, Needs
+from hubbot.formats import FAMILIES, weighed_by_gradients
+from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts
 from hubbot.planning.needs import (
@@ -218,8 +218,7 @@ def _probing(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> 
 
 
 def _passing(variants: Sequence[Variant], estimate: _Estimate) -> PlannedPass | None:
-    config = shaping(estimate.settings)
-    asking = [variant.name for variant in variants if calibration_needs([variant], config) is Needs.GRADIENTS]
+    asking = [variant.name for variant in weighed_by_gradients(variants, shaping(estimate.settings))]
     if not asking:
         return None
     found = pass_of_gradients(estimate.facts, estimate.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from hubbot.child import source
+from hubbot.child.messages import SurveyQuestion
+from hubbot.child.survey import survey
 from hubbot.domain import Gptq, Packed
 from hubbot.errors import Unsupported
 from hubbot.formats import costs_of, open_formats
@@ -18,7 +22,7 @@ from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.names import find_variant, parse_variant, parse_variants
 from hubbot.formats.protocol import VariantFiles
 from hubbot.model import read_facts
-from hubbot.settings import Settings
+from hubbot.settings import Settings, load_settings
 from hubbot.sweep import gradients
 from hubbot.sweep.walk import SweepResult
 from tests.quantized import encode_all, gptq_format, source_of
@@ -143,6 +147,23 @@ def test_blocks_that_torch_passes_nothing_back_through_are_refused_in_the_plan(n
     assert not isinstance(costs[PLAIN], Unsupported)
     assert "derivative for aten::x" in str(costs[WEIGHED])
     assert str(costs[WEIGHED]).endswith(f"Ask for {PLAIN}.")
+
+
+def test_whether_gradients_pass_back_is_looked_into_where_a_variant_asks_for_them_and_nowhere_else(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "obstacle", lambda _: "NotImplementedError: derivative for aten::x")
+
+    def failed(names: str) -> list[str]:
+        settings = load_settings(None, {"variants": names})
+        asked = SurveyQuestion(
+            source=source_of(tiny_model("llama")), settings=settings, work=tmp_path / "work", out=tmp_path / "out"
+        )
+        return [one.name for one in survey(asked).plan.failed]
+
+    assert failed(f"{PLAIN},{WEIGHED}") == [WEIGHED]
+    monkeypatch.setattr(source, "obstacle", lambda _: pytest.fail("nothing asked for gradients"))
+    assert failed(PLAIN) == []
 
 
 @pytest.mark.slow
