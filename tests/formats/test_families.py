@@ -148,6 +148,13 @@ def test_what_a_family_makes_is_what_it_said_and_is_read_back(family, llama, tmp
         assert reading.check.loaded, reading.check.error
         assert reading.check.passed
         assert [len(tokens) for tokens in reading.continuations] == [2]
+    first = finished[MADE[family][0]].paths
+
+    def said(*prompts: list[int]) -> list[tuple[int, ...]]:
+        return list(FAMILIES[family].read(first, None, prompts=prompts, new_tokens=4, device="cpu").continuations)
+
+    prompts = [[5, 6, 7], [9], [4, 8, 5, 6, 11]]  # at once, and each alone
+    assert said(*prompts) == [one for prompt in prompts for one in said(prompt)]
 
 
 def test_a_variant_that_cannot_be_made_is_refused_by_itself(tmp_path) -> None:

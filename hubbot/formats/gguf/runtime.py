@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,15 @@ _LONGEST = 600  # characters of llama.cpp's own words
 _AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
 _SHORT = 32  # tokens of a rehearsal
 _LOAD_PLAINLY = 0  # LLAMA_LOAD_MODE_NONE: what is not allocated cannot be mapped
+
+
+class _Placed(NamedTuple):
+    """A token where it stands: position in which sequence; wanted: the logits behind it."""
+
+    token: int
+    position: int
+    sequence: int
+    wanted: bool
 
 
 class Runtime:
@@ -62,7 +71,7 @@ class Runtime:
         self.vocab_size = int(api.llama_vocab_n_tokens(self._vocab))
         self._threads = threads
         self._context: Any = None
-        self._length = 0
+        self._room = (0, 0)  # of the context: tokens of a sequence, sequences
 
     def _hear(self, level: int, text: bytes, data: Any) -> None:  # noqa: ARG002
         """Keep errors, and let them stand on standard error too: after a crash they are all there is."""
@@ -75,21 +84,22 @@ class Runtime:
         words = "; ".join(dict.fromkeys(map(without_folders, self._errors)))[:_LONGEST]
         return ValueError(f"llama.cpp {what}: {words}" if words else f"llama.cpp {what}")
 
-    def _open(self, length: int) -> None:
-        """A context of just this length: rope by LongRoPE goes by the context's, not by the text's."""
-        if length == self._length:
+    def _open(self, length: int, sequences: int = 1) -> None:
+        """A context of just this length for each: rope by LongRoPE goes by the context's, not by the text's."""
+        if (length, sequences) == self._room:
             return
         api = self._api
         if self._context:
             api.llama_free(self._context)
         asked = api.llama_context_default_params()
-        asked.n_ctx = asked.n_batch = length
-        asked.n_ubatch = min(length, _AT_ONCE)
+        asked.n_ctx = asked.n_batch = length * sequences
+        asked.n_seq_max = sequences
+        asked.n_ubatch = min(length * sequences, _AT_ONCE)
         asked.n_threads = asked.n_threads_batch = self._threads
         asked.type_k = asked.type_v = _F32
         asked.flash_attn_type = _FLASH_ATTENTION_OFF
         asked.swa_full = True
-        self._length, self._context = length, api.llama_init_from_model(self._model, asked)
+        self._room, self._context = (length, sequences), api.llama_init_from_model(self._model, asked)
         if not self._context:
             raise self._refused(f"cannot open a context of {length} tokens")
 
@@ -101,37 +111,49 @@ class Runtime:
         """float32 [rows, vocab] behind tokens `first`, `first + 1`, … of a window read from its beginning."""
         self._open(len(tokens))
         self._forget()
-        return self._decode(tokens, at=0, first=first)[:rows]
+        return self._read(tokens, at=0, first=first)[:rows]
 
-    def generate(self, tokens: Sequence[int], count: int, *, room: int, ends: Sequence[int]) -> list[int]:
-        """Up to `count` greedy tokens after `tokens`, the last one an end. room: tokens of the context."""
-        self._open(room)
+    def generate(self, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int]) -> list[list[int]]:
+        """Up to `count` greedy tokens after each prompt, the last one an end; all at once, as the weights are what takes time."""
+        self._open(max(map(len, prompts)) + count, len(prompts))
         self._forget()
-        made: list[int] = []
-        row = self._decode(tokens, at=0, first=len(tokens) - 1)[-1]
-        for _ in range(count):
-            made.append(int(row.argmax()))
-            if made[-1] in ends:
-                break
-            row = self._decode(made[-1:], at=len(tokens) + len(made) - 1, first=0)[-1]
+        made: list[list[int]] = [[] for _ in prompts]
+        batch = [
+            _Placed(token, at, number, wanted=at == len(prompt) - 1)
+            for number, prompt in enumerate(prompts)
+            for at, token in enumerate(prompt)
+        ]
+        while batch:
+            going = [placed for placed in batch if placed.wanted]
+            for placed, row in zip(going, self._decode(batch), strict=True):
+                made[placed.sequence].append(int(row.argmax()))
+            batch = [
+                _Placed(said[-1], placed.position + 1, placed.sequence, wanted=True)
+                for placed in going
+                if len(said := made[placed.sequence]) < count and said[-1] not in ends
+            ]
         return made
 
     def _forget(self) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
 
-    def _decode(self, tokens: Sequence[int], *, at: int, first: int) -> Floats:
-        """float32 [tokens from `first` on, vocab] of tokens that stand `at` a place in the text."""
+    def _read(self, tokens: Sequence[int], *, at: int, first: int) -> Floats:
+        """float32 [tokens from `first` on, vocab] of tokens that stand `at` a place in a single text."""
+        return self._decode([_Placed(token, at + i, 0, wanted=i >= first) for i, token in enumerate(tokens)])
+
+    def _decode(self, tokens: Sequence[_Placed]) -> Floats:
+        """float32 [wanted tokens, vocab]: the logits behind these."""
         api = self._api
         batch = api.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i] = int(token), at + i
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = i >= first
+            for i, placed in enumerate(tokens):
+                batch.token[i], batch.pos[i] = int(placed.token), placed.position
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, placed.sequence
+                batch.logits[i] = placed.wanted
             if api.llama_decode(self._context, batch):
                 raise self._refused("cannot run the model")
-            shape = (len(tokens) - first, self.vocab_size)
+            shape = (sum(placed.wanted for placed in tokens), self.vocab_size)
             found = np.ctypeslib.as_array(api.llama_get_logits(self._context), shape=shape)
             return np.array(found, dtype=np.float32)
         finally:
@@ -225,13 +247,13 @@ def _tokens(runtime: Runtime, probe: str, prompt: str) -> dict[str, list[int]]:
 
 def _spoken(runtime: Runtime, request: dict[str, Any], tokens: dict[str, list[int]]) -> dict[str, Any]:
     """What the model says: after the beginning of the probe text, and after every prompt."""
-    prompts, counts = [tokens["text"][:8] or [0], *request["prompts"]], (request["generate"], request["new_tokens"])
-    room = max(len(prompt) for prompt in prompts) + max(counts)
+    prompts = [tokens["text"][:8] or [0], *request["prompts"]]
     ends = request["ends"] or tokens["ends"]
-    made = [
-        runtime.generate(prompt, counts[min(number, 1)], room=room, ends=ends) for number, prompt in enumerate(prompts)
-    ]
-    return {"generated": runtime.text_of(made[0]), "continuations": made[1:]}
+    first, *made = runtime.generate(prompts, max(request["generate"], request["new_tokens"]), ends)
+    return {
+        "generated": runtime.text_of(first[: request["generate"]]),
+        "continuations": [said[: request["new_tokens"]] for said in made],
+    }
 
 
 def _reference(path: str | None) -> tuple[list[list[int]], list[Floats], int]:

@@ -78,7 +78,7 @@ class Sight(Runtime):
                     at = self._shown(chunk, features[-1], at)
                 else:
                     layout.append(tokens)
-                    logits = self._decode(tokens, at=at, first=0)
+                    logits = self._read(tokens, at=at, first=0)
                     at += len(tokens)
             said = self._go_on(logits[-1], at, generate, ends)
         return Seen(layout=layout, features=np.concatenate(features), logits=logits, said=said)
@@ -89,7 +89,7 @@ class Sight(Runtime):
             said.append(int(row.argmax()))
             if said[-1] in ends:
                 break
-            row = self._decode(said[-1:], at=at + len(said) - 1, first=0)[-1]
+            row = self._read(said[-1:], at=at + len(said) - 1, first=0)[-1]
         return said
 
     @contextmanager
