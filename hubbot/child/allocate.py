@@ -92,6 +92,7 @@ def _probed(question: AllocateQuestion, facts: ModelFacts, groups: Groups, calib
         calibration=calibration,
         evaluation=calibration.only(slice(max(1, TOKENS // calibration.length))),
         what=f"{len(groups)} probes",
+        resumable=question.resumable,
     )
     if result.failed:
         raise Unsupported(next(iter(result.failed.values())))

@@ -82,6 +82,7 @@ def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAn
         references=references,
         conversations=spoken,
         group=group,
+        resumable=question.resumable,
     )
     return MakeAnswer(
         calibration=text,

@@ -76,6 +76,7 @@ class SurveyQuestion:
     work: Path
     out: Path
     elsewhere: bool = False  # the budgets describe the machine that will do the work; it is not this one
+    text_bytes: int | None = None  # of a local evaluation text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +134,7 @@ class MakeQuestion:
     out: Path
     variants: tuple[str, ...]
     texts: Texts
+    resumable: bool = True  # there is room for checkpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +239,7 @@ class AllocateQuestion:
     mixes: tuple[str, ...]
     text: Text | None  # of the calibration
     at_once: int  # probes that one walk carries
+    resumable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from hubbot.formats.names import parse_wanted
 from hubbot.formats.protocol import Cost, large_notes
 from hubbot.machine import Machine, measure_machine
 from hubbot.model import check_finite
+from hubbot.planning.needs import with_text
 from hubbot.planning.plan import device_elsewhere, plan
 from hubbot.planning.presets import Costs, resolve
 
@@ -51,7 +52,7 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
         source,
         facts,
         chosen.variants,
-        settings,
+        with_text(settings, question.text_bytes, facts.context_length),
         machine(work, question.out, settings.device if device.startswith("cuda") else device),
         chosen.costs,
         device=device,

@@ -31,6 +31,7 @@ def walk(
     conversations: Windows | None = None,
     what: str | None = None,
     group: Group = ALONE,
+    resumable: bool = True,
 ) -> SweepResult:
     """what: the variants in words, where their names would say nothing."""
     task = SweepInput(
@@ -44,6 +45,7 @@ def walk(
         references=references,
         conversations=conversations,
         group=group,
+        resumable=resumable,
     )
     telling = silently if group.rank else log.progress  # the first process tells how far it is
     return sweep(task, formats, telling, what=what)

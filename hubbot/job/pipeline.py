@@ -43,6 +43,7 @@ from hubbot.formats.gguf.naming import shards_of
 from hubbot.formats.names import fits_memory, names_made, parse_variants
 from hubbot.hub.client import Hub
 from hubbot.hub.publish.repo_release import Receipt
+from hubbot.hub.read.datasets import size_of_local
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent
@@ -50,7 +51,7 @@ from hubbot.job.resume import finished, forget_sweeps, keep_answer, kept_answer,
 from hubbot.job.texts import conversations_of, evaluation_text, fetch_texts
 from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
-from hubbot.planning.plan import Plan, PlannedProbing, require
+from hubbot.planning.plan import Plan, PlannedProbing, PlannedSweep, require
 from hubbot.record.file import FILE_NAME, write_record
 from hubbot.release.gate import gate
 from hubbot.release.licence import judge_licence, require_licence
@@ -126,9 +127,9 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
             with clock.stage("types"):
                 typed = _typed(job, _types(job, call, source, texts, survey.plan.probing))
         made = []
-        for work, variants in _sweeps(typed, source, texts, survey.plan).items():
+        for work, planned in _sweeps(typed, source, texts, survey.plan).items():
             with clock.stage("sweep"):
-                made.append(_sweep(typed, call, source, texts, variants, work))
+                made.append(_sweep(typed, call, source, texts, planned, work))
         with clock.stage("hash"):
             record = recorded(
                 made,
@@ -231,7 +232,14 @@ def _texts(job: Run, source: Source) -> Texts:
 
 
 def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
-    question = SurveyQuestion(source=source, settings=job.settings, work=job.work, out=job.out, elsewhere=elsewhere)
+    question = SurveyQuestion(
+        source=source,
+        settings=job.settings,
+        work=job.work,
+        out=job.out,
+        elsewhere=elsewhere,
+        text_bytes=size_of_local(job.settings.evaluation),
+    )
     found = _ask(
         job, call, SURVEY, question, readable=[Path(source.folder)], seconds=_SURVEY, memory=_of_survey(job.settings)
     )
@@ -256,6 +264,7 @@ def _types(
         mixes=tuple(mixes),
         text=texts.calibration,
         at_once=probing.at_once,
+        resumable=probing.resumable,
     )
     seconds = _patience(source, probing.probes)
     types = _ask(job, call, ALLOCATE, question, readable=[Path(source.folder)], seconds=seconds).types
@@ -270,28 +279,34 @@ def _typed(job: Run, types: Mapping[str, dict[str, GgufType]]) -> Run:
     return replace(job, settings=job.settings.model_copy(update={"gguf": gguf}))
 
 
-def _sweeps(job: Run, source: Source, texts: Texts, plan: Plan) -> dict[Path, tuple[str, ...]]:
-    """The folder of every sweep -> its variants. What sweeps of other jobs have left is dropped: the plan counts on its room."""
+def _sweeps(job: Run, source: Source, texts: Texts, plan: Plan) -> dict[Path, PlannedSweep]:
+    """The folder of every sweep -> what is planned of it. What sweeps of other jobs have left is dropped: the plan counts on its room."""
     sweeps = {}
     for number, planned in enumerate(plan.sweeps):
         folder = sweep_folder(
             job.work, number, source=source, settings=job.settings, texts=texts.digests, variants=planned.variants
         )
-        sweeps[folder] = planned.variants
+        sweeps[folder] = planned
     forget_sweeps(job.work, but=sweeps)
     return sweeps
 
 
-def _sweep(job: Run, call: Call, source: Source, texts: Texts, variants: tuple[str, ...], work: Path) -> MakeAnswer:
+def _sweep(job: Run, call: Call, source: Source, texts: Texts, planned: PlannedSweep, work: Path) -> MakeAnswer:
     if kept := kept_answer(work):
         return kept
     work.mkdir(parents=True, exist_ok=True)
     question = MakeQuestion(
-        source=source, settings=job.settings, work=work, out=job.out, variants=variants, texts=texts
+        source=source,
+        settings=job.settings,
+        work=work,
+        out=job.out,
+        variants=planned.variants,
+        texts=texts,
+        resumable=planned.resumable,
     )
-    seconds = _patience(source, len(variants))
+    seconds = _patience(source, len(planned.variants))
     made = _ask(job, call, MAKE, question, readable=[Path(source.folder)], seconds=seconds)
-    _refuse_others([*made.made, *made.failed], asked=variants)
+    _refuse_others([*made.made, *made.failed], asked=planned.variants)
     keep_answer(work, made)
     return made
 

@@ -35,17 +35,21 @@ __all__ = [
     "Passing",
     "Shapes",
     "as_calibrating",
+    "checkpoint_bytes",
     "evaluation_tokens",
     "pass_of_gradients",
+    "probing_checkpoint_bytes",
     "probing_need",
     "shapes_of",
     "sweep_need",
+    "with_text",
 ]
 
 _PROCESSES = 1_300_000_000  # Python, torch, transformers and llama.cpp's libraries, parent and child together
 _CUDA = 900_000_000  # a CUDA context with cuBLAS' workspace
 _LOGIT_COPIES = 5  # base and variant, as logits and as log-probabilities, and one temporary
 _TEXT_TOKENS = 350_000  # wikitext-2's test split has 280,000 to 340,000 with the usual tokenizers
+_TOKEN_BYTES = 2  # of a text, at least: English has four or more, code three, Chinese characters of three make one
 _FLOAT = 4
 _ROUNDED = 5 * 2**26 + 2**30  # rows that a probe is rounded by, in floats and doubles, and what ggml's encoders hold
 _FACTORING = (
@@ -142,9 +146,8 @@ def sweep_need(
 
     source_bytes: what fetching the model will write; 0 where it is a local folder.
     """
-    streams = _streams(variants, facts, settings)
     going_back = _passing(variants, facts, settings)
-    streams = max(streams, _FLOAT * _width(facts) * going_back.back)
+    streams = max(_streams(variants, facts, settings), _FLOAT * _width(facts) * going_back.back)
     host, computing = _working_memory(variants, shapes, costs, settings, device)
     gpu = device.startswith("cuda")
     files = sum(costs[variant.name].file_bytes for variant in variants)
@@ -155,7 +158,6 @@ def sweep_need(
         disk=source_bytes
         + files
         + folder
-        + 2 * streams  # a checkpoint is written beside the last one
         + _kept_of_gradients(going_back.forth, min(cards, len(variants)), facts, shapes)
         + (min(cards, len(variants)) + len(variants)) * _companions(facts, settings),
         ram=_PROCESSES
@@ -168,17 +170,32 @@ def sweep_need(
 def probing_need(
     probes: int, facts: ModelFacts, shapes: Shapes, settings: Settings, *, device: str, source_bytes: int
 ) -> Need:
-    """Peak of a walk that measures so many probes, a stream each: nothing is written but a checkpoint."""
-    window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
-    probed = max(1, TOKENS // window) * window
-    streams = _FLOAT * _width(facts) * (settings.calibration.samples * window + (1 + probes) * probed)
+    """Peak of a walk that measures so many probes, a stream each: nothing of what it makes is kept."""
+    streams = _probed(probes, facts, settings)
     host, computing = _working_memory((), shapes, {}, settings, device)
     gpu = device.startswith("cuda")
     return Need(
-        disk=source_bytes + 2 * streams + (1 + probes) * _companions(facts, settings),
+        disk=source_bytes + (1 + probes) * _companions(facts, settings),
         ram=_PROCESSES + streams + host + _ROUNDED + (0 if gpu else computing),
         vram=_CUDA + computing if gpu else 0,
     )
+
+
+def checkpoint_bytes(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> int:
+    """What a sweep's checkpoints take on the disk, where there is room: one is written beside the last one."""
+    return 2 * _streams(variants, facts, settings)
+
+
+def probing_checkpoint_bytes(probes: int, facts: ModelFacts, settings: Settings) -> int:
+    """The same of a walk that measures so many probes."""
+    return 2 * _probed(probes, facts, settings)
+
+
+def _probed(probes: int, facts: ModelFacts, settings: Settings) -> int:
+    """Hidden states of the calibration, and of the tokens that the original and every probe are measured on."""
+    window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
+    measured = max(1, TOKENS // window) * window
+    return _FLOAT * _width(facts) * (settings.calibration.samples * window + (1 + probes) * measured)
 
 
 def _of_further_cards(cards: int, facts: ModelFacts, settings: Settings, host: int) -> int:
@@ -259,10 +276,24 @@ def _evaluated(facts: ModelFacts, settings: Settings) -> int:
 def evaluation_tokens(settings: Settings, longest: int | None = None, *, chat: bool) -> int:
     """Of a variant's evaluation, about. longest: tokens that the model takes at once. chat: it has a chat template."""
     wanted = settings.evaluation
-    context = min(wanted.context, longest or wanted.context)
-    tokens = _TEXT_TOKENS if wanted.windows is None else wanted.windows * context
-    spoken = settings.spoken.windows * context if chat and settings.spoken else 0
-    return spoken + tokens * max(1, context // (wanted.stride or context))  # overlapping windows hold tokens twice
+    context = _window(settings, longest)
+    overlap = max(1, context // (wanted.stride or context))  # windows that hold a token
+    tokens = overlap * _TEXT_TOKENS if wanted.windows is None else wanted.windows * context
+    return tokens + (settings.spoken.windows * context if chat and settings.spoken else 0)
+
+
+def with_text(settings: Settings, text_bytes: int | None, longest: int | None) -> Settings:
+    """The settings with no more windows than an evaluation text of so many bytes may come to; None: nobody knows its size."""
+    if text_bytes is None:
+        return settings
+    wanted = settings.evaluation
+    held = -(-text_bytes // (_TOKEN_BYTES * (wanted.stride or _window(settings, longest))))
+    windows = min(held, wanted.windows or held)
+    return settings.model_copy(update={"evaluation": wanted.model_copy(update={"windows": max(1, windows)})})
+
+
+def _window(settings: Settings, longest: int | None) -> int:
+    return min(settings.evaluation.context, longest or settings.evaluation.context)
 
 
 def _statistics(variants: Sequence[Variant], settings: Settings) -> Needs:

@@ -25,7 +25,9 @@ from hubbot.planning.needs import (
     Need,
     Shapes,
     as_calibrating,
+    checkpoint_bytes,
     pass_of_gradients,
+    probing_checkpoint_bytes,
     probing_need,
     shapes_of,
     sweep_need,
@@ -90,6 +92,7 @@ class PlannedSweep:
 
     variants: tuple[str, ...]
     need: Need
+    resumable: bool  # there is room for its checkpoints, which are part of the need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,7 @@ class PlannedProbing:
     probes: int  # each carries tokens of the calibration text through the model with one group of matrices rounded
     at_once: int  # of them that one walk over the model carries
     need: Need
+    resumable: bool
 
     @property
     def walks(self) -> int:
@@ -193,7 +197,7 @@ def plan(
             for variant in variants
             if variant.name in failed
         ),
-        notes=(*notes, *_of_costs(makeable, sizes), *facts.notes),
+        notes=(*notes, *_of_costs(makeable, sizes), *facts.notes, *_without_checkpoints([*sweeps, probing])),
         refusals=(
             *_licence_refusal(licence, settings),
             *_budget_refusals(sweeps, budget),
@@ -214,7 +218,9 @@ def _probing(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> 
     at_once = probes
     while at_once > 1 and not _fits(estimate.of_probes(at_once), budget):
         at_once -= 1
-    return PlannedProbing(variants=tuple(asking), probes=probes, at_once=at_once, need=estimate.of_probes(at_once))
+    size = probing_checkpoint_bytes(at_once, estimate.facts, estimate.settings)
+    need, resumable = _with_checkpoints(estimate.of_probes(at_once), size, budget)
+    return PlannedProbing(variants=tuple(asking), probes=probes, at_once=at_once, need=need, resumable=resumable)
 
 
 def _passing(variants: Sequence[Variant], estimate: _Estimate) -> PlannedPass | None:
@@ -248,7 +254,7 @@ def _failures(
         if isinstance(cost, Unsupported):
             yield variant.name, cost
             continue
-        alone = PlannedSweep(variants=(variant.name,), need=estimate.of([variant]))
+        alone = PlannedSweep(variants=(variant.name,), need=estimate.of([variant]), resumable=False)
         if over := next(_budget_refusals([alone], budget), None):
             yield variant.name, over
 
@@ -299,6 +305,9 @@ class _Estimate:
             probes, self.facts, self.shapes, self.settings, device=self.device, source_bytes=self.fetched
         )
 
+    def checkpoints(self, variants: Sequence[Variant]) -> int:
+        return checkpoint_bytes(variants, self.facts, self.settings)
+
     def of(self, variants: Sequence[Variant]) -> Need:
         return sweep_need(
             variants,
@@ -322,8 +331,20 @@ def _cut(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> Iter
         while count > 1 and not _fits(_plus(estimate.of(waiting[:count]), kept), budget):
             count -= 1
         chosen, waiting = waiting[:count], waiting[count:]
-        yield PlannedSweep(variants=tuple(variant.name for variant in chosen), need=_plus(estimate.of(chosen), kept))
+        need, resumable = _with_checkpoints(_plus(estimate.of(chosen), kept), estimate.checkpoints(chosen), budget)
+        yield PlannedSweep(variants=tuple(variant.name for variant in chosen), need=need, resumable=resumable)
         kept += sum(estimate.costs[variant.name].file_bytes for variant in chosen)
+
+
+def _with_checkpoints(need: Need, size: int, budget: Need) -> tuple[Need, bool]:
+    """With the disk that they take, where there is room: to begin a sweep anew costs less than to make two of one."""
+    kept = _plus(need, size)
+    return (kept, True) if kept.disk <= budget.disk else (need, False)
+
+
+def _without_checkpoints(planned: Sequence[PlannedSweep | PlannedProbing | None]) -> Iterator[str]:
+    if any(one and not one.resumable for one in planned):
+        yield "the disk has no room for checkpoints: a run that is stopped in a sweep begins that sweep anew"
 
 
 def _plus(need: Need, disk: int) -> Need:

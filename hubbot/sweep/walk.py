@@ -51,6 +51,7 @@ class SweepInput:
     work: where the checkpoint of the sweep lies; the same input with the same folder goes on from it.
     references: where the first tokens' logits of every variant are kept for the load check.
     group: the processes that share the walk, each with a card, with variants and with a `work` of its own.
+    resumable: write checkpoints; the disk has room for two.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class SweepInput:
     references: References | None = None
     conversations: Windows | None = None
     group: Group = ALONE
+    resumable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +287,7 @@ class _Walk:
 
     def _save(self) -> None:
         streams = self._passage.streams if self._passage else Streams()
-        if not self._group.all_gather(self._clock.due(streams.bytes))[0]:
+        if not (self._task.resumable and self._group.all_gather(self._clock.due(streams.bytes))[0]):
             return
         start = time.monotonic()
         with timed(self.progress.seconds, "checkpoint"):

@@ -14,7 +14,7 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
 from hubbot.model import ModelFacts, TensorInfo
-from hubbot.planning.needs import pass_of_gradients, shapes_of
+from hubbot.planning.needs import evaluation_tokens, pass_of_gradients, shapes_of, with_text
 from hubbot.planning.plan import plan, require
 from hubbot.planning.plan_view import as_markdown
 from hubbot.settings import load_settings
@@ -148,6 +148,23 @@ def test_the_shape_of_a_70b_model_is_planned_for_a_card_of_24_gb():
         0.9e9 + stored + weights * (4 + 4.2 / 8) + 4 * (solving + weighing), abs=1
     )
     assert found.need.ram > 5 * 4 * 28_672**2  # for the widest Hessian's factors, which the card has no room for
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "changed", "tokens"),
+    [
+        (None, None, {}, 350_000),
+        (40_000, None, {}, 10 * 2048),  # 20,000 tokens at most
+        (40_000, 256, {}, 79 * 256),
+        (40_000, None, {"evaluation.windows": 3}, 3 * 2048),
+        (40_000, None, {"evaluation.stride": 1024}, 20 * 2048),
+        (9_000_000, None, {}, 2198 * 2048),
+        (0, None, {}, 2048),
+    ],
+)
+def test_a_text_whose_size_is_known_comes_to_no_more_windows_than_its_bytes(size, longest, changed, tokens):
+    settings = load_settings(None, changed)
+    assert evaluation_tokens(with_text(settings, size, longest), longest, chat=False) == tokens
 
 
 def test_gradients_take_disk_for_what_is_kept_of_their_pass_and_memory_for_what_passes_back(qwen):

@@ -88,6 +88,17 @@ def test_what_passes_between_blocks_and_goes_with_tokens_is_counted(planned, fac
     assert found.ram - plain.ram > 2 * streams + 40 * facts.vocab_size
 
 
+def test_a_disk_without_room_for_checkpoints_makes_no_further_sweep(planned):
+    whole = planned()
+    assert [sweep.resumable for sweep in whole.sweeps] == [True]
+    less = planned(budget__disk=str(whole.need.disk - 1))
+    require(less)
+    assert [(sweep.variants, sweep.resumable) for sweep in less.sweeps] == [(whole.sweeps[0].variants, False)]
+    assert less.need.disk < whole.need.disk - 8 * 350_000  # two of the streams of every text
+    assert [note for note in less.notes if "begins that sweep anew" in note]
+    assert not [note for note in whole.notes if "begins that sweep anew" in note]
+
+
 def test_a_later_sweep_counts_the_files_that_the_earlier_ones_left(planned, facts):
     whole = planned().need.ram
     found = planned(budget__ram=whole - 8 * facts.hidden_size * 350_000)

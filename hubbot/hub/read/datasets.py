@@ -25,11 +25,12 @@ from hubbot.log.redact import redact
 from hubbot.machine.shortage import translated_shortages
 from hubbot.settings import CalibrationSettings, ConversationSettings, EvaluationSettings
 
-__all__ = ["fetch_text"]
+__all__ = ["fetch_text", "size_of_local"]
 
 TextSettings = CalibrationSettings | EvaluationSettings | ConversationSettings
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+_PACKED = 3  # bytes of text in a byte of parquet, at most
 _LIMIT = 1800  # seconds that streaming may take
 _ATTEMPTS = 4  # at streaming, which begins anew each time
 
@@ -47,6 +48,15 @@ def fetch_text(section: TextSettings, hub: Hub, *, into: Path, characters: int |
         if path.suffix.lower() in _SUFFIXES or path.is_file():
             return _local(path, section, into, characters)
         return _streamed(section, into, characters, hub)
+
+
+def size_of_local(section: TextSettings) -> int | None:
+    """Bytes of the text of a local file, about; None where there is none."""
+    path = Path(section.dataset).expanduser()
+    if not path.is_file():
+        return None
+    packed = _PACKED if path.suffix.lower() == ".parquet" else 1
+    return packed * path.stat().st_size
 
 
 # --- local --------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def planned(run: Run) -> Plan:
         weight_bytes=64,
         device="cpu",
         variants=variants,
-        sweeps=(PlannedSweep(variants=tuple(names), need=need),),
+        sweeps=(PlannedSweep(variants=tuple(names), need=need, resumable=True),),
         need=need,
         budget=need,
         licence=judge_licence("mit"),
