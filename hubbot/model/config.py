@@ -120,7 +120,7 @@ _LISTED = frozenset({"heads", "key/value heads", "inner size", "experts", "exper
 
 
 def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The file as it is for weights that are rounded or decoded when they are read."""
+    """The file as it is for weights that are rounded or decoded when they are read, and for every caller."""
     return {
         key: _as_read(value)
         if isinstance(value, dict)
@@ -128,11 +128,14 @@ def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
         if key in _DTYPE and isinstance(value, str) and value in _READ_AS
         else value
         for key, value in values.items()
+        if key not in _OF_A_CALLER
     }
 
 
 _DTYPE = ("dtype", "torch_dtype")
 _READ_AS = {"float64": "float32", "float8_e4m3fn": "bfloat16"}
+# How the author's own program ran the model: kernels that another machine lacks, tuples that transformers trips over.
+_OF_A_CALLER = frozenset({"attn_implementation", "_attn_implementation", "return_dict", "use_return_dict"})
 
 
 def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:

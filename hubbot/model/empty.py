@@ -38,8 +38,8 @@ def build_model(folder: Path) -> PreTrainedModel:
     Raises Unsupported where transformers cannot build it, with what it says.
     """
     then = (
-        "A text model of an architecture that this transformers release knows is needed, with a config.json that it "
-        "can read; a newer hubbot may know it, or name another model."
+        "Nobody can load the model with this release of transformers: correct config.json in a copy of it if a value is wrong, "
+        "or ask the author; a newer hubbot may know it."
     )
     what = f"build a language model from {folder.name}/config.json"
     with foreign("transformers", what, then=then, kind=Unsupported):
@@ -98,11 +98,12 @@ def _without_weights() -> Iterator[None]:
 
 
 def plain_config(folder: Path) -> PretrainedConfig:
-    """transformers' configuration of a folder, as it is of decoded weights."""
+    """transformers' configuration of a folder, as it is of decoded weights, with none of its author's ways to run it."""
     config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
+        part.return_dict, part._attn_implementation = True, None
     return config
 
 

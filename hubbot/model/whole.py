@@ -25,7 +25,9 @@ def load_whole(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     config, said = plain_config(folder), read_values(folder / "config.json")
     with parts_left_out(config):
         if unquantized(said) == said:
-            model: PreTrainedModel = auto_class(config).from_pretrained(folder, dtype=dtype, local_files_only=True)
+            model: PreTrainedModel = auto_class(config).from_pretrained(
+                folder, config=config, dtype=dtype, local_files_only=True
+            )
             return model
         decoded = {name: read_tensor(folder, name, info) for name, info in read_facts(folder).tensors.items()}
         kind = type(build_model(folder))

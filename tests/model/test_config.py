@@ -90,3 +90,20 @@ def test_a_list_that_is_no_size_for_every_block_is_refused(value, tmp_path):
 def test_a_list_in_place_of_a_models_own_width_is_refused(tmp_path):
     with pytest.raises(UnsafeSource, match=r"hidden_size of config\.json must be a whole number"):
         layers(tmp_path, num_hidden_layers=2, hidden_size=[64, 64])
+
+
+def test_how_the_authors_program_ran_the_model_is_no_part_of_it(tmp_path):
+    path = tmp_path / "config.json"
+    theirs = {
+        "_attn_implementation": "flash_attention_2",
+        "attn_implementation": "flash_attention_2",
+        "return_dict": False,
+    }
+    path.write_text(
+        json.dumps(
+            {**VALUES, **theirs, "layer_types": ["full_attention"], "text_config": {**VALUES, **theirs, "n_layer": 1}}
+        )
+    )
+    values = read_config(path).values
+    assert not theirs.keys() & (values.keys() | values["text_config"].keys())
+    assert values["text_config"]["n_layer"] == 1

@@ -1,5 +1,6 @@
 """The model that is built of a configuration alone."""
 
+import json
 import re
 import resource
 from pathlib import Path
@@ -10,8 +11,10 @@ from torch import nn
 from transformers import DeepseekV3Config, Florence2Config
 from transformers.initialization import TORCH_INIT_FUNCTIONS
 
+from hubbot.errors import Unsupported
 from hubbot.model.empty import build_model
 from hubbot.model.whole import load_whole
+from tests.model.folders import change, copied
 from tests.models import make_model
 
 
@@ -48,3 +51,19 @@ def test_a_buffer_that_is_filled_after_it_was_made_has_its_values(tmp_path):
     [table] = [each for name, each in model.named_buffers() if name.endswith("pos_idx_to_embed")]
     assert torch.equal(table[:, 0], torch.arange(100.0).sin())
     assert torch.equal(table[:, 1], torch.arange(100.0).cos())
+
+
+def test_a_model_whose_author_had_another_attention_and_tuples_runs_here(tiny_model, tmp_path):
+    folder = copied(tiny_model("llama"), tmp_path)
+    change(folder / "config.json", attn_implementation="flash_attention_2", return_dict=False)
+    for model in (build_model(folder).to("meta"), load_whole(folder, torch.float32)):
+        tokens = torch.arange(4, device=model.device)[None]
+        assert model(input_ids=tokens).logits.shape[:2] == (1, 4)
+
+
+def test_a_key_that_transformers_takes_for_mistyped_is_told_with_what_to_do(tiny_model, tmp_path):
+    folder = copied(tiny_model("llama"), tmp_path)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attention_bias": None}))
+    with pytest.raises(Unsupported, match=r"'attention_bias' expected bool.*correct config.json in a copy"):
+        build_model(folder)
