@@ -20,6 +20,8 @@ from hubbot.model.strict_json import read_bytes
 
 __all__ = ["Front", "parse_front_matter", "read_front_matter"]
 
+_LOST = "\N{REPLACEMENT CHARACTER}"
+_MEND = "The author has to mend the card, from which the licence is read, or you in a copy of the model."
 _LARGEST_README = 16 * 2**20  # bytes
 _LARGEST_YAML = 512 * 2**10  # model-index of a much-evaluated model: 200 KB
 _MOST_VALUES = 50_000  # keys, words, lists and mappings in all
@@ -65,17 +67,20 @@ class Front:
 
 def read_front_matter(path: Path) -> Front:
     """The front matter of README.md. Raises UnsafeSource naming the rule that it breaks."""
+    data = read_bytes(path, _LARGEST_README)
     try:
-        text = read_bytes(path, _LARGEST_README).decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
-        msg = "README.md is not UTF-8 text, so its licence cannot be read. The author has to mend it."
-        raise UnsafeSource(msg) from None
+        text = data.decode("utf-8", "replace")  # what stands below the front matter is nothing to a machine
+        if _LOST in (_between_fences(text) or _LOST):
+            msg = f"README.md is not UTF-8 text, so its licence cannot be read. {_MEND}"
+            raise UnsafeSource(msg) from None
     return parse_front_matter(text)
 
 
 def parse_front_matter(text: str) -> Front:
     """See `read_front_matter`; text without front matter gives an empty Front."""
-    block = _between_fences(text.lstrip("\ufeff"))
+    block = _between_fences(text)
     if block is None:
         return Front()
     if len(block) > _LARGEST_YAML:
@@ -96,8 +101,8 @@ def parse_front_matter(text: str) -> Front:
 
 
 def _between_fences(text: str) -> str | None:
-    """The lines between `---` on the first line and the next `---`, as the Hub reads them."""
-    lines = text.splitlines()
+    """The lines between `---` on the first line that is not empty and the next `---`, as the Hub reads them."""
+    lines = text.lstrip("\ufeff \t\r\n").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return None
     for number, line in enumerate(lines[1:], start=1):
@@ -140,7 +145,7 @@ def _check_events(events: Iterator[Any]) -> None:
 
 
 def _broken(why: str) -> str:
-    return f"The YAML of README.md is refused: {why}. The author has to mend the card, from which the licence is read."
+    return f"The YAML of README.md is refused: {why}. {_MEND}"
 
 
 def _strings(

@@ -5,6 +5,7 @@ Templates are not run here; whoever renders one does it in jinja's sandbox and w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from hubbot.model.strict_json import read_bytes, read_object
 __all__ = [
     "LARGEST_TEMPLATE",
     "check_tokenizer",
+    "is_tiktoken",
     "mentions_chat_template",
     "read_chat_templates",
     "read_tokenizer_json",
@@ -52,7 +54,7 @@ def check_tokenizer(files: Mapping[str, Path]) -> None:
         if name in files:
             _check_content(name, read_tokenizer_json(files[name]), files)
     for name in ("tokenizer.model", "spiece.model"):
-        if name in files:
+        if name in files and not ("tokenizer.json" in files and is_tiktoken(files[name])):
             _check_sentencepiece(files[name])
     if "merges.txt" in files:
         _read_text(files["merges.txt"], _LARGEST_MERGES)
@@ -123,6 +125,7 @@ def _check_content(name: str, found: Mapping[str, Any], files: Mapping[str, Path
         raise UnsafeSource(msg)
     if name == "tokenizer.json":
         check_growth(found)
+        _check_dropout(found["model"])
     if (
         name == "tokenizer_config.json"
         and found.get("auto_map")
@@ -135,8 +138,30 @@ def _check_content(name: str, found: Mapping[str, Any], files: Mapping[str, Path
         raise UnsafeSource(msg)
 
 
+def _check_dropout(model: Mapping[str, Any]) -> None:
+    """BPE dropout is for training: merges are left out at random, so that no two readers have the same tokens."""
+    if dropout := model.get("dropout"):
+        msg = f"model.dropout of tokenizer.json is {ascii(dropout)[:20]}: it cuts the same text otherwise each time, as training alone may want. Set it to null in a copy of the model."
+        raise SourceRefused(msg)
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Whether a file is a vocabulary of tiktoken's, as Llama 3's tokenizer.model: a token in base64 and its rank, line by line."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _RANKED.match(file.read(_LONGEST_TOKEN)) is not None
+
+
+_RANKED = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
+_LONGEST_TOKEN = 1024  # bytes
+
+
 def _check_sentencepiece(path: Path) -> None:
     """A SentencePiece model is a protocol buffer whose first field is a list of pieces: it begins with 0x0A."""
+    if is_tiktoken(path):
+        msg = f"{path.name} is a vocabulary of tiktoken's, and no tokenizer.json lies beside it, which llama.cpp and hubbot read such a tokenizer from. Save the tokenizer with transformers in a copy of the model, or ask the author."
+        raise SourceRefused(msg)
     if not read_bytes(path, _LARGEST_SENTENCEPIECE).startswith(b"\x0a"):
         msg = f"{path.name} is no SentencePiece model: it does not begin with a list of pieces. The file is damaged or of another type."
         raise UnsafeSource(msg)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hubbot.errors import SourceRefused
 from hubbot.model.foreign import foreign
-from hubbot.model.tokenizer import read_tokenizer_json
+from hubbot.model.tokenizer import is_tiktoken, read_tokenizer_json
 
 __all__ = ["check_named_ids", "check_vocabulary"]
 
@@ -88,7 +88,7 @@ def _told(folder: Path) -> Iterator[tuple[str, str, int]]:
             if isinstance(entry, dict) and number.isdecimal() and len(number) < 19
         )
     for name in ("tokenizer.model", "spiece.model"):
-        if (folder / name).is_file():
+        if (folder / name).is_file() and not is_tiktoken(folder / name):
             yield from ((name, piece, number) for number, piece in enumerate(_pieces(folder / name)))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hubbot.errors import UnsafeSource
-from hubbot.model.front_matter import parse_front_matter
+from hubbot.model.front_matter import parse_front_matter, read_front_matter
 
 
 def read(yaml):
@@ -35,3 +35,18 @@ def test_a_task_and_tags_of_other_types_are_passed_over():
 def test_a_licence_is_not_guessed_at(yaml):
     with pytest.raises(UnsafeSource, match="license"):
         read(yaml)
+
+
+def test_empty_lines_before_the_front_matter_are_passed_over_as_on_the_hub():
+    assert parse_front_matter("\ufeff\n  \n---\nlicense: mit\n---\n").license == "mit"
+    assert parse_front_matter("# A model\n---\nlicense: mit\n---\n").license is None
+
+
+def test_the_licence_is_read_above_a_text_that_is_no_utf_8(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_bytes(b"---\nlicense: mit\n---\n# J\xfcrgen\n")
+    assert read_front_matter(path).license == "mit"
+    for data in (b"---\nlicense: mit\nby: J\xfcrgen\n---\n", b"# J\xfcrgen\n"):
+        path.write_bytes(data)
+        with pytest.raises(UnsafeSource, match="not UTF-8 text"):
+            read_front_matter(path)

@@ -144,3 +144,19 @@ def test_whatever_tokenizer_config_json_holds_is_read_or_one_sentence(folder, ke
     except HubbotError as error:
         said = str(error)
     assert said is None or "\n" not in said
+
+
+def test_a_vocabulary_of_tiktokens_counts_for_nothing_beside_tokenizer_json(folder):
+    (folder / "tokenizer.model").write_text("IQ== 0\r\nIg== 1\n")
+    examine(read_facts(folder))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SourceRefused, match=r"tokenizer\.model is a vocabulary of tiktoken's, and no tokenizer\.json"):
+        read_facts(folder)
+
+
+def test_a_tokenizer_that_leaves_merges_out_at_random_is_refused(folder):
+    path = folder / "tokenizer.json"
+    fast = json.loads(path.read_text())
+    path.write_text(json.dumps({**fast, "model": {**fast["model"], "dropout": 0.1}}))
+    with pytest.raises(SourceRefused, match=r"model\.dropout of tokenizer\.json is 0\.1"):
+        read_facts(folder)

@@ -7,7 +7,9 @@ does not know is Unsupported.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from hubbot.formats.gguf.pieces import sentencepiece_model
 from hubbot.formats.gguf.published import as_published, name_for
 from hubbot.model.config import read_values
 from hubbot.model.released import unquantized
+from hubbot.model.tokenizer import is_tiktoken
 
 __all__ = ["NEXT", "Captured", "Converted", "TensorFact", "convert", "convert_vision", "lossless_type"]
 
@@ -159,7 +162,7 @@ def _converted(model: Any, values: Any, heard: Sequence[str]) -> Converted:
 
 def _packable(writer: Any) -> dict[str, Any]:
     """The writer's keys. Raises ValueError where one has no place in a file: None for a number, say, off config.json."""
-    found = dict(writer.kv_data[0])
+    found = {key: _in_words(held) if key in _WORDS else held for key, held in writer.kv_data[0].items()}
     for key, held in found.items():
         if key.startswith("tokenizer."):  # made by gguf-py itself, and long
             continue
@@ -169,6 +172,15 @@ def _packable(writer: Any) -> dict[str, Any]:
             msg = f"it has {held.value!r} for {key}: {error}"
             raise ValueError(msg) from error
     return found
+
+
+# What a card lists in words, and YAML takes for numbers, dates and truths: a tag `3.1`, Norwegian as `no`.
+_WORDS = ("general.tags", "general.languages")
+
+
+def _in_words(held: Any) -> Any:
+    words = ["no" if word is False else str(word) for word in held.value]
+    return type(held)(words, held.type, held.sub_type)
 
 
 @contextmanager
@@ -237,32 +249,62 @@ def _standing_in(tensors: Mapping[str, TensorFact], read: Callable[[str], torch.
 
 @contextmanager
 def _called(folder: Path, name: str | None) -> Iterator[Path]:
-    """The folder under the model's own name: the converter reads name, version and size off the path.
-
-    With a SentencePiece model beside its files, where tokenizer.json says one and the folder has none; without what another
-    tool says of a quantization, for the weights that the converter is given are whole.
-    """
-    made = sentencepiece_model(folder)
-    as_it_is = made is None and not (folder / _QUANTIZED).exists()
-    if as_it_is and (name is None or folder.name == name):
+    """The folder under the model's own name: the converter reads name, version and size off the path."""
+    others = _for_converter(folder)
+    if not others and (name is None or folder.name == name):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="hubbot-gguf-") as shelter:
         link = Path(shelter) / (name or folder.name)
-        if as_it_is:
-            link.symlink_to(folder.resolve(), target_is_directory=True)
+        if others:
+            _link_files(folder.resolve(), link, others)
         else:
-            _link_files(folder.resolve(), link)
-        if made is not None:
-            (link / "tokenizer.model").write_bytes(made)
+            link.symlink_to(folder.resolve(), target_is_directory=True)
         yield link
 
 
-def _link_files(folder: Path, into: Path) -> None:
+def _for_converter(folder: Path) -> dict[str, bytes | None]:
+    """The files that the converter sees otherwise than the folder has them; None: not at all.
+
+    A SentencePiece model where tokenizer.json says one and the folder has none. Nothing of what another tool says of a
+    quantization, for the weights that the converter is given are whole. No vocabulary of tiktoken's under SentencePiece's
+    name. No id below zero, which stands for none and which the converter stops at. A card that all is UTF-8.
+    """
+    found: dict[str, bytes | None] = {}
+    if (made := sentencepiece_model(folder)) is not None:
+        found["tokenizer.model"] = made
+    elif is_tiktoken(folder / "tokenizer.model"):
+        found["tokenizer.model"] = None
+    if (folder / _QUANTIZED).exists():
+        found[_QUANTIZED] = None
+    card = folder / "README.md"
+    if card.is_file() and (text := (data := card.read_bytes()).decode("utf-8", "replace").encode()) != data:
+        found["README.md"] = text
+    config = read_values(folder / "config.json")
+    if (named := _without_negative_ids(config)) != config:
+        found["config.json"] = json.dumps(named).encode()
+    return found
+
+
+def _without_negative_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if not (key.endswith("_token_id") and _negative(value))}
+    if isinstance(kept.get("text_config"), dict):
+        kept["text_config"] = _without_negative_ids(kept["text_config"])
+    return kept
+
+
+def _negative(value: object) -> bool:
+    return isinstance(value, int) and value < 0
+
+
+def _link_files(folder: Path, into: Path, others: Mapping[str, bytes | None]) -> None:
     into.mkdir()
     for path in folder.iterdir():
-        if path.name != _QUANTIZED:
+        if path.name not in others:
             (into / path.name).symlink_to(path)
+    for name, data in others.items():
+        if data is not None:
+            (into / name).write_bytes(data)
 
 
 @contextmanager
@@ -351,15 +393,19 @@ def _explained(folder: Path, heard: list[str]) -> Iterator[None]:
         raise
     except Exception as error:
         # a converter of a hundred architectures raises whatever its code meets: KeyError, AssertionError, …
-        said = " ".join(str(error).split()) or type(error).__name__
-        last = f" It also said: {heard[-1]}" if heard and heard[-1] not in said else ""
-        msg = f"llama.cpp's converter cannot handle {folder.name}: {_step(said)} ({type(error).__name__}: {said[:400]}).{last[:400]} {NEXT}"
+        words = " ".join(str(error).split()) or type(error).__name__
+        step = _step(words, heard)
+        msg = (
+            f"llama.cpp's converter cannot handle {folder.name}: {step} ({type(error).__name__}: {words[:400]}). {NEXT}"
+        )
         raise Unsupported(msg) from error
 
 
-def _step(said: str) -> str:
+def _step(said: str, heard: Sequence[str]) -> str:
+    """heard: the converter's log, which has the hash of a pre-tokenizer alone."""
     if "pre-tokenizer" in said:
-        return "it does not recognize the BPE pre-tokenizer"
+        hashed = re.search(r"chkhsh:\s*([0-9a-f]{64})", "\n".join(heard))
+        return f"it does not recognize the BPE pre-tokenizer{f', whose hash is {hashed[1]}' if hashed else ''}"
     if said.startswith("Architecture") or "architecture" in said:
         return "it does not know the architecture"
     if "Can not map tensor" in said:

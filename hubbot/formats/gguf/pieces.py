@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubbot.model.tokenizer import read_tokenizer_json
+from hubbot.model.tokenizer import is_tiktoken, read_tokenizer_json
 
 __all__ = ["sentencepiece_model"]
 
@@ -27,7 +27,8 @@ def sentencepiece_model(folder: Path) -> bytes | None:
     None where the folder has its own, or tokenizer.json is of another kind, such as byte-level BPE.
     """
     path = folder / "tokenizer.json"
-    if (folder / "tokenizer.model").exists() or not path.is_file():
+    own = folder / "tokenizer.model"
+    if (own.exists() and not is_tiktoken(own)) or not path.is_file():
         return None
     found = read_tokenizer_json(path)
     bpe = found["model"]

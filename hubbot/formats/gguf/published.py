@@ -13,6 +13,9 @@ _TOWER = re.compile(r"^(model\.)?vision_tower\.(?=(embeddings|encoder|pre_layrno
 _INDEXED = "indexed_attention"  # transformers' name for layers that are full attention on the Hub: Dots 3's, Qwen 4's
 # Types whose router takes the sigmoid of its scores in transformers, which keeps no key for it: its converters take a softmax then.
 _BY_SIGMOID = frozenset({"deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "solar_open"})
+_TWICE = re.compile(
+    r"^(model\.){2,}(?=(embed_tokens|layers|norm)\.)"
+)  # saved out of a wrapper, which transformers sees through
 _BREAK = "img_break_tok_id"  # of the converter's class for Pixtral's tower, which writes that token's embedding too
 
 
@@ -22,7 +25,7 @@ def name_for(converter: object, tensors: Iterable[str]) -> Callable[[str], str]:
         return lambda name: _TOWER.sub(r"\g<0>vision_model.", name)
     if hasattr(converter, _BREAK):  # it passes over what is called the text's
         return lambda name: name.replace("language_model.", "") if name.endswith("embed_tokens.weight") else name
-    return lambda name: name
+    return lambda name: _TWICE.sub("model.", name)
 
 
 def as_published(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:

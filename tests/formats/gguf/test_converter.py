@@ -126,6 +126,32 @@ def test_what_another_tool_says_of_a_quantization_does_not_stop_whole_weights(ti
     assert convert(folder, read_facts(folder).tensors, checkpoint(folder).__getitem__).architecture == "llama"
 
 
+def test_files_that_the_converter_trips_over_are_given_to_it_as_they_are_meant(tiny_model, tmp_path):
+    plain = tiny_model("llama")
+    folder = shutil.copytree(plain, tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": -1}))
+    (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # tiktoken's, beside the tokenizer.json that counts
+    card = b"---\nlicense: mit\ntags: [llama, 3.1, 2026-01-01]\nlanguage: [no, en]\n---\n# J\xfcrgen\n"
+    (folder / "README.md").write_bytes(card)
+    found = convert(folder, read_facts(folder).tensors, checkpoint(folder).__getitem__).metadata
+    assert found["general.tags"].value == ["llama", "3.1", "2026-01-01"]
+    assert found["general.languages"].value == ["no", "en"]
+    assert "tokenizer.ggml.padding_token_id" not in found
+    theirs = convert(plain, read_facts(plain).tensors, checkpoint(plain).__getitem__).metadata
+    assert found["tokenizer.ggml.tokens"].value == theirs["tokenizer.ggml.tokens"].value
+
+
+def test_names_of_a_model_that_was_saved_out_of_a_wrapper_are_converted(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
+    wrapped = {
+        f"model.{name}" if name.startswith("model.") else name: value for name, value in checkpoint(folder).items()
+    }
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    names = {tensor.name for tensor in convert(folder, agreed(read_facts(folder)).tensors, wrapped.__getitem__).tensors}
+    assert {"token_embd.weight", "blk.1.attn_q.weight", "output_norm.weight"} <= names
+
+
 def test_what_the_model_has_no_place_for_is_in_no_file(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "tiny")
     strays = {"v_head.summary.weight": torch.ones(1, 256), "model.position_ids": torch.arange(8)}
