@@ -31,21 +31,16 @@ __all__ = [
     "split_shards",
 ]
 
-# safetensors' names of the dtypes that checkpoints hold, with bytes per element
-_ELEMENT = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+# safetensors' names of the dtypes that checkpoints hold, in the order that it writes tensors in, from last to first
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32,
+    "U32": torch.uint32, "F32": torch.float32, "C64": torch.complex64, "F64": torch.float64, "I64": torch.int64,
+    "U64": torch.uint64,
 }  # fmt: skip
-_TORCH = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
-    torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.int64: "I64", torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
-# the order that safetensors writes tensors in, from last to first
-_RANK = {
-    name: rank
-    for rank, name in enumerate("BOOL U8 I8 F8_E5M2 F8_E4M3 I16 U16 F16 BF16 I32 U32 F32 F64 I64 U64".split())
-}
+_TORCH = {dtype: name for name, dtype in _DTYPES.items()}
+_RANK = {name: rank for rank, name in enumerate(_DTYPES)}
 _COPY_CHUNK = 16 * 2**20  # bytes
 
 
@@ -60,7 +55,7 @@ class TensorSpec:
     @property
     def size(self) -> int:
         """Bytes of the tensor's elements."""
-        size = _ELEMENT[self.dtype]
+        size = _DTYPES[self.dtype].itemsize
         for extent in self.shape:
             size *= extent
         return size

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelFacts", "TensorInfo", "check_finite", "part_layout", "read_facts", "unpickle"]
 
 _WEIGHTS = frozenset({"F64", "F32", "F16", "BF16"})
+_PACKED = frozenset({"F4", "F6_E2M3", "F6_E3M2"})  # several values a byte, or parts of them
+_OF_CODES = ("_blocks", "_packed", ".qweight")  # MXFP4, compressed-tensors, GPTQ and AWQ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def read_facts(folder: Path, *, allow_pickle: bool = False) -> ModelFacts:
     tensors = read_pickled_tensors(files) if pickled else snapshot.read_tensors(files, tied=ties)
     config, left = _with_release_of(tensors, config)
     tensors, notes = _decoded(tensors, config)
-    _refuse_integers(tensors)
+    _refuse_integers(tensors, coded=config.release is not None)
     check_tokenizer(files)
     check_modules(files)
     check_named_ids(_naming_ids(files, config), config.vocab_size)
@@ -231,9 +233,18 @@ def _kv_bytes(config: ModelConfig) -> int | None:
     return 2 * config.layers * config.kv_heads * config.head_size * 2
 
 
-def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
-    """Weights must be floating point; masks and position tables may be anything."""
+def _refuse_integers(tensors: Mapping[str, TensorInfo], *, coded: bool) -> None:
+    """Weights must be floating point; masks and position tables may be anything that torch holds.
+
+    coded: whether config.json says how codes are read.
+    """
     for name, info in tensors.items():
+        if info.stored in _PACKED:
+            msg = f"{name} is stored as {info.stored}, which torch has no type for. Take it out of a copy of the model if it is no weight; otherwise the model seems to be quantized already: give the original."
+            raise SourceRefused(msg)
+        if not coded and name.endswith(_OF_CODES) and info.stored[0] in "UI":
+            msg = f"{name} is stored as {info.stored}, as codes of a quantization are, and config.json has no quantization_config that says how to read them. Put back the one that was lost if they are the original, or give the original."
+            raise SourceRefused(msg)
         if name.endswith(".weight") and info.stored not in _WEIGHTS and info.coded is None:
             msg = f"{name} is stored as {info.stored}; F64, F32, F16 or BF16 is needed. The model seems to be quantized already: give the original."
             raise SourceRefused(msg)

@@ -85,7 +85,7 @@ class VariantScores:
             ),
             top1=torch.cat(self._agrees).double().mean().item(),
             rms_dp=dp.square().mean().sqrt().item(),
-            ratio_interval=moved and (_exp(moved[0]), _exp(moved[1])),
+            ratio_interval=_ratios(moved),
             kld_interval=interval(divergence_of(means)),
             windows=means,
         )
@@ -109,6 +109,12 @@ def _window_means(kl: torch.Tensor, change: torch.Tensor, windows: torch.Tensor)
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
+
+
+def _ratios(moved: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Ends of the perplexity ratio for those of the mean change; None where a float cannot hold one."""
+    ends = moved and (_exp(moved[0]), _exp(moved[1]))
+    return ends if ends and math.isfinite(ends[1]) else None
 
 
 def _divergence(base: torch.Tensor, variant: torch.Tensor) -> torch.Tensor:

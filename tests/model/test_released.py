@@ -305,3 +305,13 @@ def test_codes_whose_configuration_was_lost_are_refused(fp8, tmp_path):
     del config["quantization_config"]
     (tmp_path / "lost" / "config.json").write_text(json.dumps(config))
     assert "is stored as F8_E4M3" in refusal(tmp_path / "lost")
+
+
+def test_mxfp4_whose_configuration_was_lost_is_told_as_codes(mxfp4, tmp_path):
+    shutil.copytree(mxfp4, tmp_path / "lost")
+    config = json.loads((mxfp4 / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "lost" / "config.json").write_text(json.dumps(config))
+    assert "_blocks is stored as U8, as codes of a quantization are, and config.json has no" in refusal(
+        tmp_path / "lost"
+    )

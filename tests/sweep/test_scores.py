@@ -59,3 +59,13 @@ def test_many_windows_are_kept_as_stretches_of_neighbours():
     assert len(windows.tokens) == 512
     assert sum(windows.tokens) == 3600
     assert max(windows.tokens) <= 12
+
+
+def test_a_ratio_whose_end_no_float_holds_has_no_interval():
+    found, base, targets = VariantScores(), torch.zeros(8, VOCABULARY).log_softmax(-1), torch.arange(8) % VOCABULARY
+    for window in range(12):
+        found.add(base, base - 650 - 10 * window, targets, window=window)
+    score = found.result(Perplexity(perplexity=5.0, stderr=0.1, tokens=1))
+    assert score.windows is not None
+    assert score.kld_interval is not None
+    assert score.ratio_interval is None

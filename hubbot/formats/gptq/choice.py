@@ -138,12 +138,12 @@ def _why(layers: Sequence[Linear], layout: Gptq) -> str:
         if found % CODES_PER_UNIT:
             return (
                 f"{linear.name} has {found} {what}; GPTQ packs {CODES_PER_UNIT} codes at a time and needs a multiple of that, "
-                f"and such layers hold too much of the model to stay at 16 bits. Leave {layout.name} out for this model; "
+                f"and such layers hold too much of the model to stay at 16 bits. Leave the variant out for this model; "
                 "GGUF types such as Q8_0 have no such limit."
             )
     columns = linear.in_features
     fitting = [size for size in (256, 128, 64, 32, 16) if size < layout.group_size and columns % size == 0]
     return (
-        f"{linear.name} has {columns} columns, not a multiple of the group size {layout.group_size} of {layout.name}. "
+        f"{linear.name} has {columns} columns, not a multiple of the group size {layout.group_size}. "
         f"Use group size {fitting[0] if fitting else -1} instead."
     )
