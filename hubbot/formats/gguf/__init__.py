@@ -93,7 +93,8 @@ def costs(
     from hubbot.formats.gguf import format as gguf
 
     text, maker = settings.calibration.name, settings.publish.maker
-    return gguf.costs(variants, source, facts, work, settings.gguf, text=text, quantized_by=maker)
+    context = min(settings.evaluation.context, facts.context_length or settings.evaluation.context)
+    return gguf.costs(variants, source, facts, work, settings.gguf, text=text, quantized_by=maker, context=context)
 
 
 def overflows(

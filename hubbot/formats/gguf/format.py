@@ -25,6 +25,7 @@ from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.naming import shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
+from hubbot.formats.gguf.otherwise import refuse_other_positions
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
 from hubbot.formats.gguf.rounded import Curvatures, write_rounded
 from hubbot.formats.gguf.snapshot import Snapshot
@@ -48,13 +49,17 @@ def costs(
     *,
     text: str = "",
     quantized_by: str | None = None,
+    context: int,
 ) -> dict[str, Cost | Unsupported]:
     """Variant name -> exact size, from headers, configuration and tokenizer alone; or why llama.cpp has no recipe for it.
 
-    text: the calibration text's name, and quantized_by: who makes the files; both stand in their headers.
-    Raises Unsupported where llama.cpp's converter cannot take the model.
+    text: the calibration text's name, and quantized_by: who makes the files; both stand in their headers. context: tokens
+    of the texts that the files are measured on.
+    Raises Unsupported where llama.cpp's converter cannot take the model, or llama.cpp reads such texts otherwise.
     """
     plan = plan_unread(variants, source, facts, work, settings, text=text, quantized_by=quantized_by)
+    names = [tensor.name for tensor in plan.model.tensors]
+    refuse_other_positions(facts.config, plan.model.metadata, names, context)
     vision = plan_vision(source, facts, Snapshot(facts).read, quantized_by=quantized_by)
     note = "; ".join(filter(None, (*plan.notes, vision.note))) or None
     found = {

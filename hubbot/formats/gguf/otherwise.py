@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,7 @@ from hubbot.errors import Unsupported
 from hubbot.model.companions import modules_with_weights
 from hubbot.model.empty import config_defaults
 
-__all__ = ["notes_on", "refuse_other_experts", "refuse_otherwise"]
+__all__ = ["notes_on", "refuse_other_experts", "refuse_other_positions", "refuse_otherwise"]
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ALIKE = {"swish": "silu"} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), "gelu")
@@ -23,11 +24,21 @@ _FIXED: dict[str, dict[str, bool]] = {
     "gpt_bigcode": {"scale_attn_weights": True},
     "bloom": {"apply_residual_connection_post_layernorm": False},
     "falcon": {"parallel_attn": True, "alibi": False},
+    "gemma3_text": {"use_bidirectional_attention": False},
 }
+_BOTH_WAYS = {
+    "is_causal": False,
+    "use_bidirectional_attention": "all",
+}  # of types that have them: every token sees all others
 # Types that config.json gives a scale of attention and a file does not -> blocks of the one size that has another than a head's.
 _SCALED = {"gemma2": 46, "gemma3_text": 62}
 _PLAIN_EVERY = {"smollm3": 4, "llama4_text": 4}  # every so manieth block has no rotary positions
 _NEVER_WRITTEN = {"chameleon": range(4, 8196)}  # tokens of images, which llama.cpp's program keeps out of answers
+_LEAVE = "Leave the GGUF types out of --variants."
+_STEP = 256  # tokens by which llama.cpp's contexts grow
+_ALIKE_ENOUGH = 0.01  # of a scale
+_BETAS = {"beta_fast": 32, "beta_slow": 1}  # of YaRN, as llama.cpp and transformers take them where none are given
+_READS_BETAS = ("grok.rope.", "mistral3.rope.")  # the architectures for which llama.cpp reads a file's
 _OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")  # of YaRN
 
 
@@ -43,7 +54,7 @@ def refuse_otherwise(config: Mapping[str, Any]) -> None:
 
 
 def _untold(told: str) -> Unsupported:
-    return Unsupported(f"{told}, and no key of a file tells it otherwise. Leave the GGUF types out of --variants.")
+    return Unsupported(f"{told}, and no key of a file tells it otherwise. {_LEAVE}")
 
 
 def _on_activation(text: Mapping[str, Any], kind: str) -> Iterator[str]:
@@ -58,6 +69,9 @@ def _on_activation(text: Mapping[str, Any], kind: str) -> Iterator[str]:
 def _on_attention(text: Mapping[str, Any], kind: str) -> Iterator[str]:
     """Keys that have one value there, and another scale of attention."""
     values = {**config_defaults(kind), **text}
+    for key, value in _BOTH_WAYS.items():
+        if text.get(key) == value:
+            yield f"{key} of config.json is {value}, so that a token sees those behind it; llama.cpp computes {kind} models as those that look back"
     found: dict[str, float] = dict(_FIXED.get(kind, {}))
     if kind in _SCALED:
         found["query_pre_attn_scalar"] = _scale_of_attention(values, _SCALED[kind])
@@ -117,18 +131,109 @@ def refuse_other_experts(config: Mapping[str, Any], metadata: Collection[str]) -
         raise _untold(told_of)
 
 
-def refuse_other_image_tokens(config: Mapping[str, Any]) -> None:
-    """Raise Unsupported where the tokens that are never written, because they are of images, are others than llama.cpp's."""
-    never = _NEVER_WRITTEN.get(str(config.get("model_type")))
-    named = config.get("vocabulary_map")
-    of_images = {number for name, number in (named or {}).items() if str(name).startswith("IMGIMG")}
-    if never is not None and of_images != {*never}:
-        msg = (
-            f"vocabulary_map of config.json names {len(of_images):,} tokens of images, which the model never writes; for llama.cpp those are tokens "
-            f"{never.start:,} to {never.stop - 1:,} of every {config['model_type']} model, and no key of a file tells it otherwise. "
-            "Leave the GGUF types out of --variants."
+def refuse_other_positions(
+    config: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str], context: int
+) -> None:
+    """Raise Unsupported where llama.cpp reads texts of `context` tokens, the evaluation's, otherwise than the model does.
+
+    metadata and tensors: names of the file's.
+    """
+    text = config.get("text_config", config)
+    told = chain(
+        _beyond_window(text, metadata, context), _untold_rope(text, metadata, tensors), _factors_of(text, context)
+    )
+    for each in told:
+        raise Unsupported(each)
+
+
+def _beyond_window(text: Mapping[str, Any], metadata: Collection[str], context: int) -> Iterator[str]:
+    window = _untold_window(text, metadata)
+    if window is not None and context > window:
+        yield (
+            f"the model looks at the last {window:,} tokens (sliding_window), llama.cpp's converter writes no window for its architecture, and the "
+            f"evaluation reads {context:,} tokens at a time, of which llama.cpp would see all. Take --context {window} or less, which both "
+            "read alike, or leave the GGUF types out of --variants."
         )
-        raise Unsupported(msg)
+
+
+def _untold_rope(text: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str]) -> Iterator[str]:
+    """Stretched positions that differ from the first tokens on."""
+    kind, rope = _rope(text)
+    if kind in ("linear", "yarn") and not _tells_rope(metadata, tensors):
+        yield f"the model stretches its rotary positions (rope_type {kind}), and llama.cpp's converter writes nothing of it for its architecture. {_LEAVE}"
+    elif kind in ("longrope", "su") and not any(key.startswith("rope_f") for key in tensors):
+        yield (
+            f"the model stretches its rotary positions by factors of its own (rope_type {kind}), and llama.cpp's converter writes none for its "
+            f"architecture. {_LEAVE}"
+        )
+    betas = tuple(rope.get(key) or own for key, own in _BETAS.items())
+    if kind == "yarn" and betas != tuple(_BETAS.values()) and not any(key.startswith(_READS_BETAS) for key in metadata):
+        yield (
+            f"the model stretches its rotary positions between channels of its own (beta_fast {betas[0]}, beta_slow {betas[1]}, rope_type yarn), and "
+            f"llama.cpp between those of 32 and 1 for its architecture. {_LEAVE}"
+        )
+    factor = _number(rope, "factor") or 1.0
+    ours, theirs = _scale_of_yarn(rope, factor), _softening(factor)
+    knows = any(key.endswith((".yarn_log_multiplier", ".scaling.attn_factor")) for key in metadata)
+    if kind == "yarn" and not knows and abs(ours / theirs - 1) > _ALIKE_ENOUGH:
+        given = next(key for key in _OWN_FACTORS if rope.get(key) is not None)
+        yield (
+            f"the model scales its attention by {ours:.4g} ({given} {rope[given]}, rope_type yarn), and llama.cpp by 1 + 0.1 ln(factor) = "
+            f"{theirs:.4g} for its architecture. {_LEAVE}"
+        )
+
+
+def _factors_of(text: Mapping[str, Any], context: int) -> Iterator[str]:
+    """LongRoPE has factors for short texts and for long ones; llama.cpp goes by the size of its context."""
+    kind, rope = _rope(text)
+    short = _short(text, rope)
+    if kind in ("longrope", "su") and short and context <= short < _padded(context):
+        yield (
+            f"the model takes its factors of short texts up to {short:,} tokens (rope_type {kind}), and llama.cpp those of long texts in every "
+            f"context beyond that, of which the smallest has {_padded(context):,} tokens. Take a --context of more than {short}, or leave the "
+            "GGUF types out of --variants."
+        )
+
+
+def _padded(context: int) -> int:
+    return -(-context // _STEP) * _STEP
+
+
+def _short(text: Mapping[str, Any], rope: Mapping[str, Any]) -> int | None:
+    key = "original_max_position_embeddings"
+    found = rope.get(key, text.get(key))
+    return found if type(found) is int and rope.get("short_factor") != rope.get("long_factor") else None
+
+
+def _scale_of_yarn(rope: Mapping[str, Any], factor: float) -> float:
+    """As transformers takes it."""
+    given, part, whole = (_number(rope, key) for key in _OWN_FACTORS)
+    if given is not None:
+        return given
+    return _softening(factor, part) / _softening(factor, whole) if part and whole else _softening(factor)
+
+
+def _softening(factor: float, share: float = 1.0) -> float:
+    return 1.0 + 0.1 * share * math.log(factor) if factor > 1 else 1.0
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    found = values.get(key)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _rope(text: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """How rotary positions are stretched; None where they are not, or by kinds of layers."""
+    found = text.get("rope_parameters") or text.get("rope_scaling")
+    rope: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    kind = rope.get("rope_type", rope.get("type"))
+    return (kind if isinstance(kind, str) and kind != "default" else None), rope
+
+
+def _tells_rope(metadata: Collection[str], tensors: Collection[str]) -> bool:
+    return any(key.endswith(".rope.scaling.type") for key in metadata) or any(
+        key.startswith("rope_f") for key in tensors
+    )
 
 
 def notes_on(
@@ -140,35 +245,34 @@ def notes_on(
 
 
 def _on_window(text: Mapping[str, Any], metadata: Collection[str]) -> Iterator[str]:
-    """Attention that slides over the text, where the converter has no key for it in this architecture."""
-    window, kinds = text.get("sliding_window"), text.get("layer_types") or ["sliding_attention"]
-    slides = type(window) is int and text.get("use_sliding_window", True) and "sliding_attention" in kinds
-    if slides and not any(key.endswith(".attention.sliding_window") for key in metadata):
+    window = _untold_window(text, metadata)
+    if window is not None:
         yield (
             f"the model looks at the last {window:,} tokens (sliding_window), and llama.cpp's converter writes no window for its "
             "architecture: llama.cpp looks at the whole text, so that longer texts come out otherwise"
         )
 
 
+def _untold_window(text: Mapping[str, Any], metadata: Collection[str]) -> int | None:
+    """Attention that slides over the text, where the converter has no key for it in this architecture."""
+    window, kinds = text.get("sliding_window"), text.get("layer_types") or ["sliding_attention"]
+    slides = text.get("use_sliding_window", True) and "sliding_attention" in kinds
+    told = any(key.endswith(".attention.sliding_window") for key in metadata)
+    return window if type(window) is int and slides and not told else None
+
+
 def _on_rope(text: Mapping[str, Any], metadata: Collection[str], tensors: Collection[str]) -> Iterator[str]:
-    """Stretched rotary positions of which a file says nothing, or less than config.json."""
-    found = text.get("rope_parameters") or text.get("rope_scaling")
-    rope: dict[str, Any] = found if isinstance(found, dict) else {}
-    kind = rope.get("rope_type", rope.get("type"))
-    if not isinstance(kind, str) or kind == "default":
-        return
-    told = any(key.endswith(".rope.scaling.type") for key in metadata) or any(
-        key.startswith("rope_f") for key in tensors
-    )
-    if kind == "dynamic" and not told:
+    """Stretched rotary positions that texts of some length have otherwise."""
+    kind, rope = _rope(text)
+    if kind == "dynamic" and not _tells_rope(metadata, tensors):
         yield "the model stretches its rotary positions for texts beyond its context (rope_type dynamic), and llama.cpp does not: such texts come out otherwise"
-    elif kind in ("linear", "longrope", "su", "yarn") and not told:
-        yield f"the model stretches its rotary positions (rope_type {kind}), and llama.cpp's converter writes nothing of it for its architecture"
-    elif kind == "longrope" and not any(key.startswith("rope_f") for key in tensors):
-        yield "the model stretches its rotary positions by factors of its own (rope_type longrope), and llama.cpp's converter writes none for its architecture"
-    given = [key for key in _OWN_FACTORS if rope.get(key) is not None]
-    if kind == "yarn" and given and not any(key.endswith(".yarn_log_multiplier") for key in metadata):
-        yield f"the model scales its attention by {given[0]} {rope[given[0]]} (rope_type yarn), and llama.cpp by 1 + 0.1 ln(factor) for its architecture"
+    if kind in ("longrope", "su") and (short := _short(text, rope)):
+        yield (
+            f"the model has factors of its rotary positions for texts of up to {short:,} tokens and others beyond (rope_type {kind}); llama.cpp goes by "
+            f"the size of its context: give it -c {short} for short texts"
+        )
+    if kind == "yarn" and rope.get("truncate") is False:
+        yield "the model does not round the channels between which its rotary positions are stretched (truncate false, rope_type yarn), and llama.cpp does: long texts come out otherwise"
 
 
 def _on_modules(folder: Path) -> Iterator[str]:

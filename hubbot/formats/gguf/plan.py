@@ -158,11 +158,10 @@ def plan_files(
         names = [v.type for v in by_type.values() if (imatrix is not None and v.type not in _PLAIN) is weighed]
         recipes = ask_recipes(model, names, work, imatrix=weighed) if names else {}
         for name, recipe in recipes.items():
+            if not isinstance(recipe, Unsupported):
+                recipe = _rounding(name, recipe, model, source.name)
             if isinstance(recipe, Unsupported):
                 refused[name] = recipe
-                continue
-            if name == "MXFP4_MOE" and MXFP4 not in recipe.kinds.values():
-                refused[name] = _without_experts(source.name)
                 continue
             shards = laid_out(name, recipe, weighed)
             planned[name] = VariantPlan(name=name, type=name, recipe=recipe, shards=shards, importance=weighed)
@@ -215,9 +214,20 @@ def _probes(variant: Gguf, plain: VariantPlan, model: Converted, facts: Facts) -
     return len(grouped(matrices))
 
 
-def _without_experts(name: str) -> Unsupported:
-    msg = f"llama-quantize rounds the experts alone in MXFP4_MOE and all else as in Q8_0, and {name} has no experts. Take Q8_0."
-    return Unsupported(msg)
+def _rounding(mix: str, recipe: Recipe, model: Converted, name: str) -> Recipe | Unsupported:
+    """The recipe; or why its file would not be what it is called, where llama.cpp leaves whole what the mix is for."""
+    kinds = set(recipe.kinds.values())
+    if mix == "MXFP4_MOE" and MXFP4 not in kinds:
+        msg = f"llama-quantize rounds the experts alone in MXFP4_MOE and all else as in Q8_0, and {name} has no experts. Take Q8_0."
+        return Unsupported(msg)
+    if mix not in _PLAIN and kinds <= {F32, F16, BF16}:
+        largest = max(model.tensors, key=lambda tensor: tensor.weights)
+        msg = (
+            f"llama.cpp rounds no matrix of this model in {mix}: {largest.name} has {largest.columns} columns and the others no more multiples "
+            "of 32, which ggml's blocks hold, so that the file would be an F16 under another name. Take F16 or BF16."
+        )
+        return Unsupported(msg)
+    return recipe
 
 
 def _static(variant: Gguf) -> Unsupported:

@@ -136,10 +136,10 @@ def _why(layers: Sequence[Linear], layout: Gptq) -> str:
     linear = next((each for each in layers if _unpacked(each) or _ungrouped(each, layout)), layers[0])
     for what, found in (("inputs", linear.in_features), ("outputs", linear.out_features)):
         if found % CODES_PER_UNIT:
+            other = " GGUF types such as Q8_0 have no such limit." if what == "outputs" else ""
             return (
                 f"{linear.name} has {found} {what}; GPTQ packs {CODES_PER_UNIT} codes at a time and needs a multiple of that, "
-                f"and such layers hold too much of the model to stay at 16 bits. Leave the variant out for this model; "
-                "GGUF types such as Q8_0 have no such limit."
+                f"and such layers hold too much of the model to stay at 16 bits. Leave the variant out for this model.{other}"
             )
     columns = linear.in_features
     fitting = [size for size in (256, 128, 64, 32, 16) if size < layout.group_size and columns % size == 0]

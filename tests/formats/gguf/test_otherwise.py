@@ -1,13 +1,16 @@
 """What llama.cpp would compute otherwise than config.json says is refused or noted before anything is made."""
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from hubbot.errors import Unsupported
-from hubbot.formats.gguf.otherwise import notes_on, refuse_other_experts, refuse_otherwise
+from hubbot.formats.gguf.otherwise import notes_on, refuse_other_experts, refuse_other_positions, refuse_otherwise
+
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 64, "short_factor": [1.0], "long_factor": [2.0]}
 
 
 @pytest.mark.parametrize(
@@ -42,12 +45,10 @@ def test_layers_behind_the_model_that_no_file_holds_are_noted(tmp_path):
         ({"rope_type": "dynamic", "factor": 4.0}, [], [], "rope_type dynamic"),
         ({"type": "linear", "factor": 4.0}, ["llama.rope.scaling.type"], [], None),
         ({"rope_type": "llama3", "factor": 8.0}, [], ["rope_freqs.weight"], None),
-        ({"rope_type": "longrope"}, ["llama.rope.scaling.type"], [], "writes none for its architecture"),
         ({"rope_type": "longrope"}, ["phi3.rope.scaling.type"], ["rope_factors_long.weight"], None),
+        (LONG, ["phi3.rope.scaling.type"], ["rope_factors_long.weight"], "give it -c 64 for short texts"),
         ({"rope_type": "yarn", "factor": 4.0}, ["llama.rope.scaling.type"], [], None),
-        ({"rope_type": "yarn", "mscale": 1.0}, ["llama.rope.scaling.type"], [], "by mscale 1.0"),
-        ({"rope_type": "yarn", "mscale": 1.0}, ["a.rope.scaling.type", "a.rope.scaling.yarn_log_multiplier"], [], None),
-        ({"rope_type": "yarn"}, [], [], "writes nothing of it"),
+        ({"rope_type": "yarn", "truncate": False}, ["llama.rope.scaling.type"], [], "truncate false"),
     ],
 )
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
@@ -139,3 +140,80 @@ def test_blocks_without_rotary_positions_that_are_not_llama_cpps_fail_in_the_pla
         refuse_otherwise({"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]})
     with pytest.raises(Unsupported, match="has 1 for block 3"):
         refuse_otherwise({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 1]})
+
+
+@pytest.mark.parametrize(
+    ("rope", "keys", "tensors", "told"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, [], [], "writes nothing of it"),
+        ({"rope_type": "linear", "factor": 4.0}, ["llama.rope.scaling.type"], [], None),
+        ({"rope_type": "yarn"}, [], [], "writes nothing of it"),
+        ({"rope_type": "longrope"}, ["llama.rope.scaling.type"], [], "writes none for its architecture"),
+        (LONG, ["phi3.rope.scaling.type"], ["rope_factors_long.weight"], "up to 64 tokens"),
+        (LONG | {"long_factor": [1.0]}, ["phi3.rope.scaling.type"], ["rope_factors_long.weight"], None),
+        (
+            LONG | {"original_max_position_embeddings": 32},
+            ["phi3.rope.scaling.type"],
+            ["rope_factors_long.weight"],
+            None,
+        ),
+        (
+            LONG | {"original_max_position_embeddings": 4096},
+            ["phi3.rope.scaling.type"],
+            ["rope_factors_long.weight"],
+            None,
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5},
+            ["a.rope.scaling.type"],
+            [],
+            "by 1.5 (attention_factor 1.5",
+        ),
+        (
+            {"rope_type": "yarn", "beta_fast": 16, "beta_slow": None},
+            ["llama.rope.scaling.type"],
+            [],
+            "(beta_fast 16, beta_slow 1",
+        ),
+        ({"rope_type": "yarn", "beta_fast": 16, "beta_slow": 2}, ["mistral3.rope.scaling.type"], [], None),
+        ({"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}, ["llama.rope.scaling.type"], [], None),
+        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.139}, ["a.rope.scaling.type"], [], None),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "mscale": 1, "mscale_all_dim": 1},
+            ["a.rope.scaling.type"],
+            [],
+            "by 1 (mscale 1",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "mscale": 1, "mscale_all_dim": 1},
+            ["a.rope.scaling.type", "a.rope.scaling.yarn_log_multiplier"],
+            [],
+            None,
+        ),
+    ],
+)
+def test_positions_that_llama_cpp_has_otherwise_from_the_first_tokens_on_fail_in_the_plan(rope, keys, tensors, told):
+    with pytest.raises(Unsupported, match=re.escape(told)) if told else nullcontext():
+        refuse_other_positions({"rope_parameters": rope}, keys, tensors, 64)
+
+
+def test_a_window_that_the_file_has_no_key_for_holds_the_evaluation_or_fails_in_the_plan():
+    config = {"model_type": "mistral", "sliding_window": 64}
+    refuse_other_positions(config, (), (), 64)
+    refuse_other_positions(config, ["a.attention.sliding_window"], (), 65)
+    with pytest.raises(Unsupported, match=r"last 64 tokens .* reads 65 tokens at a time.*Take --context 64 or less"):
+        refuse_other_positions(config, (), (), 65)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        {"model_type": "gemma4_text", "use_bidirectional_attention": "all"},
+        {"model_type": "qwen2", "is_causal": False},
+    ],
+)
+def test_attention_that_looks_ahead_fails_in_the_plan(config):
+    with pytest.raises(Unsupported, match=r"attention of config\.json is|is_causal of config\.json is False"):
+        refuse_otherwise(config)
+    refuse_otherwise({"model_type": "gemma4_text", "use_bidirectional_attention": "vision", "is_causal": True})

@@ -139,7 +139,7 @@ def test_sizes_are_known_exactly_before_anything_is_read(llama, tmp_path):
     names = ["Q4_K_M", "IQ3_M", "F16"]
     source = Source(folder=str(llama), repo=None, revision=None, files={})
     variants = [Gguf(type=name) for name in names]
-    told = costs(variants, source, read_facts(llama), tmp_path / "plan", GgufSettings(imatrix=False))
+    told = costs(variants, source, read_facts(llama), tmp_path / "plan", GgufSettings(imatrix=False), context=64)
     files, _ = make(llama, names, tmp_path / "out")
     for name in names:
         cost = told[name]

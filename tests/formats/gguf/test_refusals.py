@@ -8,12 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hubbot import llamacpp
+from hubbot.domain import Gguf, Source
 from hubbot.errors import SourceRefused, ToolMissing, Unsupported
 from hubbot.formats.gguf.check import read
 from hubbot.formats.gguf.foreign import read_gguf_as_checkpoint
+from hubbot.formats.gguf.format import costs
+from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
+from hubbot.settings import GgufSettings
 from tests.formats.gguf.chain import make, open_format
-from tests.models import make_model
+from tests.models import make_model, make_other
 
 
 @pytest.fixture
@@ -118,3 +122,20 @@ def test_an_absent_llama_cpp_is_told_with_every_place_that_was_searched(tmp_path
     finally:
         monkeypatch.undo()
         llamacpp.find.cache_clear()
+
+
+def test_a_type_in_which_no_matrix_is_rounded_is_refused_and_no_f16_bears_its_name(tmp_path):
+    odd = {"hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 5, "intermediate_size": 144}
+    folder = make_other("LlamaConfig", odd, tmp_path / "tiny")
+    facts = read_facts(folder)
+    source = Source(folder=str(folder), repo=None, revision=None, files={})
+    told = costs(
+        [Gguf(type="Q4_K_M"), Gguf(type="BF16")],
+        source,
+        facts,
+        tmp_path / "plan",
+        GgufSettings(imatrix=False),
+        context=64,
+    )
+    assert isinstance(told["BF16"], Cost)
+    assert "rounds no matrix of this model in Q4_K_M: output.weight has 80 columns" in str(told["Q4_K_M"])
