@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from hubbot.cards.escape import fence, inline, line, repo_id, shell
 from hubbot.cards.memory import context
 from hubbot.cards.python import PICTURE, PICTURE_QUESTION, QUESTION, START, python_lines
-from hubbot.cards.sight import seeing_files
+from hubbot.cards.sight import seeing_files, shows_pictures
 from hubbot.domain import Record, VariantRecord
 from hubbot.formats.gguf.naming import is_text
 from hubbot.model.architectures import sees_images
@@ -70,10 +70,10 @@ def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[
 
 def _python(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:
     """The lines of every variant, those that are the same once; of one whose lines were seen to fail, that they did."""
-    sees = sees_images(record.source.architecture)
+    sees, picture = sees_images(record.source.architecture), PICTURE if shows_pictures(record.source) else None
     also, alike = also_of(record), dict[tuple[str, str | None], list[VariantRecord]]()
     for variant in repo.variants:
-        lines = "\n".join(python_lines(where, variant.name, also=also, chat=chat, sees=sees))
+        lines = "\n".join(python_lines(where, variant.name, also=also, chat=chat, sees=sees, picture=picture))
         alike.setdefault((lines, _failed(variant)), []).append(variant)
     for number, ((_, error), variants) in enumerate(alike.items()):
         alone = also and not _row(record, variants[0], Runtime.TRANSFORMERS).reads
@@ -85,7 +85,7 @@ def _python(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[t
             continue
         first, *others = [repo.revision(variant) for variant in variants]
         python = python_lines(
-            where, variants[0].name, also=also, chat=chat, sees=sees, revision=first, revisions=others
+            where, variants[0].name, also=also, chat=chat, sees=sees, picture=picture, revision=first, revisions=others
         )
         yield title, fence("\n".join(python), "python")
 
@@ -121,7 +121,7 @@ def _server(
     names = [shell(repo.revision(variant)) for variant, other in others if other == row]
     if names:
         yield f"# other variants: --revision {' or '.join(names[:_SHOWN])}"
-    sees = chat and sees_images(record.source.architecture)
+    sees = chat and shows_pictures(record.source)
     if sees:
         yield "# your picture in the place of the address:"
     yield _request(where, 30000 if row.runtime is Runtime.SGLANG else 8000, chat=chat, sees=sees)

@@ -24,7 +24,7 @@ def python_lines(
     also: Sequence[Layout] = (),
     chat: bool = False,
     sees: bool = False,
-    picture: str = PICTURE,
+    picture: str | None = PICTURE,
     revision: str = "main",
     revisions: Sequence[str] = (),
     new_tokens: int | None = None,
@@ -34,7 +34,7 @@ def python_lines(
 
     name: Hub id or folder. also: as for `layouts_of`. chat: whether the model has a chat
     template. sees: whether it reads images beside text: where it has a chat template too, it is shown `picture`, an address
-    or a file. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
+    or a file; None: where nothing says how one is cut. revision: the branch that holds it. revisions: others, of which the reader may name one. new_tokens: how many to say.
     kernel: GPTQModel's, where it is not to choose.
     """
     shown = picture if sees and chat else None

@@ -6,11 +6,18 @@ from pathlib import PurePosixPath
 
 from hubbot.cards import figures
 from hubbot.cards.escape import code
-from hubbot.domain import File, VariantRecord
+from hubbot.domain import File, Source, VariantRecord
 from hubbot.formats.gguf.naming import VISION_KINDS, is_vision
+from hubbot.model.architectures import sees_images
+from hubbot.model.companions import PROCESSORS
 from hubbot.release.repos import Repo
 
-__all__ = ["picture_said", "seeing_files", "seeing_table"]
+__all__ = ["picture_said", "seeing_files", "seeing_table", "shows_pictures"]
+
+
+def shows_pictures(source: Source) -> bool:
+    """Whether a folder made of the source takes pictures: a class that sees alone does not say how they are cut."""
+    return sees_images(source.architecture) and any(name in source.files for name in PROCESSORS)
 
 
 def seeing_files(variant: VariantRecord) -> tuple[str, ...]:

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file
 
 from hubbot.cards.python import python_lines
+from hubbot.cards.sight import shows_pictures
 from hubbot.child.messages import Checked, CheckQuestion
 from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
-from hubbot.domain import Trial, VariantRecord
+from hubbot.domain import Source, Trial, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.images import draw_image
 from hubbot.model.architectures import sees_images
@@ -84,8 +85,7 @@ def try_as_users(
     texts = {name: _text(question.references.get(name)) for name in folders}
     trials: dict[str, list[Trial]] = {name: [] for name in checked}
     if settings.check.card and folders:
-        sees = sees_images(question.source.architecture)
-        for name, trial in _by_card(folders, texts, checked, also, chat=chat, sees=sees, device=device).items():
+        for name, trial in _by_card(folders, texts, checked, also, question.source, chat=chat, device=device).items():
             trials[name].append(trial)
     if settings.check.vllm and folders:
         for name, trial in _by_vllm(folders, texts, also, settings.check.vllm, device=device).items():
@@ -117,15 +117,16 @@ def _by_card(
     texts: Mapping[str, _Text | None],
     checked: Mapping[str, Checked],
     also: Sequence[Layout],
+    source: Source,
     *,
     chat: bool,
-    sees: bool,
     device: str,
 ) -> dict[str, Trial]:
+    sees = sees_images(source.architecture)
     command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
     environment = allowed() | ({} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""})
     with TemporaryDirectory() as place:
-        picture = _picture(next(iter(folders.values())), Path(place)) if sees else ""
+        picture = _picture(next(iter(folders.values())), Path(place)) if shows_pictures(source) else None
 
         def run(names: Sequence[str], kernel: str | None = None) -> dict[str, dict[str, Any]]:
             requests = []

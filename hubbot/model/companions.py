@@ -13,7 +13,15 @@ from typing import Any
 from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.strict_json import parse_object, read_bytes
 
-__all__ = ["check_companions", "check_modules", "is_carried", "is_fetched", "is_licence", "modules_with_weights"]
+__all__ = [
+    "PROCESSORS",
+    "check_companions",
+    "check_modules",
+    "is_carried",
+    "is_fetched",
+    "is_licence",
+    "modules_with_weights",
+]
 
 _MOST = 256  # files; an honest model has a dozen
 _LARGEST_SUM = 512 * 2**20  # bytes; the largest tokenizers have 35 MB
@@ -38,6 +46,7 @@ _CARRIED = (
     *"[0-9]*_*/config.json [0-9]*_*/model.safetensors".split(),
     *_LICENCES,
 )
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # one of them says how a picture is cut
 _READ = ("config.json", "quantize_config.json", "hf_quant_config.json", "README.md")  # by hubbot; a variant has its own
 
 

@@ -57,9 +57,9 @@ def test_a_card_shows_a_picture_to_the_server_and_starts_it_from_files_too(text:
 
 def test_the_cards_of_folders_show_a_picture_to_vllm_and_to_the_models_own_processor() -> None:
     made = seeing()
-    made = replace(made, source=replace(made.source, architecture="Gemma3ForConditionalGeneration"))
-    repos = [repo for repo in plan_repos(made, PublishSettings(namespace="test-press")) if repo.about.folder]
-    cards = [render_card(made, repo) for repo in repos]
+    source = replace(made.source, architecture="Gemma3ForConditionalGeneration")
+    made = replace(made, source=replace(source, files={**source.files, "preprocessor_config.json": sha("cut")}))
+    cards = _cards_of_folders(made)
     assert len(cards) > 1
     for card in cards:
         [server] = re.findall(r"```sh\n([^`]*vllm serve.*?)```", card, re.DOTALL)
@@ -70,6 +70,21 @@ def test_the_cards_of_folders_show_a_picture_to_vllm_and_to_the_models_own_proce
             assert "processor = AutoProcessor.from_pretrained(name" in code
             assert '{"type": "image", "url": picture}' in code
     assert "picture" not in python_lines("x", "bnb-nf4", sees=True)  # of a base model, which has no chat template
+
+
+def test_no_picture_is_shown_where_the_source_does_not_say_how_one_is_cut() -> None:
+    made = seeing()
+    made = replace(made, source=replace(made.source, architecture="Gemma3ForConditionalGeneration"))
+    for card in _cards_of_folders(made):
+        assert "AutoModelForImageTextToText.from_pretrained(name" in card  # the class that holds the weights
+        assert "tokenizer = AutoTokenizer.from_pretrained(name" in card
+        assert "picture.jpg" not in card
+        assert "image_url" not in card
+
+
+def _cards_of_folders(made: Record) -> list[str]:
+    repos = [repo for repo in plan_repos(made, PublishSettings(namespace="test-press")) if repo.about.folder]
+    return [render_card(made, repo) for repo in repos]
 
 
 def test_a_variants_size_is_that_of_its_text() -> None:

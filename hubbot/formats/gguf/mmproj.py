@@ -25,6 +25,7 @@ from hubbot.formats.gguf.naming import VISION_KINDS, vision_name
 from hubbot.formats.gguf.plan import Facts
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.model.architectures import sees_images
+from hubbot.model.companions import PROCESSORS
 from hubbot.model.parts import in_tower
 
 __all__ = ["VisionPlan", "plan_vision", "write_vision"]
@@ -49,6 +50,10 @@ def plan_vision(source: Source, facts: Facts, read: Read, *, quantized_by: str |
     architecture = str((facts.config.get("architectures") or [""])[0])
     if not sees_images(architecture):
         return VisionPlan()
+    if not any((Path(facts.folder) / name).exists() for name in PROCESSORS):
+        return VisionPlan(
+            note=_blind(f"neither {' nor '.join(PROCESSORS)}, which say how a picture is cut, lies beside it")
+        )
     llamacpp.require_multimodal()  # a file that nobody could look at is not made
     files = {}
     try:

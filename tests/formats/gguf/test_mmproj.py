@@ -14,6 +14,7 @@ from hubbot.formats.gguf import published
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.model import read_facts
+from hubbot.model.companions import PROCESSORS
 from tests.conformance.models import write_tiny
 from tests.quantized import source_of
 from tests.vision import make_vision
@@ -53,6 +54,15 @@ def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alon
     assert (plan.note or "").startswith("the GGUF files read text alone")
     assert why in (plan.note or "")
     assert "leave them out" not in (plan.note or "")
+
+
+def test_a_part_that_sees_without_a_word_on_how_pictures_are_cut_is_left_out(tmp_path: Path) -> None:
+    folder = make_vision("gemma3", tmp_path / "tiny")
+    for name in PROCESSORS:
+        (folder / name).unlink(missing_ok=True)
+    plan = plan_vision(source_of(folder), (facts := read_facts(folder)), Snapshot(facts).read)
+    assert not plan.files
+    assert "neither preprocessor_config.json nor processor_config.json" in (plan.note or "")
 
 
 def test_the_end_of_pixtrals_lines_is_a_row_of_the_embeddings_that_the_converter_is_shown(
