@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from hubbot.model.absent import absent_part_of, absent_parts
 from hubbot.model.empty import build_model, is_tied
 from hubbot.model.mapping import CheckpointMap, Group, map_checkpoint
 from hubbot.model.parts import PartKind, part_layout_of
+from hubbot.model.rotation import rotated_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,8 +49,16 @@ def agreed(facts: ModelFacts) -> ModelFacts:
     _refuse_shapes(model, checkpoint, facts)
     refuse_gaps(model, checkpoint, facts.tensors)
     unused = _unused(model, checkpoint.group_of, facts)
-    notes = (*facts.notes, *_absent(model, facts), *_notes_on(unused, model, facts))
+    notes = (*facts.notes, *_absent(model, facts), *_notes_on(unused, model, facts), *_on_rotation(model, facts))
     return replace(facts, tied=is_tied(model), twins=_twins(model, places), unused=unused, notes=notes)
+
+
+def _on_rotation(model: PreTrainedModel, facts: ModelFacts) -> Iterator[str]:
+    if share := rotated_whole(model):
+        yield (
+            f"config.json asks for rotary positions of {share:g} of each head (partial_rotary_factor), and transformers' {facts.architecture} "
+            "rotates all of it: so it is measured; vLLM may go by the key"
+        )
 
 
 def _twins(model: PreTrainedModel, places: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

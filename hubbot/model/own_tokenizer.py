@@ -12,6 +12,7 @@ from hubbot.errors import Unsupported
 from hubbot.model.chat import Chat, Tokens, end_tokens
 from hubbot.model.digests import PROBE
 from hubbot.model.foreign import foreign
+from hubbot.model.tokenizer import read_tokenizer_json
 
 __all__ = ["load_tokenizer", "names_of", "read_chat", "stripping", "text_of", "token_ids", "tokens_of"]
 
@@ -20,16 +21,25 @@ _MARKS = 16  # special tokens in the probe text
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder. Raises Unsupported where transformers cannot read it."""
-    then = (
-        "tokenizer.json or tokenizer.model with tokenizer_config.json is needed; check that the files are whole and "
-        "belong to the model."
-    )
-    with foreign("transformers", f"read the tokenizer of {folder.name}", then=then, kind=Unsupported):
+    with foreign("transformers", f"read the tokenizer of {folder.name}", then=_mending(folder), kind=Unsupported):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
     tokenizer.model_max_length = 2**62  # texts are cut into windows here; no warning about their length
     return tokenizer
+
+
+def _mending(folder: Path) -> str:
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and read_tokenizer_json(path).get("auto_map"):
+        return (
+            "Its tokenizer_config.json asks for Python code of the author's (auto_map), which hubbot never runs. In a copy of the model take "
+            "auto_map out and name a tokenizer_class of transformers', such as PreTrainedTokenizerFast beside a tokenizer.json."
+        )
+    return (
+        "tokenizer.json or tokenizer.model with tokenizer_config.json is needed; check that the files are whole and "
+        "belong to the model."
+    )
 
 
 _ODD = "Its tokenizer.json is damaged, or made to end whoever reads it; ask the author for another."

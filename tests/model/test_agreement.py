@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from hubbot.child.source import examine
+from hubbot.domain import Gptq, Source
 from hubbot.errors import SourceRefused, Unsupported
+from hubbot.formats.gptq import format as gptq
 from hubbot.model import check_finite, part_layout, read_facts
+from hubbot.settings import GptqSettings
 from hubbot.sweep.blocks import BlockModel
 from tests.model.folders import change, copied, rewrite
 from tests.models import make_model
@@ -356,3 +361,19 @@ def test_whatever_transformers_raises_over_config_json_becomes_one_sentence(fold
     except (SourceRefused, Unsupported) as error:
         said = str(error)
     assert said is None or "\n" not in said
+
+
+@pytest.mark.parametrize(("family", "told"), [("llama", True), ("phi3", False)])
+def test_rotary_positions_of_a_part_of_each_head_that_the_class_passes_over_are_told(
+    family, told, tiny_model, tmp_path
+):
+    folder = copied(tiny_model(family), tmp_path)
+    config = read_facts(folder).config
+    rope = {"rope_type": "default", "rope_theta": 10000.0, **(config.get("rope_parameters") or {})}
+    change(folder / "config.json", rope_parameters={**rope, "partial_rotary_factor": 0.5})
+    facts = examined(folder)
+    assert [note for note in facts.notes if "0.5 of each head" in note] == list(facts.notes) == list(facts.notes[:told])
+    source = Source(folder=str(folder), repo=None, revision=None, files={})
+    variants = [Gptq(bits=8, group_size=32, act_order=False, symmetric=True)]
+    with pytest.raises(Unsupported, match=r"GPTQModel.*does not, so that it stops") if told else nullcontext():
+        gptq.costs(variants, facts, source, GptqSettings())

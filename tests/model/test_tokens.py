@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 from hubbot.child.source import examine
-from hubbot.errors import HubbotError, SourceRefused
+from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.model import read_facts
+from hubbot.model.own_tokenizer import load_tokenizer
 from hubbot.model.tokens import check_vocabulary
 from tests.model.folders import change, copied
 
@@ -160,3 +161,15 @@ def test_a_tokenizer_that_leaves_merges_out_at_random_is_refused(folder):
     path.write_text(json.dumps({**fast, "model": {**fast["model"], "dropout": 0.1}}))
     with pytest.raises(SourceRefused, match=r"model\.dropout of tokenizer\.json is 0\.1"):
         read_facts(folder)
+
+
+def test_a_tokenizer_that_wants_the_authors_code_is_told_with_the_key_that_asks_for_it(folder):
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="OwnTokenizer",
+        auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]},
+    )
+    with pytest.raises(
+        Unsupported, match=r"asks for Python code of the author's \(auto_map\), which hubbot never runs"
+    ):
+        load_tokenizer(folder)

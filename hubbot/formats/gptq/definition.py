@@ -18,6 +18,9 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.errors import Unsupported
 from hubbot.formats.linears import Linear, Linears
 from hubbot.machine.versions import INSTALL
+from hubbot.model import ModelFacts
+from hubbot.model.empty import build_model
+from hubbot.model.rotation import rotated_whole
 
 __all__ = ["GPTQMODEL_ALONE", "Definition", "Names", "definition_of", "names_for"]
 
@@ -27,6 +30,7 @@ GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon", "falcon
 
 _PATIENCE = 600.0  # seconds; it takes ten, most of them for imports
 _LEFT = 1 / 3  # share of the layers' weights that may stay as they are because it takes no codes for them
+_PARTIAL = "partial_rotary_factor"
 _ELSE = "Leave GPTQ variants out for this model."
 _PACKED = "Leave GPTQ variants out for this model, or make w4a16-128g: the same codes under the checkpoint's own names, as vLLM reads them."
 
@@ -71,6 +75,18 @@ def _definition(folder: Path, config: bytes) -> Definition:  # noqa: ARG001 - by
     found = json.loads(said.splitlines()[-1])
     layers = {path: (outputs, inputs) for path, (outputs, inputs) in found["layers"].items()}
     return Definition(layers=layers, tensors=frozenset(found["tensors"]), fault=found["fault"])
+
+
+def refuse_other_rotation(facts: ModelFacts) -> None:
+    """GPTQModel puts its own function in the place of transformers' for rotary positions, which goes by a key that some classes
+    pass over. Raises Unsupported where tables of two sizes would meet."""
+    if _PARTIAL not in json.dumps(facts.config) or not (share := rotated_whole(build_model(facts.folder))):
+        return
+    msg = (
+        f"config.json asks for rotary positions of {share:g} of each head ({_PARTIAL}), which transformers passes over for {facts.architecture} and "
+        f"GPTQModel, which reads these files, does not, so that it stops. Take the key out of a copy of the model if whole heads are rotated. {_PACKED}"
+    )
+    raise Unsupported(msg)
 
 
 def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) -> Names:

@@ -16,6 +16,7 @@ from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders, f
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.choice import Choice
+from hubbot.formats.gptq.definition import refuse_other_rotation
 from hubbot.formats.gptq.end_to_end import NOTE, bands_of, is_weighed, refuse_undifferentiated, unweighed
 from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
 from hubbot.formats.gptq.layers import Layers, Stack, layers_of
@@ -80,6 +81,8 @@ def costs(
 
     Raises Unsupported for other blocks than those of linear layers.
     """
+    if container.gptqmodel:
+        refuse_other_rotation(facts)
     layers = _layers(facts, settings, container)
     found: dict[str, Cost | Unsupported] = {}
     for variant in variants:
