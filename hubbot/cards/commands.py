@@ -16,6 +16,7 @@ from hubbot.cards.sight import seeing_files, shows_pictures
 from hubbot.domain import Record, VariantRecord
 from hubbot.formats.gguf.naming import is_text
 from hubbot.model.architectures import sees_images
+from hubbot.model.companions import MODULES
 from hubbot.release.repos import Repo
 from hubbot.runtimes.layouts import Layout, layouts_of_run
 from hubbot.runtimes.table import Row, Runtime, answer
@@ -47,9 +48,11 @@ def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tup
     tagged = f"{where}:{best.name}"
     files = [PurePosixPath(file.path).name for file in best.files if is_text(file.path)]
     seeing = seeing_files(best)
-    server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}"]
+    pooled = MODULES in record.source.files  # an embedding model: the file says how tokens become one
+    server = [f"llama-server -hf {shell(tagged)} -c {context(record.source)}{' --embeddings' if pooled else ''}"]
     server += ["# which fetches a file that sees too; your picture in the place of the address:"] if seeing else []
-    yield "llama.cpp", fence("\n".join([*server, _request(tagged, 8080, chat=chat, sees=bool(seeing))]), "sh")
+    asked = _request(tagged, 8080, chat=chat, sees=bool(seeing), pooled=pooled)
+    yield "llama.cpp", fence("\n".join([*server, asked]), "sh")
     if len(files) == 1:  # the Hub refuses to hand a file in shards to Ollama
         yield "Ollama", fence(f"ollama run {shell(f'hf.co/{tagged}')}", "sh")
     yield "LM Studio", fence(f"lms get {shell(f'https://huggingface.co/{where}@{best.name}')}", "sh")
@@ -127,7 +130,7 @@ def _server(
     yield _request(where, 30000 if row.runtime is Runtime.SGLANG else 8000, chat=chat, sees=sees)
 
 
-def _request(model: str, port: int, *, chat: bool, sees: bool = False) -> str:
+def _request(model: str, port: int, *, chat: bool, sees: bool = False, pooled: bool = False) -> str:
     """What to ask a server that speaks OpenAI's protocol; `model` has no character that a shell would read."""
     asked: dict[str, object] = {"prompt": START, "max_tokens": 50}
     if chat:
@@ -135,7 +138,8 @@ def _request(model: str, port: int, *, chat: bool, sees: bool = False) -> str:
     if sees:
         picture = {"type": "image_url", "image_url": {"url": PICTURE}}
         asked = {"messages": [{"role": "user", "content": [picture, {"type": "text", "text": PICTURE_QUESTION}]}]}
-    path, body = "chat/completions" if chat or sees else "completions", {"model": model, **asked}
+    path = "embeddings" if pooled else "chat/completions" if chat or sees else "completions"
+    body = {"model": model, **({"input": QUESTION} if pooled else asked)}
     return (
         f"curl http://localhost:{port}/v1/{path} -H 'Content-Type: application/json' \\\n  -d {shell(json.dumps(body))}"
     )

@@ -26,7 +26,7 @@ __all__ = [
 _MOST = 256  # files; an honest model has a dozen
 _LARGEST_SUM = 512 * 2**20  # bytes; the largest tokenizers have 35 MB
 _LARGEST_LICENCE = 8 * 2**20  # bytes; the longest have 100 KB, a notice of many parts a few MB
-_MODULES = "modules.json"
+MODULES = "modules.json"  # sentence-transformers': how a model of text gives embeddings
 _LARGEST_MODULES = 2**20  # bytes
 _LAYERS = frozenset(
     {"Dense", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling"}
@@ -88,18 +88,18 @@ def check_modules(files: Mapping[str, Path]) -> None:
     files: the snapshot's. Raises UnsafeSource, also for one that is no list of modules; SourceRefused where a module's
     weights are not stored as safetensors, so that a folder made of the model would have that module without them.
     """
-    if _MODULES not in files:
+    if MODULES not in files:
         return
-    modules = _modules(files[_MODULES])
+    modules = _modules(files[MODULES])
     for module in modules:
         path = module.get("path", "") if isinstance(module, dict) else module
         if not isinstance(module, dict) or not _inside(path):
-            msg = f"{_MODULES} must list modules, each with the path of a folder inside of the model's, such as 1_Pooling; found {ascii(path)[:120]}."
+            msg = f"{MODULES} must list modules, each with the path of a folder inside of the model's, such as 1_Pooling; found {ascii(path)[:120]}."
             raise UnsafeSource(msg)
     for path, kind in _with_weights(modules).items():
         if f"{path}/model.safetensors" not in files:
             msg = (
-                f"{_MODULES} names {path} ({kind}), and its weights are not stored as {path}/model.safetensors: what is made of the model would "
+                f"{MODULES} names {path} ({kind}), and its weights are not stored as {path}/model.safetensors: what is made of the model would "
                 "give other embeddings without them. Save them as safetensors in a copy of the model (sentence-transformers does), or ask the author."
             )
             raise SourceRefused(msg)
@@ -107,13 +107,13 @@ def check_modules(files: Mapping[str, Path]) -> None:
 
 def modules_with_weights(folder: Path) -> dict[str, str]:
     """Folder -> kind of the modules that sentence-transformers puts behind the model and that have weights of their own."""
-    path = folder / _MODULES
+    path = folder / MODULES
     return _with_weights(_modules(path)) if path.is_file() else {}
 
 
 def _modules(path: Path) -> list[Any]:
     listed = b'{"modules": ' + read_bytes(path, _LARGEST_MODULES) + b"}"
-    modules = parse_object(listed, name=_MODULES)["modules"]
+    modules = parse_object(listed, name=MODULES)["modules"]
     return modules if isinstance(modules, list) else [str(modules)]
 
 

@@ -152,6 +152,15 @@ def test_the_recommended_variant_is_marked_and_used_in_the_commands() -> None:
     assert f"lms get https://huggingface.co/test-press/Testling-1B-GGUF@{best}" in text
 
 
+def test_an_embedding_models_server_is_asked_for_embeddings() -> None:
+    made = record()
+    made = replace(made, source=replace(made.source, files={**made.source.files, "modules.json": "0" * 64}))
+    [server] = re.findall(r"```sh\n(llama-server -hf [^`]*?)```", card(GGUF, made), re.DOTALL)
+    assert " --embeddings\ncurl http://localhost:8080/v1/embeddings " in server
+    assert '"input": "Name the four seasons."}' in server
+    assert "embeddings" not in card()
+
+
 def test_other_gptq_variants_are_found_by_their_revision() -> None:
     text = card(GPTQ)
     assert "vllm serve test-press/Testling-1B-GPTQ" in text
