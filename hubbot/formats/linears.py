@@ -22,6 +22,7 @@ from hubbot.model.empty import build_model, decoder_blocks
 from hubbot.model.finite import Large
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
 from hubbot.model.parts import PartKind
+from hubbot.model.prediction import prediction_paths
 
 __all__ = ["Cut", "Linear", "Linears", "find_linears", "first_large"]
 
@@ -103,7 +104,7 @@ class Linears:
     of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
     without calling them, and which no family can hold as codes; they are outside too. split_biases: module path and `.bias` -> where that lies.
     targets: checkpoint tensor -> the parameter that it fills as it stands. joined: those that fill one otherwise, as experts do.
-    timm: path of a part that is a model of timm's.
+    timm: path of a part that is a model of timm's. predicting: paths of blocks that predict further tokens, which stay whole.
     """
 
     blocks: tuple[Linear, ...]
@@ -118,6 +119,7 @@ class Linears:
     targets: Mapping[str, str] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
     timm: str | None = None
+    predicting: tuple[str, ...] = ()
 
     @property
     def by_name(self) -> dict[str, Linear]:
@@ -176,8 +178,15 @@ def find_linears(facts: ModelFacts) -> Linears:
         tuple(taken),
         biases,
         checkpoint.alone,
-        tuple(name for group in checkpoint.groups if group.converter is not None for name in group.members),
+        tuple(
+            name
+            for group in checkpoint.groups
+            if group.converter is not None
+            for name in group.members
+            if name not in facts.prediction  # transformers puts nothing together for blocks that it does not build
+        ),
         part_of_timm(model),
+        prediction_paths(facts.prediction),
     )
 
 

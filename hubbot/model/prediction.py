@@ -14,10 +14,13 @@ from hubbot.errors import Unsupported
 from hubbot.model.parts import blocks_beyond
 from hubbot.model.safetensors import TensorInfo
 
-__all__ = ["note_on", "prediction_tensors"]
+__all__ = ["note_on", "prediction_paths", "prediction_tensors"]
 
 _APART = re.compile(r"(^|\.)(mtp|nextn)[a-z_]*\.")
 _OWN = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head|mtp_[a-z_]+)\.")  # what no ordinary block has
+_PLACE = re.compile(
+    r".*?(?<![^.])(\d+|(mtp|nextn)[a-z_]*)(?=\.)"
+)  # up to the block's number, or the word for such blocks
 _SAID = re.compile(r"(^|_)(nextn|mtp)(_|$)")  # num_nextn_predict_layers, mtp_num_hidden_layers, …
 
 
@@ -37,6 +40,12 @@ def prediction_tensors(tensors: Mapping[str, TensorInfo], layers: int, config: M
         )
         raise Unsupported(msg)
     return tuple(name for name in tensors if name in beyond or _APART.search(name))
+
+
+def prediction_paths(names: Iterable[str]) -> tuple[str, ...]:
+    """Where the modules of such blocks lie: `model.layers.61`, `mtp`."""
+    found = (_PLACE.match(name) for name in names)
+    return tuple(dict.fromkeys(match[0] for match in found if match))
 
 
 def note_on(names: Iterable[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ variants use that, and GPTQModel refuses asymmetric files of version 1 from any 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,14 +109,14 @@ def quantization_config(layout: Gptq, damping: float, choice: Choice, *, lm_head
         "checkpoint_format": "gptq" if layout.symmetric else "gptq_v2",
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"hubbot:{__version__}"], "damp_percent": damping},
-        **(_left_out(choice) if choice.kept else {}),
+        **_left_out(choice),
         **({} if choice.stack in _KNOWN_STACKS else {"block_name_to_quantize": choice.stack}),
     }
 
 
 def _left_out(choice: Choice) -> dict[str, Any]:
     """Layers that stay as they are: GPTQModel and vLLM are told those, transformers all others."""
-    return {
-        "dynamic": {rf"-:.*\.{kind}$": {} for kind in choice.kept_kinds},
-        "modules_in_block_to_quantize": [list(choice.rounded_kinds)],
-    }
+    patterns = [rf"-:.*\.{kind}$" for kind in choice.kept_kinds]
+    patterns += [rf"-:{re.escape(path)}\." for path in choice.predicting]
+    told = {"modules_in_block_to_quantize": [list(choice.rounded_kinds)]} if choice.kept else {}
+    return {"dynamic": {pattern: {} for pattern in patterns}, **told} if patterns else {}

@@ -29,6 +29,7 @@ class Choice:
     them because the reader takes no codes for them, `taken` because the model's own code takes their weights.
 
     outside: module paths of the linear layers that no family touches, a head that stays and routers among them.
+    predicting: paths of blocks that predict further tokens, which the model is built without and other readers may be with.
     """
 
     rounded: Mapping[str, Linear]
@@ -36,6 +37,7 @@ class Choice:
     outside: tuple[str, ...]
     left: tuple[Linear, ...] = ()
     taken: tuple[Linear, ...] = ()
+    predicting: tuple[str, ...] = ()
 
     @property
     def kept_kinds(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: 
         ),
         left=tuple(left),
         taken=linears.taken,
+        predicting=linears.predicting,
         outside=((linears.head_module,) if linears.head_module and not head else ())
         + linears.outside
         + linears.routers,

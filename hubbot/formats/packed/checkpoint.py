@@ -8,6 +8,7 @@ above zero, the lowest bits first, as in a GPTQ checkpoint: the words are those 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,11 @@ def _config(layout: Gptq, _settings: GptqSettings, choice: Choice) -> dict[str, 
         "quantization_status": "compressed",
         "config_groups": {"group_0": {**group, "format": FORMAT}},
         # the head too, which is a module even where it is the embedding
-        "ignore": [*choice.outside, *(linear.module for linear in choice.kept)],
+        "ignore": [
+            *choice.outside,
+            *(linear.module for linear in choice.kept),
+            *(rf"re:{re.escape(path)}\..*" for path in choice.predicting),
+        ],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }

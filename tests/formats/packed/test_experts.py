@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from hubbot.domain import Family, Gptq, Packed
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats import packed
 from hubbot.formats.foreign import read_artefact
-from hubbot.formats.gptq.format import costs
-from hubbot.formats.gptq.layers import _refuse_experts
+from hubbot.formats.gptq.format import GPTQ, costs
+from hubbot.formats.gptq.layers import _refuse_experts, layers_of
 from hubbot.formats.linears import Linears
 from hubbot.formats.packed.checkpoint import PACKED
 from hubbot.model import read_facts
@@ -62,6 +63,38 @@ def test_tensors_that_transformers_puts_together_undecoded_are_refused_in_the_pl
     facts = read_facts(write_tiny("KimiLinearForCausalLM", tmp_path / "tiny"))
     told = costs([VARIANT], facts, source(facts.folder), load_settings(None, {}).gptq, PACKED)
     assert re.search(r"puts model.layers.0.self_attn.[qkv]_conv1d.weight together", str(told[VARIANT.name]))
+
+
+def test_a_block_of_experts_that_predicts_further_tokens_stays_whole_and_readers_are_told(tmp_path: Path) -> None:
+    folder = make_model("mixtral", tmp_path / "tiny")
+    tensors = load_file(folder / "model.safetensors")
+    more = {
+        name.replace("layers.1.", "layers.2."): tensor.clone()
+        for name, tensor in tensors.items()
+        if "layers.1." in name
+    }
+    save_file(
+        tensors | more | {"mtp.fc.weight": torch.ones(4, 4)}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    facts, settings = read_facts(folder), load_settings(None, {}).gptq
+    told = costs([VARIANT], facts, source(facts.folder), settings, PACKED)
+    assert not isinstance(told[VARIANT.name], Unsupported)
+    choice = layers_of(facts, Family.PACKED, head=False, gptqmodel=False).choose(LAYOUT)
+    assert not any("layers.2." in name for name in choice.rounded)
+    patterns = [
+        re.compile(word[3:]) for word in PACKED.config(LAYOUT, settings, choice)["ignore"] if word.startswith("re:")
+    ]
+    dynamic = GPTQ.config(LAYOUT, settings, choice)["dynamic"]
+    assert [*dynamic.values()] == [{}, {}]
+    patterns += [re.compile(word[2:]) for word in dynamic]
+    for module, count in {
+        "model.layers.2.self_attn.q_proj": 2,
+        "mtp.fc": 2,
+        "model.layers.1.self_attn.q_proj": 0,
+    }.items():
+        assert sum(bool(pattern.match(module)) for pattern in patterns) == count
 
 
 def test_a_tensor_of_all_experts_is_refused_by_its_name() -> None:
