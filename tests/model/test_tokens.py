@@ -163,7 +163,8 @@ def test_a_tokenizer_that_leaves_merges_out_at_random_is_refused(folder):
         read_facts(folder)
 
 
-def test_a_tokenizer_that_wants_the_authors_code_is_told_with_the_key_that_asks_for_it(folder):
+def test_a_tokenizer_that_wants_the_authors_code_is_told_with_the_key_that_asks_for_it(tiny_model, tmp_path):
+    folder = copied(tiny_model("llama"), tmp_path)
     change(
         folder / "tokenizer_config.json",
         tokenizer_class="OwnTokenizer",
