@@ -101,6 +101,7 @@ class FamilyModule(Protocol[V]):
         variants: Sequence[V],
         /,
         *,
+        beside: Sequence[V],
         source: Source,
         facts: ModelFacts,
         work: Path,
@@ -112,6 +113,7 @@ class FamilyModule(Protocol[V]):
     ) -> Format:
         """The encoder of variants that `costs` has a size for, ready for the first part.
 
+        beside: the family's others, which a further encoder of the same sweep makes.
         calibration: the text that the statistics come from. decoded: whether decoded weights are wanted.
         """
         ...

@@ -80,6 +80,7 @@ def overflows(
 def open_format(
     variants: Sequence[Bnb],
     *,
+    beside: Sequence[Bnb],  # noqa: ARG001
     source: Source,
     facts: ModelFacts,
     work: Path,

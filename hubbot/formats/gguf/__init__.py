@@ -115,6 +115,7 @@ def overflows(
 def open_format(
     variants: Sequence[Gguf],
     *,
+    beside: Sequence[Gguf],  # noqa: ARG001
     source: Source,
     facts: ModelFacts,
     work: Path,

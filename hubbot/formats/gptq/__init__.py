@@ -91,6 +91,7 @@ def overflows(
 def open_format(
     variants: Sequence[Gptq],
     *,
+    beside: Sequence[Gptq],
     source: Source,
     facts: ModelFacts,
     work: Path,
@@ -102,7 +103,9 @@ def open_format(
 ) -> Format:
     from hubbot.formats.gptq.format import GptqFormat
 
-    return GptqFormat(variants=variants, source=source, facts=facts, work=work, out=out, settings=settings.gptq)
+    return GptqFormat(
+        variants=variants, beside=beside, source=source, facts=facts, work=work, out=out, settings=settings.gptq
+    )
 
 
 def finished(work: Path, out: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,6 +136,8 @@ def _texts(
 class GptqFormat:
     """`Format` of variants that the solver makes, in one container.
 
+    beside: variants that another of these makes in the same sweep. What they share a factored Hessian with is solved for them
+    here, while it is ready: they find the codes where they ask.
     work: where parts wait, one folder a variant. out: gets `<family>/<variant name>`.
     Raises UnsupportedShape where a layout cannot hold a layer, Unsupported as `costs` does.
     """
@@ -144,6 +146,7 @@ class GptqFormat:
         self,
         *,
         variants: Iterable[Solvable],
+        beside: Iterable[Solvable] = (),
         source: Source,
         facts: ModelFacts,
         work: Path,
@@ -161,6 +164,12 @@ class GptqFormat:
         self._layers = _layers(facts, settings, container)
         self._choices = {variant.name: self._layers.choose(variant.layout) for variant in self.variants}
         self._rounded = {name: layer for choice in self._choices.values() for name, layer in choice.rounded.items()}
+        ready = {_curvature_of(variant.layout) for variant in self.variants}
+        self._beside = [
+            (variant.layout, self._layers.choose(variant.layout))
+            for variant in beside
+            if _curvature_of(variant.layout) in ready
+        ]
         self._folders = {
             variant.name: VariantFolder(
                 source=source,
@@ -195,18 +204,19 @@ class GptqFormat:
             layers = [self._rounded[name] for name in names]
             solver = _Solver(_hessian(layers[0], known), self._damping)
             upright = {layer.name: layer.upright(weights[layer.tensor]) for layer in layers}
-            for variant in sorted(self.variants, key=lambda variant: _curvature_of(variant.layout)):
-                rounded = self._choices[variant.name].rounded
-                bands = bands_of(layers, known) if variant.layout.end_to_end else ()
-                for together in _solved_together(upright, weighed=bool(bands)):
-                    fitting = {name: weight for name, weight in together.items() if name in rounded}
-                    for name, solved in solver.solved(fitting, variant.layout, bands).items():
+            bands = bands_of(layers, known)
+            for group in _by_curvature(self.variants):
+                for variant in group:
+                    rounded = self._choices[variant.name].rounded
+                    for name, solved in solver.solved(upright, rounded, variant.layout, bands).items():
                         called, stored_as = self._layers.name(name), weights[rounded[name].tensor].dtype
                         encoded[variant.name][name] = rounded[name].as_stored(solved.tensor)
                         stored[variant.name] |= self._container.named(solved.tensor, called, stored_as)
                         errors[variant.name][name] = solved.error
                         if solved.damping != self._damping:
                             notes[variant.name].append(f"damping rose to {solved.damping:g} in {name}")
+                for layout, choice in self._asked_beside(group, weighed=bool(bands)):
+                    solver.solved(upright, choice.rounded, layout, bands)
         for key, folder in self._folders.items():
             told = [
                 *(self._notes(key) if part.kind is PartKind.EMBEDDING else ()),
@@ -216,6 +226,12 @@ class GptqFormat:
             ]
             self._writer.store(folder, part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
         return {key: self._by_tensor(found, weights) for key, found in encoded.items()}
+
+    def _asked_beside(self, group: Sequence[Solvable], *, weighed: bool) -> Iterator[tuple[Gptq, Choice]]:
+        """Of what is ready for these. Without gradients nobody may be left to ask for what they weigh."""
+        for layout, choice in self._beside:
+            if _curvature_of(layout) == _curvature_of(group[0].layout) and weighed >= layout.end_to_end:
+                yield layout, choice
 
     def _notes(self, key: str) -> Iterator[str]:
         """What is to be known of a variant as a whole."""
@@ -274,12 +290,9 @@ def _sharing_inputs(linears: Sequence[Linear], statistics: Mapping[str, InputSta
     return together
 
 
-def _solved_together(weights: Mapping[str, torch.Tensor], *, weighed: bool) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Layers with the same inputs: on a card all at once, on a CPU one by one, for there it saves no time and takes memory.
-
-    weighed: their errors count together.
-    """
-    if weighed or all(weight.is_cuda for weight in weights.values()):
+def _solved_together(weights: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Layers with the same inputs: on a card all at once, on a CPU one by one, for there it saves no time and takes memory."""
+    if weights and all(weight.is_cuda for weight in weights.values()):
         yield weights
         return
     for name, weight in weights.items():
@@ -303,10 +316,17 @@ def _curvature_of(layout: Gptq) -> tuple[int, bool]:
     return layout.group_size, layout.act_order
 
 
+def _by_curvature(variants: Sequence[Solvable]) -> list[list[Solvable]]:
+    groups: dict[tuple[int, bool], list[Solvable]] = {}
+    for variant in variants:
+        groups.setdefault(_curvature_of(variant.layout), []).append(variant)
+    return list(groups.values())
+
+
 class _Solver:
     """One Hessian, made ready for one pair of group size and order at a time: two matrices as large as itself.
 
-    Layouts of the same pair are to follow one another.
+    Layouts of the same pair are to follow one another, for each pair is factored when its first is asked for.
     """
 
     def __init__(self, hessian: torch.Tensor, damping: float) -> None:
@@ -316,23 +336,27 @@ class _Solver:
         self._known: dict[tuple[str, Gptq, float], _Solved] = _KNOWN.setdefault(hessian, {})  # type: ignore[no-untyped-call]
 
     def solved(
-        self, weights: Mapping[str, torch.Tensor], layout: Gptq, bands: Sequence[Band] = ()
+        self, weights: Mapping[str, torch.Tensor], rounded: Collection[str], layout: Gptq, bands: Sequence[Band]
     ) -> dict[str, _Solved]:
-        """Layers in one go, but for those that are known. bands: of their outputs, by which those in them are rounded."""
-        missing = {name: weight for name, weight in weights.items() if (name, layout, self._damping) not in self._known}
-        weighed = {name: weight for name, weight in missing.items() if is_weighed(name, bands)}
-        plain = {name: weight for name, weight in missing.items() if name not in weighed}
+        """Those of the layers that are to be rounded, but for what is known already.
+
+        bands: of the layers' outputs; a layout that goes by them and finds none for a layer rounds it as its twin does.
+        """
+        plainly = replace(layout, end_to_end=False)
+        goes_by = {name: layout if layout.end_to_end and is_weighed(name, bands) else plainly for name in weights}
+        wanted = {name: (name, goes_by[name], self._damping) for name in weights if name in rounded}
+        missing = {name: weights[name] for name, key in wanted.items() if key not in self._known}
+        weighed = {name: weight for name, weight in missing.items() if goes_by[name].end_to_end}
         found: dict[str, Solution] = {}
-        if plain:
-            found |= zip(plain, solve_together(list(plain.values()), self._curvature(layout), layout), strict=True)
+        for together in _solved_together({name: missing[name] for name in missing if name not in weighed}):
+            solved = solve_together(list(together.values()), self._curvature(layout), layout)
+            found |= zip(together, solved, strict=True)
         if weighed:
             found |= zip(weighed, solve_weighed(weighed, bands, self._curvature(layout), layout), strict=True)
         for name, solution in found.items():
             tensor = checkpoint.pack(solution, layout)
-            self._known[name, layout, self._damping] = _Solved(
-                tensor=tensor, damping=solution.damping, error=solution.error
-            )
-        return {name: self._known[name, layout, self._damping] for name in weights}
+            self._known[wanted[name]] = _Solved(tensor=tensor, damping=solution.damping, error=solution.error)
+        return {name: self._known[key] for name, key in wanted.items()}
 
     def _curvature(self, layout: Gptq) -> Curvature:
         wanted = _curvature_of(layout)

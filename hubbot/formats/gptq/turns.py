@@ -18,6 +18,7 @@ __all__ = ["GROUPS", "Turns"]
 
 GROUPS = 8  # of a band's outputs; docs/quality.md has what others bring
 DAMPING = 0.1  # of the mean diagonal of G: it is a mean over few tokens
+_MAX_DAMPING = 16.0  # a matrix that needs more is not finite
 _SEED = 0
 
 
@@ -64,20 +65,24 @@ def _where(band: Band, layers: Mapping[str, int]) -> tuple[torch.Tensor, torch.T
 
 
 def _factor(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Upper triangular R with R R' the matrix in this order, over its mean diagonal and damped.
+    """Upper triangular R with R R' the matrix in this order, over its mean diagonal and damped: more where it takes more.
 
     The later outputs' part of it is the factor of their part of the matrix: G_eo inverse(G_oo) = R_eo inverse(R_oo).
+    Raises Unsupported where the matrix is not finite.
     """
-    damped = matrix[order][:, order]
+    damped = matrix.index_select(0, order).index_select(1, order)
     mean = damped.diagonal().mean()
     damped = torch.eye(len(order), device=matrix.device) if mean == 0 else damped.div_(mean)
-    damped.diagonal().add_(DAMPING)
-    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))  # damped so far, float32 is enough
-    if failed.item() or not torch.isfinite(lower).all():
-        msg = "The gradients of a layer's outputs are not finite on the calibration text. Leave -e2e out of the variant's name."
-        raise Unsupported(msg)
-    factor: torch.Tensor = lower.flip(0, 1)
-    return factor
+    undamped, damping = damped.diagonal().clone(), DAMPING
+    while damping <= _MAX_DAMPING:
+        damped.diagonal().copy_(undamped + damping)
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))  # damped so far, float32 is enough
+        if not failed.item():
+            factor: torch.Tensor = lower.flip(0, 1)
+            return factor
+        damping *= 2
+    msg = "The gradients of a layer's outputs are not finite on the calibration text. Leave -e2e out of the variant's name."
+    raise Unsupported(msg)
 
 
 def _answers(factor: torch.Tensor, turns: Sequence[slice]) -> list[torch.Tensor]:

@@ -101,6 +101,7 @@ def overflows(
 def open_format(
     variants: Sequence[Packed],
     *,
+    beside: Sequence[Packed],
     source: Source,
     facts: ModelFacts,
     work: Path,
@@ -115,6 +116,7 @@ def open_format(
 
     return GptqFormat(
         variants=variants,
+        beside=beside,
         source=source,
         facts=facts,
         work=work,

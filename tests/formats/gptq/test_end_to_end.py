@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from hubbot.child.survey import survey
 from hubbot.domain import Gptq, Packed
 from hubbot.errors import Unsupported
 from hubbot.formats import costs_of, open_formats
+from hubbot.formats.gptq import format as solving
+from hubbot.formats.gptq import solver
 from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.names import find_variant, parse_variant, parse_variants
 from hubbot.formats.protocol import VariantFiles
@@ -35,6 +38,23 @@ Swept = tuple[Path, SweepResult]
 def swept(folder: Path, out: Path, form: GptqFormat | None = None) -> SweepResult:
     form = form or gptq_format(folder, [*NAMES], out)
     return run_sweep(folder, out, [form], calibration=windows(1, 6), evaluation=windows(2, 3))
+
+
+def opened(folder: Path, out: Path, names: Sequence[str]) -> SweepResult:
+    """As a job opens them: a format for those that want gradients beside that of the others."""
+    formats = open_formats(
+        variants=parse_variants(",".join(names)),
+        source=source_of(folder),
+        facts=read_facts(folder),
+        work=out / ".work",
+        out=out,
+        settings=Settings(),
+        calibration=None,
+        decoded=True,
+        device="cpu",
+    )
+    out.mkdir(exist_ok=True)
+    return run_sweep(folder, out, formats, calibration=windows(1, 6), evaluation=windows(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +126,25 @@ def test_the_plain_variant_is_the_same_beside_it_and_alone(made: Swept, tmp_path
 
 
 @pytest.mark.slow
+def test_a_variant_and_its_twin_share_a_factored_hessian_and_are_the_files_that_they_are_alone(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factored: list[int] = []
+    prepare = solver.prepare
+
+    def counted(hessian: torch.Tensor, *rest: Any) -> Any:
+        factored.append(len(hessian))
+        return prepare(hessian, *rest)
+
+    monkeypatch.setattr(solving, "prepare", counted)
+    both = opened(narrow, tmp_path / "both", NAMES)
+    assert sorted(factored) == [*6 * [64], *2 * [96]]  # of each block: query, key and value; output; gate and up; down
+    for name in NAMES:
+        alone = _tensors(opened(narrow, tmp_path / name, [name]).files[name])
+        assert all(torch.equal(alone[tensor], found) for tensor, found in _tensors(both.files[name]).items())
+
+
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_between_blocks_ends_with_the_same_bytes(made: Swept, tmp_path: Path) -> None:
     folder, result = made
 
@@ -170,21 +209,6 @@ def test_whether_gradients_pass_back_is_looked_into_where_a_variant_asks_for_the
 def test_a_pass_that_fails_costs_the_variants_that_asked_for_it_and_no_others(
     narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(out: Path, names: list[str]) -> SweepResult:
-        formats = open_formats(
-            variants=parse_variants(",".join(names)),
-            source=source_of(narrow),
-            facts=read_facts(narrow),
-            work=out / ".work",
-            out=out,
-            settings=Settings(),
-            calibration=None,
-            decoded=True,
-            device="cpu",
-        )
-        out.mkdir(exist_ok=True)
-        return run_sweep(narrow, out, formats, calibration=windows(1, 6), evaluation=windows(2, 3))
-
     tried: list[int] = []
 
     def fail(*_: object) -> None:
@@ -193,13 +217,13 @@ def test_a_pass_that_fails_costs_the_variants_that_asked_for_it_and_no_others(
 
     monkeypatch.setattr(gradients._Walk, "_through", fail)
     names = [PLAIN, WEIGHED, "w4a16-32g", "w4a16-32g-e2e"]
-    found, alone = opened(tmp_path / "both", names), opened(tmp_path / "alone", [PLAIN])
+    found, alone = opened(narrow, tmp_path / "both", names), opened(narrow, tmp_path / "alone", [PLAIN])
     assert set(found.failed) == {WEIGHED, "w4a16-32g-e2e"}
     assert all("too little room to pass gradients back" in why for why in found.failed.values())
     assert set(found.files) == set(found.scores) == {PLAIN, "w4a16-32g"}
     assert found.seconds["gradients"] > 0  # in vain, too
     before, after = _tensors(alone.files[PLAIN]), _tensors(found.files[PLAIN])
     assert all(torch.equal(before[name], after[name]) for name in before)
-    again = opened(tmp_path / "both", names)
+    again = opened(narrow, tmp_path / "both", names)
     assert again.failed == found.failed
     assert len(tried) == 1  # what is known to fail is not tried again

@@ -53,6 +53,7 @@ def costs(
 def open_format(
     variants: Sequence[Raw],
     *,
+    beside: Sequence[Raw],
     source: Source,
     facts: ModelFacts,
     work: Path,
