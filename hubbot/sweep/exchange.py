@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from hubbot.sweep.batches import SLOT
+from hubbot.sweep.group import Failed, FailedElsewhere
 
 __all__ = ["Exchange", "exchanges"]
 
@@ -49,7 +50,10 @@ class Exchange:
         for peer in self._peers.values():
             peer.send(value)
         found = {self.rank: value} | {rank: peer.recv() for rank, peer in self._peers.items()}
-        return [found[rank] for rank in range(self.size)]
+        values = [found[rank] for rank in range(self.size)]
+        if not isinstance(value, Failed) and (failed := next((v for v in values if isinstance(v, Failed)), None)):
+            raise FailedElsewhere(failed.told)
+        return values
 
     @torch.inference_mode()
     def all_reduce(self, tensor: torch.Tensor, /) -> None:

@@ -8,12 +8,12 @@ is computed again, and its layers' gradients are summed. One block is resident a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from hubbot.errors import Unsupported
+from hubbot.errors import HubbotError, Unsupported
 from hubbot.machine.shortage import translate_shortage
 from hubbot.model.foreign import foreign, said
 from hubbot.model.parts import Part, PartKind
@@ -21,7 +21,7 @@ from hubbot.sweep.arguments import Arguments
 from hubbot.sweep.batches import DRAWS, GRADIENT_TOKENS, gradient_batch_tokens, logit_bytes
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.given import BlockArguments
-from hubbot.sweep.group import Group
+from hubbot.sweep.group import Failed, FailedElsewhere, Group
 from hubbot.sweep.kept import NOTHING, Kept
 from hubbot.sweep.outputs import OutputSums
 from hubbot.sweep.telling import Telling, silently
@@ -149,8 +149,7 @@ class _Walk:
                 for some in self._batches():
                     gradient[:, some] = self._through(part, some, inputs, gradient, sums.next_batch)
             _refuse_infinite(gradient, f"at the inputs of {part.name}")
-        # several sum up together, and none may leave the others waiting
-        with nullcontext() if self._group.size > 1 else self._together(f"sum up the gradients of {part.name}"):
+        with self._together(f"sum up the gradients of {part.name}"):
             bands = sums.bands(self._group)
         with self._together(f"keep the products of the gradients of {part.name}"):
             self.kept.keep_bands(part, bands)
@@ -195,15 +194,17 @@ class _Walk:
 
     @contextmanager
     def _together(self, does: str) -> Iterator[None]:
-        """Raise Unsupported in every process where something fails in one of them."""
-        told: str | None = None
+        """Raise Unsupported in every process where something fails in one of them, on the way or where others wait for it."""
         try:
             with foreign("torch", does, then=_INSTEAD, kind=Unsupported), _told_shortages(does):
                 yield
+            self._group.all_gather(None)
+        except FailedElsewhere:
+            raise
         except Unsupported as error:
-            told = str(error)
-        if failed := next(filter(None, self._group.all_gather(told)), None):
-            raise Unsupported(failed)
+            everywhere: list[Failed | None] = [*self._group.all_gather(Failed(str(error)))]
+            first = next(filter(None, everywhere))
+            raise Unsupported(first.told) from error
 
     def _arguments_of(self, part: Part, some: slice) -> BlockArguments:
         """As a pass back can go through them: those that were noted in inference mode cannot be."""
@@ -223,6 +224,8 @@ def _told_shortages(does: str) -> Iterator[None]:
     """What runs out here costs the variants that asked for the pass, and no others."""
     try:
         yield
+    except HubbotError:
+        raise
     except Exception as error:
         if translate_shortage(error) is None:
             raise

@@ -5,17 +5,33 @@ Terms are those of torch.distributed: a group has `size` processes, each has a r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["ALONE", "Alone", "Group"]
+from hubbot.errors import Unsupported
+
+__all__ = ["ALONE", "Alone", "Failed", "FailedElsewhere", "Group"]
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What a process gives to `all_gather` where it cannot go on to the call that the others make, with its reason."""
+
+    told: str
+
+
+class FailedElsewhere(Unsupported):
+    """Another process of the group has said `Failed`, and all know it by now: no further word is owed to it."""
+
+
 class Group(Protocol):
-    """Calls are collective: every process makes the same ones in the same order."""
+    """Calls are collective: every process makes the same ones in the same order. One that cannot gives `Failed` to
+    `all_gather` instead, once: whatever the others were about to call raises FailedElsewhere there.
+    """
 
     @property
     def rank(self) -> int: ...
@@ -24,7 +40,7 @@ class Group(Protocol):
     def size(self) -> int: ...
 
     def all_gather(self, value: T, /) -> list[T]:
-        """The values of all processes, by rank. For small ones."""
+        """The values of all processes, by rank. For small ones. Whoever gives Failed gets them whatever they are."""
         ...
 
     def all_reduce(self, tensor: torch.Tensor, /) -> None:

@@ -19,7 +19,7 @@ from hubbot.model import part_layout, read_facts
 from hubbot.sweep import gradients, kept, outputs
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.differentiable import obstacle
-from hubbot.sweep.exchange import exchanges
+from hubbot.sweep.exchange import Exchange, exchanges
 from hubbot.sweep.gradients import measure_gradients
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.kept import Kept, bands_of
@@ -220,6 +220,46 @@ def test_what_fails_in_one_process_is_told_in_both(
     for one in both:
         with pytest.raises(Unsupported, match=r"aten::x is not implemented.*Leave -e2e out"):
             one.result()
+
+
+@pytest.mark.parametrize("said", [1, 3, 27])  # words of the sums: the first, in the midst of one, the last
+def test_memory_that_runs_out_in_one_process_while_sums_are_added_up_is_told_in_both(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: int
+) -> None:
+    monkeypatch.setattr(gradients, "gradient_batch_tokens", lambda _: 2 * LENGTH)
+    monkeypatch.setattr(gradients, "DRAWS", 1)
+    bands, all_gather, words = outputs.OutputSums.bands, Exchange.all_gather, [0]
+
+    def summed(self: outputs.OutputSums, group: Group) -> Any:
+        if group.rank == 1:
+            words.append(0)
+        return bands(self, group)
+
+    def short(self: Exchange, value: Any) -> Any:
+        found = all_gather(self, value)
+        if self.rank == 1 and len(words) == 2:
+            words[1] += 1
+            if words[1] == said:
+                raise MemoryError
+        return found
+
+    monkeypatch.setattr(outputs.OutputSums, "bands", summed)
+    monkeypatch.setattr(Exchange, "all_gather", short)
+    folder, ends = tiny_model("llama"), exchanges(2, get_context("spawn"), slot=2**20)
+    models = [model_of(folder) for _ in ends]
+
+    def told(model: BlockModel, end: Exchange) -> tuple[str, list[int]]:
+        with pytest.raises(Unsupported) as error:
+            measured(model, folder, tmp_path / str(end.rank), windows(3, 4), end)
+        return str(error.value), all_gather(end, end.rank)
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(told, models, ends))
+    assert both[0] == both[1]
+    sentence, after = both[0]
+    assert "too little room to sum up the gradients of block-00001 (MemoryError). Leave -e2e out" in sentence
+    assert after == [0, 1]  # they understand each other still
+    assert not list(tmp_path.rglob("gradients*"))
 
 
 def test_an_unsure_correlation_is_shrunk_and_a_sure_one_stays() -> None:
