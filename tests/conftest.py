@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from tests.hub.fixture import hub
+from tests.launched import compiled_for_a_card
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever library
+if not compiled_for_a_card():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever library
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its reader hangs on two cores without
 
 __all__ = ["demo_model", "gemma_model", "hub", "loopback_only", "real_model", "tiny_model"]

@@ -1,6 +1,6 @@
-"""The GPU kernels of rounding into ggml's blocks, run by Triton's interpreter, compute what their twins in torch define.
+"""The GPU kernels of rounding into ggml's blocks compute what their twins in torch define: on a card, or by Triton's interpreter.
 
-The interpreter and torch may add the terms of a sum in another order, so that a step which lies within rounding of the
+They and torch may add the terms of a sum in another order, so that a step which lies within rounding of the
 middle between two can fall to either side and change those after it: what they come to is compared too.
 """
 
@@ -18,6 +18,7 @@ from hubbot.formats.gguf.rounding import curvature_of, round_columns
 from hubbot.formats.gguf.state import PARTS, State
 from hubbot.kernels import blocks as kernels
 from tests.formats.gguf.test_rounding import COLUMNS, correlated, importance_of, weights
+from tests.launched import launched
 from tests.tiers import suite
 
 pytestmark = pytest.mark.slow
@@ -48,9 +49,8 @@ def test_a_block_is_refined_as_the_twin_refines_it(kind: int) -> None:
     ours, twins = copied(start), copied(start)
     layout = start.layout
     ranges = (layout.steps, layout.scales, layout.minimums)
-    kernels.refine_block(
-        ours.d, ours.dmin, ours.scale, ours.minimum, ours.steps, hessian, pull, group=layout.group, ranges=ranges
-    )
+    parts = (getattr(ours, name) for name in PARTS)
+    launched(kernels.refine_block, *parts, hessian, pull, group=layout.group, ranges=ranges)
     _refine_block(twins, hessian, pull.clone())
 
     def loss(state: State) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_columns_are_rounded_as_the_twin_rounds_them(kind: int) -> None:
     factor = curvature.factor[:columns, :columns]
     scale, minimum = state.grid()
     given = (factor, scale, inverse(scale), state.layout.steps)
-    found, errors = kernels.round_columns(wanted + minimum, *given)
+    found, errors = launched(kernels.round_columns, wanted + minimum, *given)
     steps, lost = round_columns(wanted + minimum, *given)
     same = (found == steps).all(0)
     assert same.double().mean() >= 0.75

@@ -1,8 +1,13 @@
-"""The solver's GPU kernels, run by Triton's interpreter, compute what their twins in torch define.
+"""The solver's GPU kernels compute what their twins in torch define: on a card, or by Triton's interpreter.
 
-Codes are compared one by one. The interpreter and torch may add the terms of a sum in another order, so that a weight
+Codes are compared one by one. They and torch may add the terms of a sum in another order, so that a weight
 which lies within rounding of the middle between two codes can fall to either side: one in a thousand is let pass.
 """
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from hubbot.domain import Gptq
 from hubbot.formats.gptq import columns, grid, groups, solver
 from hubbot.kernels import gptq as kernels
 from hubbot.kernels import gptq_groups as grouped_kernels
+from tests.launched import launched
 from tests.tiers import suite
 
 pytestmark = pytest.mark.slow
@@ -41,6 +47,16 @@ def _grid(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scale * signs, torch.full_like(scale, 2 ** (bits - 1))
 
 
+class _Launched:
+    """A module of launchers, each called through a card where there is one."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(launched, getattr(self._module, name))
+
+
 def _share(left: torch.Tensor, right: torch.Tensor) -> float:
     return (left == right).double().mean().item()
 
@@ -50,7 +66,7 @@ def _share(left: torch.Tensor, right: torch.Tensor) -> float:
 def test_rounding_a_block_gives_the_codes_and_errors_of_the_twin(shape, bits):
     weight, (_, factor) = _normal(*shape, seed=3), _curvature(shape[0])
     scale, zero = _grid(weight, bits)
-    codes, errors = kernels.round_columns(weight, factor, scale, zero, bits)
+    codes, errors = launched(kernels.round_columns, weight, factor, scale, zero, bits)
     wanted_codes, wanted_errors = columns.round_columns(weight, factor, scale, zero, bits)
     same = (codes == wanted_codes).all(0)  # a code that went the other way changes those after it
     assert _share(same, torch.ones_like(same)) >= 0.9
@@ -66,7 +82,7 @@ def test_descending_a_block_gives_the_steps_of_the_twin(shape, bits):
     steps = columns.nearest_code(weight, scale, zero, bits) - zero
     pull = hessian @ (weight - steps * scale)
     found, wanted = steps.clone(), steps.clone()
-    kernels.descend(found, hessian, pull, scale, zero, bits)
+    launched(kernels.descend, found, hessian, pull, scale, zero, bits)
     columns.descend(wanted, hessian, pull, scale, zero, bits)
     assert not torch.equal(wanted, steps)
     same = (found == wanted).all(0)
@@ -78,7 +94,7 @@ def test_descending_a_block_gives_the_steps_of_the_twin(shape, bits):
 def test_the_best_grid_is_the_twins(shape, symmetric):
     weight, importance = _normal(*shape, seed=5), _normal(shape[0], seed=6).exp()
     scales, zeros = grid._candidates(weight, Gptq(bits=4, group_size=-1, symmetric=symmetric))
-    found = kernels.best_candidate(weight, importance, scales, zeros, 4)
+    found = launched(kernels.best_candidate, weight, importance, scales, zeros, 4)
     wanted = columns.best_candidate(weight, importance, scales, zeros, 4)
     assert len(wanted.unique()) > 1
     assert _share(found, wanted) >= 0.9
@@ -91,7 +107,7 @@ def test_a_layer_solved_by_the_kernels_is_as_good_as_by_the_twins(layout, monkey
     weight = 0.05 * _normal(24, 160, seed=7)
     curvature = solver.prepare(hessian, layout, 0.01)
     wanted = solver.solve(weight, curvature, layout)
-    monkeypatch.setattr(columns, "kernels_on", lambda *_: kernels)
+    monkeypatch.setattr(columns, "kernels_on", lambda *_: _Launched(kernels))
     found = solver.solve(weight, curvature, layout)
     assert _share(found.codes, wanted.codes) >= 0.98
     assert found.error == pytest.approx(wanted.error, rel=0.02)
@@ -107,8 +123,15 @@ def test_rounding_a_block_of_groups_gives_the_grids_and_codes_of_the_twin(shape,
     weight, (_, factor) = _normal(rows, features, seed=8), _curvature(rows)
     importance = factor.diagonal().pow(-2)
     wanted_codes, wanted_errors, wanted = groups.round_groups(weight.clone(), factor, importance, size, layout)
-    codes, errors, scale, zero = grouped_kernels.round_groups(
-        weight.clone(), factor, importance, size, layout.bits, grid.candidate_shares(), symmetric=layout.symmetric
+    codes, errors, scale, zero = launched(
+        grouped_kernels.round_groups,
+        weight.clone(),
+        factor,
+        importance,
+        size,
+        layout.bits,
+        grid.candidate_shares(),
+        symmetric=layout.symmetric,
     )
     same = ((scale == wanted.scale) & (zero == wanted.zero)).all(0) & (codes == wanted_codes).all(0)
     assert _share(same, torch.ones_like(same)) >= 0.75
@@ -129,7 +152,7 @@ def test_refining_a_block_of_groups_gives_the_scales_and_steps_of_the_twin(shape
     wanted, wanted_grid = steps.clone(), grid.Grid(fitted.scale.clone(), fitted.zero)
     groups.refine_groups(wanted, hessian, pull.clone(), wanted_grid, size, 4)
     found, scales = steps.clone(), fitted.scale.clone()
-    moved = grouped_kernels.refine_groups(found, hessian, pull.clone(), scales, fitted.zero, size, 4)
+    moved = launched(grouped_kernels.refine_groups, found, hessian, pull.clone(), scales, fitted.zero, size, 4)
     assert not torch.equal(wanted, steps)
     same = (found == wanted).all(0) & (scales == wanted_grid.scale).all(0)
     assert _share(same, torch.ones_like(same)) >= 0.75
@@ -143,7 +166,7 @@ def test_a_layer_solved_by_the_kernels_of_groups_is_as_good_as_by_the_twins(layo
     weight = 0.05 * _normal(24, 160, seed=7)
     curvature = solver.prepare(hessian, layout, 0.01)
     wanted = solver.solve(weight, curvature, layout)
-    monkeypatch.setattr(groups, "kernels_on", lambda *_: grouped_kernels)
+    monkeypatch.setattr(groups, "kernels_on", lambda *_: _Launched(grouped_kernels))
     found = solver.solve(weight, curvature, layout)
     assert _share(found.codes, wanted.codes) >= 0.95
     assert found.error == pytest.approx(wanted.error, rel=0.02)
