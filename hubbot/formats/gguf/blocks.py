@@ -110,9 +110,10 @@ def _fields(data: Bytes, bits: int, run: int) -> Bytes:
 
 def _from_fields(fields: npt.NDArray[np.integer[Any]], bits: int, run: int) -> Bytes:
     runs = fields.astype(np.uint8).reshape(len(fields), -1, 8 // bits, run)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    found: Bytes = np.bitwise_or.reduce(runs << shifts, axis=2).reshape(len(fields), -1)
-    return found
+    found = runs[:, :, 0].copy()
+    for number in range(1, 8 // bits):
+        found |= runs[:, :, number] << np.uint8(bits * number)
+    return found.reshape(len(fields), -1)
 
 
 # --- types of 32 columns: one float16 scale, some with a float16 offset ------------------------------------------------

@@ -91,7 +91,9 @@ def _loss(lost: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
 
 
 def _chosen(own: State, rounded: State, better: torch.Tensor) -> State:
-    """Output by output the rounded blocks where they are better."""
+    """Output by output the rounded blocks where they are better, as nearly always all of them are."""
+    if better.all():
+        return rounded
     parts: dict[str, Any] = {name: torch.where(better, getattr(rounded, name), getattr(own, name)) for name in PARTS}
     return replace(own, **parts)
 
