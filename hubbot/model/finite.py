@@ -65,7 +65,7 @@ def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo], decoder: Deco
 
 
 def check_equal(folder: Path, tensors: Mapping[str, TensorInfo], decoder: Decoder, first: str, second: str) -> None:
-    """Raise SourceRefused where two tensors that stand for one parameter are not the same, byte for byte."""
+    """Raise SourceRefused where two tensors that stand for one parameter are not the same, number for number."""
     if not _same(folder, tensors, decoder, first, second):
         msg = (
             f"config.json ties the head to the embedding (tie_word_embeddings), and {first} and {second} are both stored and differ: "
@@ -79,13 +79,33 @@ def _same(folder: Path, tensors: Mapping[str, TensorInfo], decoder: Decoder, fir
     one, other = tensors[first], tensors[second]
     if one.coded or other.coded:
         return one.coded is not None and other.coded is not None and np.array_equal(decoder(first), decoder(second))
-    return one.stored == other.stored and all(
-        np.array_equal(_raw(folder, one, start), _raw(folder, other, start)) for start in range(0, one.size, _SLICE)
+    if one.stored == other.stored:
+        return all(
+            np.array_equal(_raw(folder, one, start), _raw(folder, other, start)) for start in range(0, one.size, _SLICE)
+        )
+    return {one.stored, other.stored} <= _FLOATS.keys() and all(
+        np.array_equal(_numbers(folder, one, start), _numbers(folder, other, start))
+        for start in range(0, one.count, _SLICE // 8)
     )
 
 
 def _raw(folder: Path, info: TensorInfo, start: int) -> npt.NDArray[np.uint8]:
     return _read(folder / info.file, info.offset + start, min(_SLICE, info.size - start))
+
+
+def _numbers(folder: Path, info: TensorInfo, first: int) -> npt.NDArray[np.float64]:
+    """The elements from the one `first` on, as many as a slice has in float64."""
+    width, count = info.size // info.count, min(_SLICE // 8, info.count - first)
+    return _FLOATS[info.stored](_read(folder / info.file, info.offset + first * width, count * width))
+
+
+# safetensors' name -> bytes as numbers in float64, which holds all of them
+_FLOATS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]] = {
+    "BF16": lambda raw: (raw.view("<u2").astype("<u4") << 16).view("<f4").astype("<f8"),
+    "F16": lambda raw: raw.view("<f2").astype("<f8"),
+    "F32": lambda raw: raw.view("<f4").astype("<f8"),
+    "F64": lambda raw: raw.view("<f8"),
+}
 
 
 def _slices(info: TensorInfo) -> Iterator[int]:

@@ -100,6 +100,21 @@ def test_a_tied_head_that_is_stored_again_is_harmless_while_it_is_equal(tied):
     check_finite(tied, facts)
 
 
+def test_a_tied_head_that_is_stored_again_in_another_type_is_compared_by_its_numbers(tied):
+    def edit(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].float()
+
+    rewrite(tied, edit)
+    check_finite(tied, examined(tied))
+
+    def change_one(tensors):
+        tensors["lm_head.weight"][-1, -1] += 2**-20
+
+    rewrite(tied, change_one)
+    with pytest.raises(SourceRefused, match="are both stored and differ"):
+        check_finite(tied, examined(tied))
+
+
 def test_a_tied_head_that_differs_from_its_embedding_is_refused_though_transformers_would_untie_it(tied):
     def edit(tensors):
         stores_both(tensors)
