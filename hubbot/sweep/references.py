@@ -13,13 +13,15 @@ __all__ = ["References"]
 
 
 class References:
-    """Logits of the last `rows` tokens of the first `windows` evaluation windows, per stream.
+    """Logits of the last tokens of the first evaluation windows, about `tokens` of them, per stream.
 
-    The windows are kept whole: what a token's logits are may depend on how long the window is (rope by LongRoPE).
+    The windows are kept whole: what a token's logits are may depend on how long the window is (rope by LongRoPE). A runtime
+    reads all of each, which is what takes time, so there are as few as have that many tokens.
     """
 
-    def __init__(self, evaluation: Windows, *, windows: int = 2, rows: int = 64) -> None:
-        self._windows = min(windows, evaluation.count)
+    def __init__(self, evaluation: Windows, *, tokens: int = 128) -> None:
+        self._windows = min(max(1, round(tokens / evaluation.length)), evaluation.count)
+        rows = tokens // self._windows
         self._tokens = evaluation.tokens[: self._windows].clone()
         self._end = evaluation.length - 1  # the last token's logits are not computed: nothing follows it
         # nor are those before the first scored row

@@ -151,9 +151,13 @@ def test_static_variants_that_nobody_evaluates_need_no_model(
     assert len(result.files["coarse"].paths) == 5
 
 
-def test_references_are_the_last_logits_of_whole_windows_in_every_stream(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tokens", "count"), [(2 * LENGTH - 8, 2), (16, 1)])
+def test_references_are_the_last_logits_of_whole_windows_in_every_stream(
+    folder: Path, tmp_path: Path, tokens: int, count: int
+) -> None:
     evaluation = windows(2, 7)
-    references = References(evaluation, windows=2, rows=16)
+    references = References(evaluation, tokens=tokens)
+    rows = tokens // count
     run(folder, tmp_path, [RoundingFormat(tmp_path, {"coarse": 4})], references=references)
     from safetensors.torch import load_file
 
@@ -162,9 +166,9 @@ def test_references_are_the_last_logits_of_whole_windows_in_every_stream(folder:
     for name, levels in (("base", None), ("coarse", 4)):
         model = plain(folder, decoded_checkpoint(folder, levels) if levels else None)
         with torch.inference_mode():
-            expected = model(saved[name]["tokens"]).logits[:, LENGTH - 17 : LENGTH - 1]
-        assert torch.equal(saved[name]["tokens"], evaluation.tokens[:2])
-        assert int(saved[name]["first"]) == LENGTH - 17
+            expected = model(saved[name]["tokens"]).logits[:, LENGTH - 1 - rows : LENGTH - 1]
+        assert torch.equal(saved[name]["tokens"], evaluation.tokens[:count])
+        assert int(saved[name]["first"]) == LENGTH - 1 - rows
         torch.testing.assert_close(saved[name]["logits"], expected, rtol=1e-3, atol=1e-3)
 
 
