@@ -612,6 +612,18 @@ def test_more_beside_the_weights_than_any_model_has_is_refused_unread(hub: Hub, 
     assert not [request for request in hub.journal.requests if "/resolve/" in request.path]
 
 
+def test_a_local_file_that_changed_since_it_was_read_is_hashed_again(tmp_path: Path):
+    weights = tmp_path / "model.safetensors"
+    digests = set()
+    for changed, text in enumerate((b"one", b"two", b"two")):
+        weights.write_bytes(text)
+        os.utime(weights, ns=(changed, changed))
+        found = local_source(tmp_path, tmp_path / "gathered", None).files
+        assert found == {"model.safetensors": hashlib.sha256(text).hexdigest()}
+        digests |= set(found.values())
+    assert len(digests) == 2
+
+
 def test_a_ring_of_links_in_a_local_folder_is_told(tmp_path: Path):
     folder = write(tmp_path / "model", {"config.json": "{}", "model.safetensors": weights(1)})
     (folder / "one.json").symlink_to("two.json")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from hubbot.domain import Source
@@ -40,7 +43,7 @@ def local_source(folder: Path, into: Path, revision: str | None) -> Source:
         folder=str(folder.resolve()),
         repo=None,
         revision=None,
-        files={path: _sha256(file) for path, file in files.items() if _belongs(path)},
+        files=_hashed({path: file for path, file in files.items() if _belongs(path)}),
     )
 
 
@@ -70,6 +73,19 @@ def _belongs(path: str) -> bool:
     return "/" not in path or is_carried(path)
 
 
+def _hashed(files: Mapping[str, Path]) -> dict[str, str]:
+    """Path -> sha256."""
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+
+
 def _sha256(path: Path) -> str:
+    seen = path.stat()
+    return _sha256_of(path, seen.st_size, seen.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(path: Path, _size: int, _changed: int) -> str:
+    """A run reads the folder for its plan and once more as its source: what has not changed is hashed once."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
