@@ -18,7 +18,7 @@ from hubbot.model.architectures import class_of, known_to_transformers, other_pu
 from hubbot.model.released import Release, read_release, unquantized
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["ModelConfig", "read_config", "read_values", "text_part"]
+__all__ = ["ModelConfig", "read_config", "read_values", "text_part", "without_null_sections"]
 
 _LARGEST = 4 * 2**20  # bytes; configs with a thousand labels have 100 KB
 _RELEASE = re.compile(r"[0-9][0-9A-Za-z.]{0,30}")
@@ -96,8 +96,13 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The whole of a config.json as it is, within bounds; no field is checked."""
-    return read_object(path, largest=_LARGEST, constants=True)
+    """A config.json as it is, within bounds, without sections that are null; no field is checked."""
+    return without_null_sections(read_object(path, largest=_LARGEST, constants=True))
+
+
+def without_null_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """To transformers `"text_config": null` is as if it were not there."""
+    return {name: value for name, value in values.items() if value is not None or not name.endswith("_config")}
 
 
 _FIELDS = {

@@ -280,9 +280,9 @@ def _for_converter(folder: Path) -> dict[str, bytes | None]:
     card = folder / "README.md"
     if card.is_file() and (text := (data := card.read_bytes()).decode("utf-8", "replace").encode()) != data:
         found["README.md"] = text
-    config = read_values(folder / "config.json")
-    if (named := _without_negative_ids(config)) != config:
-        found["config.json"] = json.dumps(named).encode()
+    config = _without_negative_ids(read_values(folder / "config.json"))
+    if config != json.loads((folder / "config.json").read_bytes()):
+        found["config.json"] = json.dumps(config).encode()
     return found
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from hubbot.model.config import without_null_sections
+
 __all__ = ["as_published", "name_for"]
 
 _CLIP = "vision_tower.embeddings."  # a tower of CLIP or SigLIP; Gemma 4's has an encoder too, under this very name
@@ -33,7 +35,7 @@ def as_published(parsed: Mapping[str, Any], published: Mapping[str, Any]) -> dic
 
     Rotary positions stay as transformers has them, but for the shares of the channels that converters ask for by other names.
     """
-    whole = _with_lost_keys(parsed, published)
+    whole = _with_lost_keys(without_null_sections(parsed), published)
     if "n_positions" in whole:  # GPT-2's converter: transformers 5 saves the one name of two
         whole.setdefault("n_ctx", whole["n_positions"])
     if whole.get("multi_query") and whole.get("new_decoder_architecture") is False:

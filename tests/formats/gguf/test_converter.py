@@ -130,7 +130,9 @@ def test_files_that_the_converter_trips_over_are_given_to_it_as_they_are_meant(t
     plain = tiny_model("llama")
     folder = shutil.copytree(plain, tmp_path / "tiny")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": -1}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "pad_token_id": -1, "text_config": None, "vision_config": None})
+    )
     (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # tiktoken's, beside the tokenizer.json that counts
     card = b"---\nlicense: mit\ntags: [llama, 3.1, 2026-01-01]\nlanguage: [no, en]\n---\n# J\xfcrgen\n"
     (folder / "README.md").write_bytes(card)
