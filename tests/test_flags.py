@@ -23,7 +23,7 @@ OTHERS = frozenset(
     "--gpus --runtime --set-as-default --local-dir --env --require-hashes --no-deps --output --model --jobs "
     "--storm --mode --experiments --build --dest --disable-pip-version-check --force-reinstall --hash --no-binary "
     "--requirement --target --context-length --dtype --load-format --max-model-len --model-path --quantization "
-    "--tokenizer --mmproj --exclude-libs --fmad --gpu-architecture --no-cache --restrict --std".split()
+    "--embeddings --tokenizer --mmproj --exclude-libs --fmad --gpu-architecture --no-cache --restrict --std".split()
 )
 
 
