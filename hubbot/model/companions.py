@@ -14,6 +14,7 @@ from hubbot.errors import SourceRefused, UnsafeSource
 from hubbot.model.strict_json import parse_object, read_bytes
 
 __all__ = [
+    "MODULES",
     "PROCESSORS",
     "check_companions",
     "check_modules",
