@@ -193,7 +193,7 @@ def probing_checkpoint_bytes(probes: int, facts: ModelFacts, settings: Settings)
 
 def _probed(probes: int, facts: ModelFacts, settings: Settings) -> int:
     """Hidden states of the calibration, and of the tokens that the original and every probe are measured on."""
-    window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
+    window = _calibration_window(facts, settings)
     measured = max(1, TOKENS // window) * window
     return _FLOAT * _width(facts) * (settings.calibration.samples * window + (1 + probes) * measured)
 
@@ -208,18 +208,18 @@ def _of_further_cards(cards: int, facts: ModelFacts, settings: Settings, host: i
 
 def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> int:
     """Hidden states of all windows, one float each: calibration once, evaluation for the base and every variant."""
-    window = (
-        settings.calibration.length
-        if facts.context_length is None
-        else min(settings.calibration.length, facts.context_length)
-    )
+    window = _calibration_window(facts, settings)
     calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
     return _FLOAT * _width(facts) * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
 
 
+def _calibration_window(facts: ModelFacts, settings: Settings) -> int:
+    return min(settings.calibration.length, facts.context_length or settings.calibration.length)
+
+
 def pass_of_gradients(facts: ModelFacts, settings: Settings) -> Passing:
     """What passes before the sweep where a variant asks for gradients."""
-    window = min(settings.calibration.length, facts.context_length or settings.calibration.length)
+    window = _calibration_window(facts, settings)
     most, there = max(1, GRADIENT_TOKENS // window), settings.calibration.samples
     draws = 1 if there >= most else min(DRAWS, most // there)
     return Passing(forth=window * min(most, there), draws=draws)
