@@ -22,6 +22,7 @@ __all__ = [
     "llama_cpp",
     "plain_encoders",
     "search_path",
+    "surveys",
 ]
 
 PROCESS: MutableMapping[str, str] = os.environ  # of this process, for who takes an environment as an argument
@@ -63,6 +64,12 @@ def llama_cpp(environ: Mapping[str, str] = PROCESS) -> Path | None:
     """HUBBOT_LLAMA_CPP: another folder with llama.cpp than the one that `hubbot setup` makes."""
     named = environ.get("HUBBOT_LLAMA_CPP")
     return Path(named) if named else None
+
+
+def surveys(environ: Mapping[str, str] = PROCESS) -> Path | None:
+    """HUBBOT_SURVEYS: another folder than ~/.cache/hubbot/surveys to keep what was found out of models; empty: keep none."""
+    named = environ.get("HUBBOT_SURVEYS")
+    return Path.home() / ".cache" / "hubbot" / "surveys" if named is None else Path(named) if named else None
 
 
 def plain_encoders(environ: Mapping[str, str] = PROCESS) -> bool:

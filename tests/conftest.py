@@ -17,6 +17,7 @@ from tests.launched import compiled_for_a_card
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["HUBBOT_SURVEYS"] = ""  # every test asks for itself
 if not compiled_for_a_card():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever library
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its reader hangs on two cores without

@@ -34,7 +34,10 @@ from hubbot.domain import (
     Trial,
     VariantRecord,
 )
-from hubbot.planning.plan import Plan
+from hubbot.formats.protocol import Cost
+from hubbot.planning.needs import Count as Size
+from hubbot.planning.needs import Shapes
+from hubbot.planning.plan import Refusal
 from hubbot.settings import GgufType, Settings
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "Made",
     "MakeAnswer",
     "MakeQuestion",
+    "Price",
     "SurveyAnswer",
     "SurveyQuestion",
 ]
@@ -66,7 +70,7 @@ Amount = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-# --- survey: what the headers say, and the plan that follows -------------------------------------------
+# --- survey: what the headers say, and what variants would come to ---------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +78,6 @@ class SurveyQuestion:
     source: Source  # whole, or of headers alone
     settings: Settings
     work: Path
-    out: Path
-    elsewhere: bool = False  # the budgets describe the machine that will do the work; it is not this one
-    text_bytes: int | None = None  # of a local evaluation text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +119,32 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """As `hubbot.formats.protocol.Cost`, with the bounds of what comes from a child."""
+
+    file_bytes: Size
+    weight_bytes: Size
+    bits_per_weight: Annotated[float, Field(ge=0, le=1e6)]
+    note: Long | None
+    probes: Annotated[int, Field(ge=0, le=2**17)]
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(**{each.name: getattr(self, each.name) for each in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyAnswer:
+    """All that a plan is made from but the machine: nothing in it depends on what is free at the moment."""
+
     description: Description
-    plan: Plan
+    shapes: Shapes
+    device: Annotated[str, Field(pattern="^(cpu|cuda(:[0-9]{1,3})?)$")]  # that the setting stands for here
+    variants: tuple[Line, ...]  # in the order asked for
+    prices: dict[Line, Price]  # variant -> its exact size
+    refused: dict[Line, Refusal]  # the others of the variants, and why they cannot be made
+    notes: tuple[Long, ...]
+    lasting: bool  # no tool refused a variant: asked again, it would say the same
 
 
 # --- make: one sweep ------------------------------------------------------------------------------------

@@ -23,31 +23,28 @@ from hubbot.child.messages import (
     CHECK,
     EVALUATE,
     MAKE,
-    SURVEY,
     AllocateQuestion,
     CheckQuestion,
     EvaluateAnswer,
     EvaluateQuestion,
     MakeAnswer,
     MakeQuestion,
-    SurveyAnswer,
-    SurveyQuestion,
 )
 from hubbot.confine import isolate
 from hubbot.confine.isolate import Call
 from hubbot.confine.places import environment_places
 from hubbot.confine.stage import Stage
 from hubbot.domain import Gguf, Record, Source, Status, Texts
-from hubbot.errors import BadSettings, HubbotError
+from hubbot.errors import BadSettings
 from hubbot.formats.gguf.naming import shards_of
-from hubbot.formats.names import fits_memory, names_made, parse_variants
+from hubbot.formats.names import fits_memory, parse_variants
 from hubbot.hub.client import Hub
 from hubbot.hub.publish.repo_release import Receipt
-from hubbot.hub.read.datasets import size_of_local
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
 from hubbot.job.compose import recorded, spent
 from hubbot.job.resume import finished, forget_sweeps, keep_answer, kept_answer, probes_folder, sweep_folder
+from hubbot.job.survey import Survey, refuse_others, survey
 from hubbot.job.texts import conversations_of, evaluation_text, fetch_texts
 from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
@@ -64,8 +61,7 @@ __all__ = ["Finished", "Run", "allocate", "evaluate", "plan", "release_record", 
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-_SURVEY, _EVALUATE = 1_800.0, 7 * 86_400.0  # seconds that nothing honest takes
-_READING = 2**30  # bytes: a survey of headers and a tokenizer keeps to half of it
+_EVALUATE = 7 * 86_400.0  # seconds that nothing honest takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,32 +104,32 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
         with clock.stage("plan"):
             headers = _headers(job)
             # what fits a memory is known by its plan alone
-            survey = _survey(job, call, headers) if fits_memory(job.settings.variants) else None
-            job = _of_those(job, survey.plan) if survey else job
+            found = _survey(job, call, headers) if fits_memory(job.settings.variants) else None
+            job = _of_those(job, found.plan) if found else job
             done = finished(job.out, headers, job.settings, lambda: _texts(job, headers).digests)
             if done is None:
-                survey = survey or _survey(job, call, headers)
-                require(survey.plan)
-                _tell(survey.plan)
+                found = found or _survey(job, call, headers)
+                require(found.plan)
+                _tell(found.plan)
         if done:
             log.say(f"{job.out / FILE_NAME} already holds these variants of this model; --force makes them again.")
             return release_record(job, done)
         with clock.stage("fetch"):
-            assert survey is not None  # noqa: S101 -- surveyed wherever nothing is done yet
-            source = survey.description.of(_fetch(job, headers))
+            assert found is not None  # noqa: S101 -- surveyed wherever nothing is done yet
+            source = found.description.of(_fetch(job, headers))
             texts = _texts(job, source)
         typed = job
-        if survey.plan.probing:
+        if found.plan.probing:
             with clock.stage("types"):
-                typed = _typed(job, _types(job, call, source, texts, survey.plan.probing))
+                typed = _typed(job, _types(job, call, source, texts, found.plan.probing))
         made = []
-        for work, planned in _sweeps(typed, source, texts, survey.plan).items():
+        for work, planned in _sweeps(typed, source, texts, found.plan).items():
             with clock.stage("sweep"):
                 made.append(_sweep(typed, call, source, texts, planned, work))
         with clock.stage("hash"):
             record = recorded(
                 made,
-                survey.plan.failed,
+                found.plan.failed,
                 source=source,
                 settings=job.settings,
                 command=job.command,
@@ -160,7 +156,7 @@ def plan(job: Run, call: Call = isolate.call, *, elsewhere: bool = False) -> Pla
     """
     _refuse_contradictions(job.settings)
     job.work.mkdir(parents=True, exist_ok=True)
-    return _survey(job, call, _headers(job), elsewhere=elsewhere).plan
+    return _survey(job, call, _headers(job, hashed=False), elsewhere=elsewhere).plan
 
 
 def evaluate(job: Run, paths: Sequence[Path], call: Call = isolate.call) -> EvaluateAnswer:
@@ -206,13 +202,14 @@ def allocate(job: Run, call: Call = isolate.call) -> dict[str, dict[str, GgufTyp
 # --- stages -----------------------------------------------------------------------------------------
 
 
-def _headers(job: Run) -> Source:
+def _headers(job: Run, *, hashed: bool = True) -> Source:
     return fetch_headers(
         job.model,
         job.hub,
         revision=job.settings.revision,
         into=job.work / "headers",
         allow_pickle=job.settings.allow_pickle,
+        hashed=hashed,
     )
 
 
@@ -231,22 +228,8 @@ def _texts(job: Run, source: Source) -> Texts:
     return fetch_texts(source, job.settings, job.hub, into=job.work / "texts")
 
 
-def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> SurveyAnswer:
-    question = SurveyQuestion(
-        source=source,
-        settings=job.settings,
-        work=job.work,
-        out=job.out,
-        elsewhere=elsewhere,
-        text_bytes=size_of_local(job.settings.evaluation),
-    )
-    found = _ask(
-        job, call, SURVEY, question, readable=[Path(source.folder)], seconds=_SURVEY, memory=_of_survey(job.settings)
-    )
-    made = [name for sweep in found.plan.sweeps for name in sweep.variants]
-    answered = [*made, *(failed.name for failed in found.plan.failed)]
-    _refuse_others(answered, asked=names_made(job.settings.variants, answered))
-    return found
+def _survey(job: Run, call: Call, source: Source, *, elsewhere: bool = False) -> Survey:
+    return survey(source, job.settings, call, work=job.work, out=job.out, elsewhere=elsewhere)
 
 
 def _types(
@@ -268,7 +251,7 @@ def _types(
     )
     seconds = _patience(source, probing.probes)
     types = _ask(job, call, ALLOCATE, question, readable=[Path(source.folder)], seconds=seconds).types
-    _refuse_others(list(types), asked=list(mixes))
+    refuse_others(list(types), asked=list(mixes))
     return types
 
 
@@ -306,7 +289,7 @@ def _sweep(job: Run, call: Call, source: Source, texts: Texts, planned: PlannedS
     )
     seconds = _patience(source, len(planned.variants))
     made = _ask(job, call, MAKE, question, readable=[Path(source.folder)], seconds=seconds)
-    _refuse_others([*made.made, *made.failed], asked=planned.variants)
+    refuse_others([*made.made, *made.failed], asked=planned.variants)
     keep_answer(work, made)
     return made
 
@@ -372,11 +355,6 @@ def release_record(job: Run, record: Record) -> Finished:
     return Finished(record=record, receipts=tuple(receipts.values()))
 
 
-def _of_survey(settings: Settings) -> int | None:
-    """Bytes that a survey is meant to keep to: little before anything of a stranger's was judged, but for whole pickles."""
-    return settings.budget.ram if settings.allow_pickle else min(settings.budget.ram or _READING, _READING)
-
-
 def _ask(
     job: Run,
     call: Call,
@@ -385,7 +363,6 @@ def _ask(
     *,
     readable: Sequence[Path],
     seconds: float,
-    memory: int | None = None,
 ) -> A:
     return call(
         stage,
@@ -394,7 +371,7 @@ def _ask(
         writable=[job.out],
         readable=readable,
         seconds=seconds,
-        memory=memory or job.settings.budget.ram,
+        memory=job.settings.budget.ram,
     ).value
 
 
@@ -409,17 +386,6 @@ def _tell(plan: Plan) -> None:
         log.say(f"note: {note}")
     for failed in plan.failed:
         log.say(f"{failed.name} cannot be made: {failed.error}")
-
-
-def _refuse_others(answered: Sequence[str], *, asked: Sequence[str]) -> None:
-    """Raise HubbotError for an answer of the confined child about variants that it was not asked for, or not all of them."""
-    if sorted(answered) != sorted(asked):
-        msg = (
-            f"The confined process was asked for {', '.join(asked)} and answered for {', '.join(answered)[:500]}. "
-            "It reads the model's files: if they come from somebody whom you do not trust, use nothing of this run; "
-            "if not, please report a defect of hubbot."
-        )
-        raise HubbotError(msg)
 
 
 def _refuse_contradictions(settings: Settings) -> None:

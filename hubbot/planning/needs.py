@@ -10,6 +10,9 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Annotated
+
+from pydantic import Field
 
 from hubbot.domain import Variant
 from hubbot.formats import FAMILIES, calibration_needs
@@ -62,6 +65,9 @@ _PINNED = 2**30  # see hubbot.formats.gguf.cuda.queue
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
+Count = Annotated[int, Field(ge=0, le=2**62)]  # which whoever reads a model's files may claim
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """Peak of one sweep, or of a run."""
@@ -89,22 +95,26 @@ class Passing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shapes:
-    """The few sizes of a model that its needs depend on."""
+    """The few sizes of a model that its needs depend on: all that a plan is made from, beside its files' sizes."""
 
-    block_weights: int  # number of weights of the largest block
-    block_bytes: int  # the same as they are read
-    embedding_weights: int  # of the larger of embedding and head
-    widest: int  # columns of the widest matrix of a block
+    block_weights: Annotated[Count, Field(ge=1)]  # number of weights of the largest block
+    block_bytes: Count  # the same as they are read
+    embedding_weights: Count  # of the larger of embedding and head
+    widest: Count  # columns of the widest matrix of a block
     hessians: (
-        int  # sum of squares of the columns of a block's matrices but its experts', one of each width counted twice
+        Count  # sum of squares of the columns of a block's matrices but its experts', one of each width counted twice
     )
-    expert_hessians: int  # the same of every expert, once
-    bands: int  # products of the gradients of outputs that a block comes to
-    expert_bytes: int  # of a block's experts as read: they are kept beside the tensor that they are stacked into
-    hidden: int
-    stream: int  # numbers a token that pass from block to block
-    companions: tuple[int, ...]  # bytes a token of what blocks are given beside them, table by table
-    vocabulary: int
+    expert_hessians: Count  # the same of every expert, once
+    bands: Count  # products of the gradients of outputs that a block comes to
+    expert_bytes: Count  # of a block's experts as read: they are kept beside the tensor that they are stacked into
+    hidden: Count
+    stream: Count  # numbers a token that pass from block to block
+    companions: tuple[Count, ...]  # bytes a token of what blocks are given beside them, table by table
+    vocabulary: Count
+    layers: Count
+    context_length: Count | None  # tokens
+    chat: bool  # a chat template is there
+    weight_bytes: Count  # of the whole model, as they lie in its files
 
 
 def shapes_of(facts: ModelFacts) -> Shapes:
@@ -125,15 +135,18 @@ def shapes_of(facts: ModelFacts) -> Shapes:
         bands=_bands(facts, largest, of_experts),
         expert_bytes=sum(facts.tensors[name].read_size for name in of_experts),
         hidden=facts.hidden_size,
-        stream=_width(facts),
+        stream=facts.stream_width or facts.hidden_size,
         companions=facts.companions,
         vocabulary=facts.vocab_size,
+        layers=facts.layers,
+        context_length=facts.context_length,
+        chat=bool(facts.chat_template),
+        weight_bytes=facts.weight_bytes,
     )
 
 
 def sweep_need(
     variants: Sequence[Variant],
-    facts: ModelFacts,
     shapes: Shapes,
     costs: Mapping[str, Cost],
     settings: Settings,
@@ -146,8 +159,8 @@ def sweep_need(
 
     source_bytes: what fetching the model will write; 0 where it is a local folder.
     """
-    going_back = _passing(variants, facts, settings)
-    streams = max(_streams(variants, facts, settings), _FLOAT * _width(facts) * going_back.back)
+    going_back = _passing(variants, shapes, settings)
+    streams = max(_streams(variants, shapes, settings), _FLOAT * shapes.stream * going_back.back)
     host, computing = _working_memory(variants, shapes, costs, settings, device)
     gpu = device.startswith("cuda")
     files = sum(costs[variant.name].file_bytes for variant in variants)
@@ -158,68 +171,66 @@ def sweep_need(
         disk=source_bytes
         + files
         + folder
-        + _kept_of_gradients(going_back.forth, min(cards, len(variants)), facts, shapes)
-        + (min(cards, len(variants)) + len(variants)) * _companions(facts, settings),
+        + _kept_of_gradients(going_back.forth, min(cards, len(variants)), shapes)
+        + (min(cards, len(variants)) + len(variants)) * _companions(shapes, settings),
         ram=_PROCESSES
-        + _of_further_cards(min(cards, len(variants)), facts, settings, host)
+        + _of_further_cards(min(cards, len(variants)), shapes, settings, host)
         + max(streams + host + (0 if gpu else computing), folder),  # or the load check
         vram=_CUDA + computing if gpu else 0,
     )
 
 
-def probing_need(
-    probes: int, facts: ModelFacts, shapes: Shapes, settings: Settings, *, device: str, source_bytes: int
-) -> Need:
+def probing_need(probes: int, shapes: Shapes, settings: Settings, *, device: str, source_bytes: int) -> Need:
     """Peak of a walk that measures so many probes, a stream each: nothing of what it makes is kept."""
-    streams = _probed(probes, facts, settings)
+    streams = _probed(probes, shapes, settings)
     host, computing = _working_memory((), shapes, {}, settings, device)
     gpu = device.startswith("cuda")
     return Need(
-        disk=source_bytes + (1 + probes) * _companions(facts, settings),
+        disk=source_bytes + (1 + probes) * _companions(shapes, settings),
         ram=_PROCESSES + streams + host + _ROUNDED + (0 if gpu else computing),
         vram=_CUDA + computing if gpu else 0,
     )
 
 
-def checkpoint_bytes(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> int:
+def checkpoint_bytes(variants: Sequence[Variant], shapes: Shapes, settings: Settings) -> int:
     """What a sweep's checkpoints take on the disk, where there is room: one is written beside the last one."""
-    return 2 * _streams(variants, facts, settings)
+    return 2 * _streams(variants, shapes, settings)
 
 
-def probing_checkpoint_bytes(probes: int, facts: ModelFacts, settings: Settings) -> int:
+def probing_checkpoint_bytes(probes: int, shapes: Shapes, settings: Settings) -> int:
     """The same of a walk that measures so many probes."""
-    return 2 * _probed(probes, facts, settings)
+    return 2 * _probed(probes, shapes, settings)
 
 
-def _probed(probes: int, facts: ModelFacts, settings: Settings) -> int:
+def _probed(probes: int, shapes: Shapes, settings: Settings) -> int:
     """Hidden states of the calibration, and of the tokens that the original and every probe are measured on."""
-    window = _calibration_window(facts, settings)
+    window = _calibration_window(shapes, settings)
     measured = max(1, TOKENS // window) * window
-    return _FLOAT * _width(facts) * (settings.calibration.samples * window + (1 + probes) * measured)
+    return _FLOAT * shapes.stream * (settings.calibration.samples * window + (1 + probes) * measured)
 
 
-def _of_further_cards(cards: int, facts: ModelFacts, settings: Settings, host: int) -> int:
+def _of_further_cards(cards: int, shapes: Shapes, settings: Settings, host: int) -> int:
     """What each process after the first holds besides its share, and the memory that all exchange tensors through."""
     if cards < 2:
         return 0
-    base = _FLOAT * _width(facts) * _evaluated(facts, settings)
+    base = _FLOAT * shapes.stream * _evaluated(shapes, settings)
     return (cards - 1) * (_PROCESSES + host + base) + cards * SLOT
 
 
-def _streams(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> int:
+def _streams(variants: Sequence[Variant], shapes: Shapes, settings: Settings) -> int:
     """Hidden states of all windows, one float each: calibration once, evaluation for the base and every variant."""
-    window = _calibration_window(facts, settings)
+    window = _calibration_window(shapes, settings)
     calibration = 0 if _statistics(variants, settings) is Needs.NOTHING else settings.calibration.samples * window
-    return _FLOAT * _width(facts) * (calibration + (1 + len(variants)) * _evaluated(facts, settings))
+    return _FLOAT * shapes.stream * (calibration + (1 + len(variants)) * _evaluated(shapes, settings))
 
 
-def _calibration_window(facts: ModelFacts, settings: Settings) -> int:
-    return min(settings.calibration.length, facts.context_length or settings.calibration.length)
+def _calibration_window(shapes: Shapes, settings: Settings) -> int:
+    return min(settings.calibration.length, shapes.context_length or settings.calibration.length)
 
 
-def pass_of_gradients(facts: ModelFacts, settings: Settings) -> Passing:
+def pass_of_gradients(shapes: Shapes, settings: Settings) -> Passing:
     """What passes before the sweep where a variant asks for gradients."""
-    window = _calibration_window(facts, settings)
+    window = _calibration_window(shapes, settings)
     most, there = max(1, GRADIENT_TOKENS // window), settings.calibration.samples
     draws = 1 if there >= most else min(DRAWS, most // there)
     return Passing(forth=window * min(most, there), draws=draws)
@@ -235,16 +246,16 @@ def as_calibrating(passing: Passing, shapes: Shapes) -> int:
     return passing.forth * (2 * shapes.block_weights + passing.draws * (shapes.block_weights + sums)) // once
 
 
-def _passing(variants: Sequence[Variant], facts: ModelFacts, settings: Settings) -> Passing:
+def _passing(variants: Sequence[Variant], shapes: Shapes, settings: Settings) -> Passing:
     asked = _statistics(variants, settings) is Needs.GRADIENTS
-    return pass_of_gradients(facts, settings) if asked else Passing(forth=0, draws=1)
+    return pass_of_gradients(shapes, settings) if asked else Passing(forth=0, draws=1)
 
 
-def _kept_of_gradients(tokens: int, cards: int, facts: ModelFacts, shapes: Shapes) -> int:
+def _kept_of_gradients(tokens: int, cards: int, shapes: Shapes) -> int:
     """On the disk, 16 bits each: the blocks' inputs, which make room for the products of the gradients, block by block."""
-    inputs = (facts.layers + 1) * tokens * _width(facts)
+    inputs = (shapes.layers + 1) * tokens * shapes.stream
     products = cards * shapes.bands
-    return 2 * (max(inputs, facts.layers * products) + products) if tokens else 0
+    return 2 * (max(inputs, shapes.layers * products) + products) if tokens else 0
 
 
 def _bands(facts: ModelFacts, part: Part, experts: Container[str]) -> int:
@@ -256,21 +267,17 @@ def _bands(facts: ModelFacts, part: Part, experts: Container[str]) -> int:
     return sum(count * min(count, BAND) for count in outputs.values())
 
 
-def _width(facts: ModelFacts) -> int:
-    return facts.stream_width or facts.hidden_size
-
-
-def _companions(facts: ModelFacts, settings: Settings) -> int:
+def _companions(shapes: Shapes, settings: Settings) -> int:
     """Of what goes with the tokens, as one embedding makes it: on the disk, a row for each token that the texts hold."""
-    texts = settings.calibration.samples * settings.calibration.length + _evaluated(facts, settings)
-    return sum(facts.companions) * min(facts.vocab_size, texts)
+    texts = settings.calibration.samples * settings.calibration.length + _evaluated(shapes, settings)
+    return sum(shapes.companions) * min(shapes.vocabulary, texts)
 
 
-def _evaluated(facts: ModelFacts, settings: Settings) -> int:
+def _evaluated(shapes: Shapes, settings: Settings) -> int:
     """Tokens of a variant's evaluation; 0 where there is none."""
     if not settings.evaluation.wanted:
         return 0
-    return evaluation_tokens(settings, facts.context_length, chat=bool(facts.chat_template))
+    return evaluation_tokens(settings, shapes.context_length, chat=shapes.chat)
 
 
 def evaluation_tokens(settings: Settings, longest: int | None = None, *, chat: bool) -> int:

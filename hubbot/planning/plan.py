@@ -1,6 +1,6 @@
 """Decides what a job will do, before anything is downloaded: sizes, sweeps, verdicts.
 
-    found = plan(source, facts, variants, settings, machine, costs)
+    found = plan(source, shapes, variants, settings, machine, costs)
     require(found)                    raises the first reason against it
 
 Pure: the same values give the same plan. hubbot.planning.plan_view shows it.
@@ -20,7 +20,6 @@ from hubbot.errors import BudgetExceeded, HubbotError, LicenceForbids, Unsupport
 from hubbot.formats import FAMILIES, weighed_by_gradients
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
-from hubbot.model import ModelFacts
 from hubbot.planning.needs import (
     Need,
     Shapes,
@@ -29,7 +28,6 @@ from hubbot.planning.needs import (
     pass_of_gradients,
     probing_checkpoint_bytes,
     probing_need,
-    shapes_of,
     sweep_need,
 )
 from hubbot.planning.presets import Costs
@@ -48,6 +46,7 @@ __all__ = [
     "PlannedProbing",
     "PlannedSweep",
     "PlannedVariant",
+    "Refusal",
     "device_elsewhere",
     "matrix",
     "plan",
@@ -148,7 +147,7 @@ class Plan:
 
 def plan(
     source: Source,
-    facts: ModelFacts,
+    shapes: Shapes,
     variants: Sequence[Variant],
     settings: Settings,
     machine: Machine,
@@ -160,16 +159,15 @@ def plan(
 ) -> Plan:
     """What will be made, in which sweeps, at what peak, and everything that speaks against it.
 
-    costs: variant name -> exact size, or why it cannot be made (hubbot.formats.costs_of). notes: on how the variants
-    were chosen. With settings.strict, one that cannot be made speaks against the whole. device: cpu, cuda or cuda:N.
+    source: with what its own files say of it. costs: variant name -> exact size, or why it cannot be made
+    (hubbot.formats.costs_of). notes: on the model, and on how the variants were chosen. With settings.strict, one that cannot be made speaks against the whole. device: cpu, cuda or cuda:N.
     elsewhere: for another machine than this one, of which the budgets are what it has.
     """
-    shapes = shapes_of(facts)
     budget = _budget_elsewhere(settings) if elsewhere else _budget(settings, machine, device)
-    fetched = 0 if source.repo is None else facts.weight_bytes
+    fetched = 0 if source.repo is None else shapes.weight_bytes
     sizes = {name: cost for name, cost in costs.items() if isinstance(cost, Cost)}
     cards = machine.cards if device.startswith("cuda") and not elsewhere else 1
-    estimate = _Estimate(facts, shapes, settings, sizes, device, fetched, cards)
+    estimate = _Estimate(shapes, settings, sizes, device, fetched, cards)
     failed = dict(_failures(variants, costs, estimate, budget))
     makeable = [variant for variant in variants if variant.name not in failed]
     sweeps = tuple(_cut(makeable, estimate, budget))
@@ -177,16 +175,15 @@ def plan(
     need = probing.need if probing else Need(disk=0, ram=0, vram=0)
     for sweep in sweeps:
         need = need | sweep.need
-    said = source if source.license else facts  # the Hub's own reading of the card first
-    licence = judge_licence(said.license, said.license_name, said.license_link)
+    licence = judge_licence(source.license, source.license_name, source.license_link)
     return Plan(
         model=source.repo or source.folder,
         revision=source.revision,
-        architecture=facts.architecture,
-        parameters=facts.parameters,
-        weight_bytes=facts.weight_bytes,
+        architecture=source.architecture,
+        parameters=source.parameters,
+        weight_bytes=shapes.weight_bytes,
         device=device,
-        variants=tuple(_planned(variant, sizes[variant.name], facts, settings) for variant in makeable),
+        variants=tuple(_planned(variant, sizes[variant.name], source, settings) for variant in makeable),
         sweeps=sweeps,
         need=need,
         budget=budget,
@@ -197,7 +194,7 @@ def plan(
             for variant in variants
             if variant.name in failed
         ),
-        notes=(*notes, *_of_costs(makeable, sizes), *facts.notes, *_without_checkpoints([*sweeps, probing])),
+        notes=(*notes, *_of_costs(makeable, sizes), *_without_checkpoints([*sweeps, probing])),
         refusals=(
             *_licence_refusal(licence, settings),
             *_budget_refusals(sweeps, budget),
@@ -218,7 +215,7 @@ def _probing(variants: Sequence[Variant], estimate: _Estimate, budget: Need) -> 
     at_once = probes
     while at_once > 1 and not _fits(estimate.of_probes(at_once), budget):
         at_once -= 1
-    size = probing_checkpoint_bytes(at_once, estimate.facts, estimate.settings)
+    size = probing_checkpoint_bytes(at_once, estimate.shapes, estimate.settings)
     need, resumable = _with_checkpoints(estimate.of_probes(at_once), size, budget)
     return PlannedProbing(variants=tuple(asking), probes=probes, at_once=at_once, need=need, resumable=resumable)
 
@@ -227,7 +224,7 @@ def _passing(variants: Sequence[Variant], estimate: _Estimate) -> PlannedPass | 
     asking = [variant.name for variant in weighed_by_gradients(variants, shaping(estimate.settings))]
     if not asking:
         return None
-    found = pass_of_gradients(estimate.facts, estimate.settings)
+    found = pass_of_gradients(estimate.shapes, estimate.settings)
     return PlannedPass(
         variants=tuple(asking),
         tokens=found.forth,
@@ -292,7 +289,6 @@ def matrix(found: Plan) -> dict[str, list[dict[str, Any]]]:
 
 @dataclass(frozen=True, slots=True)
 class _Estimate:
-    facts: ModelFacts
     shapes: Shapes
     settings: Settings
     costs: Mapping[str, Cost]
@@ -301,17 +297,14 @@ class _Estimate:
     cards: int
 
     def of_probes(self, probes: int) -> Need:
-        return probing_need(
-            probes, self.facts, self.shapes, self.settings, device=self.device, source_bytes=self.fetched
-        )
+        return probing_need(probes, self.shapes, self.settings, device=self.device, source_bytes=self.fetched)
 
     def checkpoints(self, variants: Sequence[Variant]) -> int:
-        return checkpoint_bytes(variants, self.facts, self.settings)
+        return checkpoint_bytes(variants, self.shapes, self.settings)
 
     def of(self, variants: Sequence[Variant]) -> Need:
         return sweep_need(
             variants,
-            self.facts,
             self.shapes,
             self.costs,
             self.settings,
@@ -380,8 +373,8 @@ def device_elsewhere(settings: Settings) -> str:
     return "cuda" if settings.budget.vram else "cpu"
 
 
-def _planned(variant: Variant, cost: Cost, facts: ModelFacts, settings: Settings) -> PlannedVariant:
-    also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=facts.experts)
+def _planned(variant: Variant, cost: Cost, source: Source, settings: Settings) -> PlannedVariant:
+    also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=source.experts)
     split = cost.file_bytes > settings.gguf.shard_size or settings.gguf.first_shard == "metadata"
     return PlannedVariant(
         name=variant.name,

@@ -53,14 +53,11 @@ def test_the_plan_of_a_folder_names_them_before_anything_is_made(folder, tmp_pat
 
     rewrite(folder, edit)
     settings = load_settings(None, {"variants": "Q8_0,gptq-4bit-128g"})
-    question = SurveyQuestion(
-        source=source_of(folder), settings=settings, work=tmp_path / "work", out=tmp_path / "out", elsewhere=False
-    )
-    plan = survey(question).plan
-    assert [variant.name for variant in plan.variants] == ["Q8_0"]
-    (failed,) = plan.failed
-    assert f"{UP} holds 131,072 at [3, 5], and gptq-4bit-128g passes through float16" in str(failed.error)
-    assert f"{UP} holds 131,072 at [3, 5], beyond float16's 65,504" in plan.notes[-1]
+    found = survey(SurveyQuestion(source=source_of(folder), settings=settings, work=tmp_path / "work"))
+    assert list(found.prices) == ["Q8_0"]
+    (failed,) = found.refused.values()
+    assert f"{UP} holds 131,072 at [3, 5], and gptq-4bit-128g passes through float16" in str(failed)
+    assert f"{UP} holds 131,072 at [3, 5], beyond float16's 65,504" in found.notes[-1]
 
 
 def test_a_large_value_outside_of_what_is_quantized_refuses_nothing(folder, tmp_path):

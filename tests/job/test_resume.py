@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hubbot.child import survey
 from hubbot.child.messages import Made
 from hubbot.domain import Record, Source
 from hubbot.formats import put_in_place
 from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.names import parse_variants
+from hubbot.job import survey
 from hubbot.job.resume import finished, forget_sweeps, keep_answer, kept_answer, sweep_folder
 from hubbot.machine import Machine
 from hubbot.machine.versions import version
@@ -93,6 +93,16 @@ def test_what_a_killed_sweep_has_finished_is_known_and_nothing_else(tmp_path: Pa
     for variant in ("bnb-nf4", "bnb-int8"):
         (work / "bnb" / f"{variant}.json").write_text("{}")
     assert [path.name for path in put_in_place(work, out)] == ["m-Q8_0.gguf", "config.json"]
+
+
+@pytest.mark.parametrize("said", ['["../../x"]', '["a/b"]', '{"a": 1}', "[1]", "no JSON", "[" * 100_000])
+def test_a_note_of_finished_files_that_names_others_or_is_none_counts_for_nothing(tmp_path: Path, said: str) -> None:
+    journal = Journal(tmp_path / "gguf")
+    journal.complete(["m-Q8_0.gguf"])
+    assert journal.finals() == {"m-Q8_0.gguf"}
+    [note] = (tmp_path / "gguf" / "parts").iterdir()
+    note.write_text(said)
+    assert journal.finals() == frozenset()
 
 
 def test_a_plan_counts_the_finished_files_of_a_killed_run_as_free_disk(

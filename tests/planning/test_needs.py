@@ -76,7 +76,7 @@ def _planned(facts: ModelFacts, names: str, machine: Machine, device: str):
         for name in names.split(",")
     }
     source = Source(folder="model", repo=None, revision=None, files={}, license="mit")
-    return plan(source, facts, parse_variants(names), load_settings(None, {}), machine, costs, device=device)
+    return plan(source, shapes_of(facts), parse_variants(names), load_settings(None, {}), machine, costs, device=device)
 
 
 CARD = Machine(
@@ -178,7 +178,7 @@ def test_gradients_take_disk_for_what_is_kept_of_their_pass_and_memory_for_what_
 def test_a_calibration_of_few_tokens_passes_back_several_times_but_no_more_than_four(qwen):
     def passing(samples: int) -> tuple[int, int]:
         settings = load_settings(None, {"calibration.samples": samples, "calibration.length": 64})
-        found = pass_of_gradients(qwen, settings)
+        found = pass_of_gradients(shapes_of(qwen), settings)
         return found.forth, found.draws
 
     assert [passing(samples) for samples in (10, 300, 2000)] == [(640, 4), (300 * 64, 3), (65_536, 1)]

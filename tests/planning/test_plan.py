@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from hubbot.child.source import describe
 from hubbot.confine.stage import decode, encode
 from hubbot.domain import Source
 from hubbot.errors import BudgetExceeded, LicenceForbids, UnsupportedShape
@@ -56,7 +57,8 @@ def planned(facts):
         } | {name: UnsupportedShape(why) for name, why in (cannot or {}).items()}
         settings = load_settings(None, {path.replace("__", "."): value for path, value in flags.items()})
         source = source or Source(folder=str(facts.folder), repo="a/b", revision="0" * 40, files={}, license="mit")
-        return plan(source, facts, variants, settings, machine, costs, device=device, elsewhere=elsewhere)
+        source = describe(facts).of(source)
+        return plan(source, shapes_of(facts), variants, settings, machine, costs, device=device, elsewhere=elsewhere)
 
     return make
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hubbot.formats.gguf.imatrix import ImportanceEntry
+from hubbot.model.snapshot import plain_name
 
 __all__ = ["Journal", "write_json"]
 
 _NAMES = "tensors written"
+_LARGEST = 2**20  # bytes of a note of names
 
 
 class Journal:
@@ -49,8 +52,17 @@ class Journal:
         write_json(self._finals, list(finals))
 
     def finals(self) -> frozenset[str]:
-        """The final names that files of this run have, or are about to take."""
-        return frozenset(json.loads(self._finals.read_text(encoding="utf-8")) if self._finals.exists() else ())
+        """The final names that files of this run have, or are about to take.
+
+        None where the note is not one that `complete` writes: the sweep's process, which reads strangers' files, might write others.
+        """
+        if not self._finals.exists() or self._finals.stat().st_size > _LARGEST:
+            return frozenset()
+        with suppress(ValueError, RecursionError):
+            found = json.loads(self._finals.read_text(encoding="utf-8"))
+            if isinstance(found, list) and all(isinstance(name, str) and plain_name(name) for name in found):
+                return frozenset(found)
+        return frozenset()
 
     def written(self) -> set[str]:
         """Names of the GGUF tensors of all parts done."""

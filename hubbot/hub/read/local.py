@@ -25,8 +25,11 @@ def is_local(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~")) or model in (".", "..") or bool(model and Path(model).is_dir())
 
 
-def local_source(folder: Path, into: Path, revision: str | None) -> Source:
-    """A folder of this machine. One of the client's cache, all links, is gathered into `into` by hard links."""
+def local_source(folder: Path, into: Path, revision: str | None, *, hashed: bool = True) -> Source:
+    """A folder of this machine. One of the client's cache, all links, is gathered into `into` by hard links.
+
+    hashed: whether its files are read for their sha256, which is empty otherwise.
+    """
     if revision is not None:
         raise SourceRefused(f"{folder} is a local folder and has no revision {revision!r}. Leave --revision out.")
     if not folder.is_dir():
@@ -39,12 +42,9 @@ def local_source(folder: Path, into: Path, revision: str | None) -> Source:
         folder = _gathered(folder.resolve(), blobs, into)
     files = visible_files(folder)
     check_companions({path: file.stat().st_size for path, file in files.items() if is_fetched(path)})
-    return Source(
-        folder=str(folder.resolve()),
-        repo=None,
-        revision=None,
-        files=_hashed({path: file for path, file in files.items() if _belongs(path)}),
-    )
+    own = {path: file for path, file in files.items() if _belongs(path)}
+    digests = _hashed(own) if hashed else dict.fromkeys(own, "")
+    return Source(folder=str(folder.resolve()), repo=None, revision=None, files=digests)
 
 
 def _gathered(snapshot: Path, blobs: Path, into: Path) -> Path:

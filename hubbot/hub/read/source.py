@@ -191,14 +191,21 @@ def _source(found: Found, folder: Path, hashes: dict[str, str]) -> Source:
 
 
 def fetch_headers(
-    model: str, hub: Hub, *, revision: str | None = None, into: Path, allow_pickle: bool = False
+    model: str,
+    hub: Hub,
+    *,
+    revision: str | None = None,
+    into: Path,
+    allow_pickle: bool = False,
+    hashed: bool = True,
 ) -> Source:
     """Like `fetch`, but of each safetensors file only its header; the data is a hole in a sparse file.
 
-    Enough to plan with: every name, dtype and shape is there. The sha256 of the large files are the Hub's word.
+    Enough to plan with: every name, dtype and shape is there. The sha256 of the large files are the Hub's word;
+    hashed: whether those of a local folder are worked out, which a plan has no use for.
     """
     if is_local(model):
-        return local_source(Path(model).expanduser(), into, revision)
+        return local_source(Path(model).expanduser(), into, revision, hashed=hashed)
     found = resolve(model, hub, revision=revision, allow_pickle=allow_pickle)
     repo = Repo(id=found.repo, revision=found.revision, hub=hub)
     into.mkdir(parents=True, exist_ok=True)

@@ -195,10 +195,8 @@ def test_whether_gradients_pass_back_is_looked_into_where_a_variant_asks_for_the
 
     def failed(names: str) -> list[str]:
         settings = load_settings(None, {"variants": names})
-        asked = SurveyQuestion(
-            source=source_of(tiny_model("llama")), settings=settings, work=tmp_path / "work", out=tmp_path / "out"
-        )
-        return [one.name for one in survey(asked).plan.failed]
+        asked = SurveyQuestion(source=source_of(tiny_model("llama")), settings=settings, work=tmp_path / "work")
+        return list(survey(asked).refused)
 
     assert failed(f"{PLAIN},{WEIGHED}") == [WEIGHED]
     monkeypatch.setattr(source, "obstacle", lambda _: pytest.fail("nothing asked for gradients"))
