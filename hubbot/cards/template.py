@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,17 @@ def shut_in(seconds: int = SECONDS) -> Walls:
 
 
 def _render(template: str, tokens: dict[str, str], date: str) -> dict[str, str | None]:
-    """The first of: with a system prompt, without one. Templates may refuse a system prompt."""
+    """The first of: with a system prompt, without one, both again in parts. Templates may refuse a system prompt."""
     reason = "it shows no place for the prompt"
-    for messages in ([_SYSTEM, _USER], [_USER]):
+    for messages, given in (
+        (messages, form(messages)) for form in (list, _in_parts) for messages in ([_SYSTEM, _USER], [_USER])
+    ):
         try:
             text = "".join(
                 _pieces(
                     _environment(date)
                     .from_string(template)
-                    .generate(messages=messages, add_generation_prompt=True, tools=None, documents=None, **tokens)
+                    .generate(messages=given, add_generation_prompt=True, tools=None, documents=None, **tokens)
                 )
             )
         except MemoryError:
@@ -75,17 +78,38 @@ def _write(
 ) -> dict[str, Any]:
     """Every conversation whole; those that the template refuses are left out."""
     texts, reason = [], None
+    # what says nothing of a message's text has to be given it in parts, if that helps
+    form = next((form for form in (list, _in_parts) if _says(template, tokens, date, form)), list)
     for messages in conversations:
         room = MAX_RENDERED + 4 * sum(len(message["content"]) for message in messages)
         try:
             found = _environment(date).from_string(template)
             pieces = found.generate(
-                messages=messages, add_generation_prompt=False, tools=None, documents=None, **tokens
+                messages=form(messages), add_generation_prompt=False, tools=None, documents=None, **tokens
             )
             texts.append("".join(_pieces(pieces, room)))
         except Exception as error:  # noqa: BLE001 - a template can raise anything
             reason = reason or f"{type(error).__name__}: {error}"[:300]
     return {"texts": texts, "reason": reason}
+
+
+def _in_parts(messages: Sequence[Mapping[str, str]]) -> list[Any]:
+    """Every content as a list of parts, which is all that some templates of models that see images read."""
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def _says(
+    template: str, tokens: dict[str, str], date: str, form: Callable[[Sequence[Mapping[str, str]]], list[Any]]
+) -> bool:
+    """Whether a template writes the text of a message that it is given in this form."""
+    try:
+        found = _environment(date).from_string(template)
+        pieces = found.generate(
+            messages=form([_USER]), add_generation_prompt=False, tools=None, documents=None, **tokens
+        )
+        return _USER["content"] in "".join(_pieces(pieces))
+    except Exception:  # noqa: BLE001 - a template can raise anything
+        return False
 
 
 class _TooLong(Exception):

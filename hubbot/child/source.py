@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hubbot.cards.prompt import prompt_format
+from hubbot.cards.prompt import PromptFormat, prompt_format
 from hubbot.child.messages import Description
 from hubbot.domain import Source
 from hubbot.errors import SourceRefused
 from hubbot.model import ModelFacts, part_layout, read_facts, unpickle
 from hubbot.model.agreement import agreed
+from hubbot.model.generation import check_generation
 from hubbot.model.own_tokenizer import load_tokenizer
 from hubbot.model.released import MADE_OF_ANOTHER
 from hubbot.model.tokens import check_vocabulary
@@ -48,22 +49,38 @@ def examine(facts: ModelFacts, *, gradients: bool = False) -> ModelFacts:
     """
     found = agreed(facts)
     walked = BlockModel(facts.folder, part_layout(facts), torch.device("cpu"))
+    check_generation(facts.folder)
     tokenizer = load_tokenizer(facts.folder)
     check_vocabulary(facts.folder, tokenizer.get_vocab(), walked.vocab_size)
+    written = _written(facts.chat_templates, tokenizer)
     passing = walked.passage
     return replace(
         found,
         stream_width=passing.stream_width,
         companions=passing.companion_bytes,
         undifferentiated=obstacle(walked) if gradients and passing.alone else None,
-        conversation=conversation(facts.chat_templates, tokenizer),
+        conversation=written.text or "",
+        notes=(*found.notes, *_on_template(written)),
     )
 
 
 def conversation(templates: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> str:
     """A short conversation as the source's chat template writes it; empty without one, and where it fails."""
+    return _written(templates, tokenizer).text or ""
+
+
+def _written(templates: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return prompt_format(templates["default"], special).text or "" if "default" in templates else ""
+    return prompt_format(templates["default"], special) if "default" in templates else PromptFormat()
+
+
+def _on_template(written: PromptFormat) -> Iterator[str]:
+    """What a plan says of a template that writes no conversation."""
+    if written.reason:
+        yield (
+            f"{written.reason}: cards show no conversation, and every file carries the template as it is, "
+            "with which runtimes may refuse to chat"
+        )
 
 
 def describe(facts: ModelFacts) -> Description:

@@ -68,6 +68,7 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
     """
     values = read_values(path)
     architecture = _architecture(values)
+    _refuse_unknown_dtype(values)
     release = read_release(values, text_part(values))
     notes = _refuse_unknown(values, architecture)
     text = text_part(values)
@@ -139,8 +140,23 @@ def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
 
 _DTYPE = ("dtype", "torch_dtype")
 _READ_AS = {"float64": "float32", "float8_e4m3fn": "bfloat16"}
-# How the author's own program ran the model: kernels that another machine lacks, tuples that transformers trips over.
-_OF_A_CALLER = frozenset({"attn_implementation", "_attn_implementation", "return_dict", "use_return_dict"})
+# How the author's own program ran the model: kernels that another machine lacks, tuples that transformers trips over,
+# attention that kernels do not tell.
+_OF_A_CALLER = frozenset(
+    "attn_implementation _attn_implementation return_dict use_return_dict output_attentions output_hidden_states".split()
+)
+
+
+def _refuse_unknown_dtype(values: Mapping[str, Any]) -> None:
+    """transformers looks the type up among torch's by its plain name, and stops at `auto` or `torch.bfloat16`."""
+    for part, where in ((values, ""), (text_part(values), "text_config.")):
+        for key in _DTYPE:
+            if isinstance(value := part.get(key), str) and not _TYPE.fullmatch(value):
+                msg = f"{where}{key} of config.json must be one of torch's types by its plain name, such as bfloat16; found {ascii(value)[:60]}. Correct it in a copy of the model, or ask the author."
+                raise UnsafeSource(msg)
+
+
+_TYPE = re.compile(r"(b?float(8_|16|32|64)|half|float$|double|u?int)[a-z0-9_]*")
 
 
 def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -151,7 +167,7 @@ def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _architecture(values: Mapping[str, Any]) -> str:
     names = values.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
-        msg = f"config.json must name one class in `architectures`; found {str(names)[:100]}. Without it no runtime but transformers knows how to run the weights. {_named(values)}"
+        msg = f"config.json must name one class in the list `architectures`; found {ascii(names)[:100]}. Without it no runtime but transformers knows how to run the weights. {_named(values)}"
         raise Unsupported(msg.rstrip())
     return _word(names[0], "architectures[0]")
 
@@ -209,7 +225,7 @@ def _number(text: Mapping[str, Any], names: tuple[str, ...], greatest: int, *, l
             continue
         found: list[int] = value if listed and isinstance(value, list) and 0 < len(value) <= _LAYERS[1] else [value]
         if not all(type(each) is int and 0 <= each <= greatest for each in found):
-            msg = f"{name} of config.json must be a whole number from 0 to {greatest:,}; found {ascii(value)[:60]}."
+            msg = f"{name} of config.json must be a whole number from 0 to {greatest:,}; found {ascii(value)[:60]}. Correct it in a copy of the model, or ask the author."
             raise UnsafeSource(msg)
         return max(found)
     return None
@@ -247,5 +263,5 @@ def _needed(numbers: Mapping[str, int | None], name: str) -> int:
 def _truth(value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    msg = f"tie_word_embeddings of config.json must be true or false; found {ascii(value)[:60]}."
+    msg = f"tie_word_embeddings of config.json must be true or false; found {ascii(value)[:60]}. Correct it in a copy of the model, or ask the author."
     raise UnsafeSource(msg)

@@ -104,6 +104,7 @@ def plain_config(folder: Path) -> PretrainedConfig:
         if hasattr(part, "quantization_config"):
             del part.quantization_config
         part.return_dict, part._attn_implementation = True, None
+        part.output_attentions = part.output_hidden_states = False
     return config
 
 

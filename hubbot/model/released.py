@@ -54,7 +54,7 @@ def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release 
     found = next((part[key] for part in (config, text) for key in _KEYS if part.get(key)), None)
     if found is None:
         return None
-    method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else "an unnamed method"
+    method = found.get("quant_method") if isinstance(found, dict) else None
     if method == "mxfp4":
         return Release(title="MXFP4")
     if method == "fp8" and found.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn"):
@@ -64,8 +64,9 @@ def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release 
         return Release(title="FP8", block=_strategy(weights))
     if method == "compressed-tensors" and (group := _groups_of_int4(found)):
         return Release(title=_INT4, block=(1, group))
-    msg = f"The model is already quantized ({ascii(method)[:40]} in config.json). Quantizing twice adds the errors of both; give the original model."
-    return Release(title=ascii(method)[:40].strip("'"), refusal=msg)
+    named = ascii(method)[:40] if method else "quantization_config"
+    msg = f"The model is already quantized ({named} in config.json). Quantizing twice adds the errors of both; give the original model."
+    return Release(title=named.strip("'"), refusal=msg)
 
 
 def holds_codes(tensors: Mapping[str, TensorInfo]) -> bool:

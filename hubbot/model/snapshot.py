@@ -29,6 +29,7 @@ _LARGEST_POINTER = 1_024  # bytes, the limit of Git LFS
 _READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".md")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_OF_OTHERS = (".onnx", ".msgpack", ".h5")  # ONNX, Flax, TensorFlow
 _OF_TRAINING = frozenset(
     {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "rng_state.pth"}
 )
@@ -141,7 +142,7 @@ def read_tensors(files: dict[str, Path], *, tied: bool = False) -> dict[str, Ten
         absent = set() if listed is None else {name for name in listed - held.keys() if not (tied and is_head(name))}
         if name := min(absent | (held.keys() - (listed or held.keys())), default=None):
             says = "names a tensor that is not in" if name in absent else "leaves out a tensor of"
-            msg = f"{INDEX} {says} {shard}: {name[:200]}. Index and files must agree; fetch the model again."
+            msg = f"{INDEX} {says} {shard}: {name[:200]}. Index and files must agree: fetch the model again or, if its repo is so, load it with transformers and save it again."
             raise UnsafeSource(msg)
         tensors |= held
     if not tensors:
@@ -175,7 +176,7 @@ def _shards(files: dict[str, Path]) -> dict[str, set[str] | None]:
         shards.setdefault(shard, set()).add(tensor)
     missing = [shard for shard in shards if shard not in files]
     if missing:
-        msg = f"{len(missing)} of {len(shards)} files that {INDEX} names are missing, {missing[0]} first. Fetch the model again."
+        msg = f"{len(missing)} of {len(shards)} files that {INDEX} names are missing, {missing[0]} first. Fetch the model whole; if its repo lacks them, only the author can mend that."
         raise SourceRefused(msg)
     return {shard: shards[shard] for shard in sorted(shards)}
 
@@ -186,7 +187,7 @@ def no_weights(files: Iterable[str]) -> str:
     stored = [name for name in names if name.endswith(".safetensors")]
     folders = sorted({name.rpartition("/")[0] for name in stored if name.endswith((f"/{SINGLE}", f"/{INDEX}"))})
     if "adapter_config.json" in names:
-        return "This is an adapter (LoRA), not a whole model: adapter_config.json is here and no full weights are. Merge it into its base model first and give the merged one."
+        return "This is an adapter of PEFT (LoRA and its like), not a whole model: adapter_config.json is here and no full weights are. Merge it into its base model first and give the merged one."
     if "model_index.json" in names:
         return "This is a pipeline of diffusers, not a language model. Give a model with config.json and model.safetensors."
     if shard := next(filter(_SHARD.fullmatch, stored), None):
@@ -197,6 +198,15 @@ def no_weights(files: Iterable[str]) -> str:
         return "Only GGUF files are here, which are already quantized or converted. Give the original model with its safetensors."
     if any(name.endswith(_PICKLES) for name in names) and not stored:
         return "Only pickle files are here (.bin or .pt), and unpickling a stranger's file can run code. Ask the author for safetensors, or pass --allow-pickle to read them with torch's weights-only loader."
-    if any(name.endswith((".safetensors", ".onnx", ".msgpack", ".h5")) for name in names):
-        return f"Neither {SINGLE} nor {INDEX} is here, only weights under other names. The layout that transformers writes is needed."
+    if other := next(iter([*stored, *(name for name in names if name.endswith(_OF_OTHERS))]), None):
+        return f"Neither {SINGLE} nor {INDEX} is here, but weights under another name, {ascii(other)[:100]}. The layout that transformers writes is needed: {_advice_on(other)}."
     return f"No weights are here: neither {SINGLE} nor {INDEX}. Check that this is the model's own repo or folder, and whole."
+
+
+def _advice_on(name: str) -> str:
+    """What to do about weights of this name."""
+    if name.endswith(_OF_OTHERS):
+        return "files of ONNX, TensorFlow and Flax are not read, so ask the author for safetensors"
+    if name.startswith("consolidated"):
+        return "this is that of the author's own program, so take the model's repo for transformers, or convert it with transformers"
+    return f"if that file holds the whole model under the names that transformers gives, call it {SINGLE} in a copy of the folder"

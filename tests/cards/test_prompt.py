@@ -122,3 +122,15 @@ def test_a_template_that_does_not_end_costs_its_time_and_no_more(monkeypatch: py
     found = conversations_written(template, {}, [[{"role": "user", "content": "x"}]], date="")
     assert not found.texts
     assert "seconds" in str(found.reason)
+
+
+IN_PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_that_reads_contents_in_parts_alone_is_given_them_so() -> None:
+    assert prompt_format(IN_PARTS, {}).text == "<system>{system prompt}<user>{prompt}"
+    said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    assert conversations_written(IN_PARTS, {}, [said], date="").texts == ("<user>one<assistant>two",)

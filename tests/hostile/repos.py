@@ -418,12 +418,12 @@ def a_diffusion_pipeline(folder):
     model.write_json(folder / "model_index.json", {})
 
 
-@bad(SourceRefused, "under other names")
+@bad(SourceRefused, "under another name")
 def weights_under_another_name(folder):
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
 
 
-@bad(SourceRefused, "under other names")
+@bad(SourceRefused, "under another name")
 def weights_under_another_name_beside_what_training_leaves(folder):
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
     (folder / "training_args.bin").write_bytes(b"x")

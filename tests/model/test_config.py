@@ -98,6 +98,7 @@ def test_how_the_authors_program_ran_the_model_is_no_part_of_it(tmp_path):
         "_attn_implementation": "flash_attention_2",
         "attn_implementation": "flash_attention_2",
         "return_dict": False,
+        "output_attentions": True,
     }
     path.write_text(
         json.dumps(
@@ -107,3 +108,17 @@ def test_how_the_authors_program_ran_the_model_is_no_part_of_it(tmp_path):
     values = read_config(path).values
     assert not theirs.keys() & (values.keys() | values["text_config"].keys())
     assert values["text_config"]["n_layer"] == 1
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("name", ["auto", "torch.bfloat16", "bf16"])
+def test_a_type_that_torch_has_not_is_told_with_its_key(key, name, tmp_path):
+    with pytest.raises(UnsafeSource, match=rf"{key} of config.json must be one of torch's types.*found '{name}'"):
+        layers(tmp_path, layer_types=["full_attention"], **{key: name})
+    for known in ("bfloat16", "half", "float", "float8_e4m3fn", {"text_config": "bfloat16"}):
+        assert layers(tmp_path, layer_types=["full_attention"], **{key: known}) == 1
+
+
+def test_a_class_that_stands_in_no_list_is_shown_as_it_is_written(tmp_path):
+    with pytest.raises(Unsupported, match=r"in the list `architectures`; found 'LlamaForCausalLM'"):
+        layers(tmp_path, architectures="LlamaForCausalLM")

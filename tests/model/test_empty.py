@@ -56,6 +56,7 @@ def test_a_buffer_that_is_filled_after_it_was_made_has_its_values(tmp_path):
 def test_a_model_whose_author_had_another_attention_and_tuples_runs_here(tiny_model, tmp_path):
     folder = copied(tiny_model("llama"), tmp_path)
     change(folder / "config.json", attn_implementation="flash_attention_2", return_dict=False)
+    change(folder / "config.json", output_hidden_states=True)
     for model in (build_model(folder).to("meta"), load_whole(folder, torch.float32)):
         tokens = torch.arange(4, device=model.device)[None]
         assert model(input_ids=tokens).logits.shape[:2] == (1, 4)
