@@ -57,10 +57,21 @@ def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tup
         yield "Ollama", fence(f"ollama run {shell(f'hf.co/{tagged}')}", "sh")
     yield "LM Studio", fence(f"lms get {shell(f'https://huggingface.co/{where}@{best.name}')}", "sh")
     if files:
-        wanted = " ".join(shell(name) for name in (*files, *seeing[:1]))
-        local = [f"hf download {shell(where)} {wanted} --local-dir ."]
-        local += [f"llama-server -m {shell(files[0])} --mmproj {shell(seeing[0])}"] if seeing else []
+        wanted = [*files, *seeing[:1]]
+        named = " ".join(shell(name) for name in wanted)
+        options = any(name.startswith("-") for name in wanted)  # by their looks: what follows `--` is none
+        local = [
+            f"hf download --local-dir . -- {shell(where)} {named}"
+            if options
+            else f"hf download {shell(where)} {named} --local-dir ."
+        ]
+        local += [f"llama-server -m {_file(files[0])} --mmproj {_file(seeing[0])}"] if seeing else []
         yield "Only the file", fence("\n".join(local), "sh")
+
+
+def _file(name: str) -> str:
+    """A file of the folder that a reader is in, as no option looks."""
+    return shell(f"./{name}" if name.startswith("-") else name)
 
 
 def _folders(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:

@@ -54,7 +54,10 @@ def cut_evaluation(text: Text, tokenizer: PreTrainedTokenizerBase, facts: ModelF
 def cut_conversations(
     text: Text, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts, settings: Settings
 ) -> Windows | None:
-    """Conversations as the model's chat template writes them; None where there is no template, or it writes none."""
+    """Conversations as the model's chat template writes them; None where there is no template, or it writes too little.
+
+    Raises BadText where a template that writes all of them does not fill a window.
+    """
     if facts.chat_template is None or settings.spoken is None:
         return None
     with text.path.open(encoding="utf-8") as lines:
@@ -67,14 +70,20 @@ def cut_conversations(
         )
     if not written.texts:
         return None
-    return conversation_windows(
-        written.texts,
-        tokenizer,
-        name=text.name,
-        length=min(settings.evaluation.context, facts.context_length or _ANY),
-        limit=settings.spoken.windows,
-        vocab=facts.vocab_size,
-    )
+    try:
+        return conversation_windows(
+            written.texts,
+            tokenizer,
+            name=text.name,
+            length=min(settings.evaluation.context, facts.context_length or _ANY),
+            limit=settings.spoken.windows,
+            vocab=facts.vocab_size,
+        )
+    except BadText as error:
+        if not written.reason:
+            raise
+        log.say(f"note: nothing is measured in chat, for the template writes too little of them: {error}")
+        return None
 
 
 def conversations_record(text: Text | None, windows: Windows | None, found: Verdicts | None) -> Conversations | None:

@@ -186,7 +186,7 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
         msg = f"{architecture} needs Python code from the model's repo (auto_map in config.json). hubbot never runs such code; a model whose architecture is part of transformers is needed."
         raise UnsafeSource(msg)
     if not known and (purpose := other_purpose(architecture)):
-        msg = f"{architecture} {purpose}; hubbot makes language models that write text, with images or without. Name the repo of such a model."
+        msg = f"{architecture} {purpose}; hubbot makes language models that write text, with images or without. Name the repo of such a model{_with_its_head(values, architecture)}."
         raise Unsupported(msg)
     if not known:
         msg = f"transformers does not know {architecture} as a causal language model, nor as one of images and text. {_written_by(values)}{_named(values)}A newer hubbot may know it; see docs/formats.md for what is supported."
@@ -195,6 +195,19 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
         msg = f"{architecture} is an encoder-decoder model; hubbot makes decoder-only language models."
         raise Unsupported(msg)
     return ("remote code (auto_map) was ignored",) if "auto_map" in values else ()
+
+
+def _with_its_head(values: Mapping[str, Any], architecture: str) -> str:
+    """What to do with a model that looks back and that a trainer of embeddings saved without naming its head."""
+    kind = values.get("model_type")
+    whole = class_of(kind)
+    own = whole is not None and architecture == f"{whole.removesuffix('ForCausalLM')}Model"
+    if not own or values.get("is_causal") is False or values.get("use_bidirectional_attention"):
+        return ""
+    return (
+        f"; or, if it computes embeddings with the weights of a {whole} whose head is the embedding (tie_word_embeddings), name that "
+        "class in a copy: its variants keep how they pool, and are measured by the tokens that such a head writes"
+    )
 
 
 def _written_by(values: Mapping[str, Any]) -> str:

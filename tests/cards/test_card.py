@@ -161,6 +161,15 @@ def test_an_embedding_models_server_is_asked_for_embeddings() -> None:
     assert "embeddings" not in card()
 
 
+def test_a_file_whose_name_looks_like_an_option_is_a_file_to_every_command() -> None:
+    made = record()
+    for variant in made.variants:
+        files = tuple(replace(file, path=file.path.replace("Testling", "-Testling")) for file in variant.files)
+        made = change(made, variant.name, files=files)
+    (line,) = re.findall(r"hf download .*", card(GGUF, made))
+    assert re.fullmatch(r"hf download --local-dir \. -- test-press/Testling-1B-GGUF -Testling-1B-\S+\.gguf", line)
+
+
 def test_other_gptq_variants_are_found_by_their_revision() -> None:
     text = card(GPTQ)
     assert "vllm serve test-press/Testling-1B-GPTQ" in text

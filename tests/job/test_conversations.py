@@ -13,7 +13,7 @@ import pytest
 from hubbot.action.parts import Part, joined
 from hubbot.child.windows import cut_conversations
 from hubbot.domain import Record, Text
-from hubbot.errors import BadRecord
+from hubbot.errors import BadRecord, BadText
 from hubbot.job import pipeline
 from hubbot.job.pipeline import Run
 from hubbot.job.resume import finished
@@ -96,3 +96,22 @@ def assert_a_model_without_a_template_has_one_text(settings: Settings, model: Pa
     facts, tokenizer = read_facts(model), load_tokenizer(model)
     assert cut_conversations(text, tokenizer, facts, settings) is not None
     assert cut_conversations(text, tokenizer, replace(facts, chat_templates={}), settings) is None
+
+
+def test_a_template_that_refuses_most_conversations_costs_them_and_not_the_run(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Only a template that writes all of them can be told of a text that is too short."""
+    path = tmp_path / "chats.jsonl"
+    first, *others = [{"messages": [{"role": "user", "content": f"Hello {n}"}]} for n in range(20)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in (first, *others)))
+    text = Text(path=path, name="chats.jsonl", revision=None, sha256="0" * 64)
+    settings = load_settings(None, {"evaluation.context": 1024, "conversations.dataset": str(path)})
+    facts = replace(read_facts(tiny_model("llama")), context_length=1024)
+    tokenizer = load_tokenizer(facts.folder)
+    plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    picky = "{% if '0' not in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + plain
+    found = cut_conversations(text, tokenizer, replace(facts, chat_templates={"default": picky}), settings)
+    assert found is None
+    with pytest.raises(BadText, match=r"come to \d+ tokens; 1024 are needed"):
+        cut_conversations(text, tokenizer, replace(facts, chat_templates={"default": plain}), settings)

@@ -122,3 +122,16 @@ def test_a_type_that_torch_has_not_is_told_with_its_key(key, name, tmp_path):
 def test_a_class_that_stands_in_no_list_is_shown_as_it_is_written(tmp_path):
     with pytest.raises(Unsupported, match=r"in the list `architectures`; found 'LlamaForCausalLM'"):
         layers(tmp_path, architectures="LlamaForCausalLM")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"model_type": "qwen3", "architectures": ["Qwen3Model"]}, "weights of a Qwen3ForCausalLM whose head is"),
+        ({"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}, "repo of such a model."),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "repo of such a model."),
+    ],
+)  # fmt: skip
+def test_an_embedding_model_that_looks_back_is_told_which_class_has_its_head(keys, told, tmp_path):
+    with pytest.raises(Unsupported, match=re.escape(told)):
+        layers(tmp_path, **keys)

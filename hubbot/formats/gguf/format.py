@@ -23,7 +23,7 @@ from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.inputs import Inputs
 from hubbot.formats.gguf.journal import Journal
 from hubbot.formats.gguf.mmproj import plan_vision, write_vision
-from hubbot.formats.gguf.naming import shard_names
+from hubbot.formats.gguf.naming import file_stem, shard_names
 from hubbot.formats.gguf.origins import Origins, decoded_tensor
 from hubbot.formats.gguf.otherwise import refuse_other_positions
 from hubbot.formats.gguf.plan import Facts, GgufPlan, VariantPlan, costs_of, is_lossless, plan_files
@@ -239,7 +239,7 @@ class GgufFormat:
         )
 
     def _open(self, variant: VariantPlan) -> tuple[GgufFile, ...]:
-        names = shard_names(f"{self._source.name}-{variant.name}", len(variant.shards))
+        names = shard_names(f"{file_stem(self._source.name)}-{variant.name}", len(variant.shards))
         ours = self._journal.finals()
         return tuple(
             GgufFile(shard, self._work / f"{name}.partial", self._out / name, ours=name in ours)

@@ -21,7 +21,7 @@ from hubbot.formats.gguf.converter import NEXT, Converted, convert_vision
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata
-from hubbot.formats.gguf.naming import VISION_KINDS, vision_name
+from hubbot.formats.gguf.naming import VISION_KINDS, file_stem, vision_name
 from hubbot.formats.gguf.plan import Facts
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.model.architectures import sees_images
@@ -62,7 +62,7 @@ def plan_vision(source: Source, facts: Facts, read: Read, *, quantized_by: str |
             _refuse_hollow(model, facts.tensors)
             placed = [(tensor, tensor.kind) for tensor in model.tensors]
             metadata = file_metadata(model.metadata, kind, source, quantized_by, {})
-            (files[vision_name(source.name, kind)],) = lay_out(placed, metadata, model.architecture)
+            (files[vision_name(file_stem(source.name), kind)],) = lay_out(placed, metadata, model.architecture)
     except Unsupported as error:
         return VisionPlan(note=_blind(str(error).removesuffix(NEXT).strip()))
     return VisionPlan(files=files)

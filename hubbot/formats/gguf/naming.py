@@ -11,6 +11,7 @@ from hubbot.errors import SourceRefused
 
 __all__ = [
     "VISION_KINDS",
+    "file_stem",
     "is_text",
     "is_vision",
     "shard_names",
@@ -24,6 +25,12 @@ __all__ = [
 VISION_KINDS: tuple[Literal["F16", "Q8_0"], ...] = ("F16", "Q8_0")
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+def file_stem(name: str) -> str:
+    """What the files of a model of this name are called by: as the model, but neither hidden nor an option of a command,
+    and of characters that every system has in a file's name."""
+    return "".join("-" if c == "\\" or not c.isprintable() else c for c in name).lstrip("-.") or "model"
 
 
 def shard_names(stem: str, count: int) -> list[str]:

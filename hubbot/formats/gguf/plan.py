@@ -17,6 +17,7 @@ from hubbot.formats.gguf.codec import BF16, F16, F32, MXFP4, type_named
 from hubbot.formats.gguf.converter import Converted, convert
 from hubbot.formats.gguf.layout import Shard, lay_out
 from hubbot.formats.gguf.metadata import file_metadata, imatrix_keys
+from hubbot.formats.gguf.naming import file_stem
 from hubbot.formats.gguf.otherwise import notes_on, refuse_other_experts, refuse_otherwise
 from hubbot.formats.gguf.probes import matrices_of
 from hubbot.formats.gguf.recipe import Recipe, ask_recipes
@@ -144,7 +145,7 @@ def plan_files(
     chat = read_chat(folder, tokenizer, facts.conversation)
     model = taught(model, chat.tokens, rehearsed(model, chat, work))
     refuse_other_texts(rehearsed(model, chat, work), chat, names_of(tokenizer), stripping(tokenizer))
-    file = f"{source.name}.imatrix" if imatrix else None
+    file = f"{file_stem(source.name)}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
 
     def laid_out(mix: str, recipe: Recipe, weighed: bool) -> tuple[Shard, ...]:

@@ -105,7 +105,7 @@ def names_for(linears: Linears, tensors: Sequence[str], definition: Definition) 
     held = sum(layer.weights for layer in left) / sum(layer.weights for layer in layers)
     if held > _LEFT:
         msg = (
-            f"GPTQModel, which reads these files, takes no codes for {left[0].module} and {len(left) - 1} more layers, "
+            f"GPTQModel, which reads these files, takes no codes for {_told([layer.module for layer in left], 'layer')}, "
             f"{held:.0%} of the weights in the layers of the blocks. {other}"
         )
         raise Unsupported(msg)
@@ -139,7 +139,12 @@ def _refuse_unfilled(linears: Linears, names: Sequence[str], definition: Definit
     missing = sorted(definition.tensors - {*names} - pieces - tied)
     if missing:
         msg = (
-            f"GPTQModel, which reads these files, looks for {missing[0]} and {len(missing) - 1} more tensors, which no tensor of "
+            f"GPTQModel, which reads these files, looks for {_told(missing, 'tensor')}, which no tensor of "
             f"the checkpoint fills. {other}"
         )
         raise Unsupported(msg)
+
+
+def _told(names: Sequence[str], what: str) -> str:
+    more = len(names) - 1
+    return f"{names[0]} and {more} more {what}{'s' if more > 1 else ''}" if more else names[0]

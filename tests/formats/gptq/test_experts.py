@@ -141,7 +141,7 @@ def test_what_gptqmodel_would_not_read_is_refused_with_the_reason(
         "cannot take this model \\(no sigmoid\\)": replace(whole, fault="no sigmoid"),
         f"has no layer {expert} to hold .*experts.3.w2.weight": replace(whole, layers=without),
         "takes .*q_proj for a layer of 8 outputs": replace(whole, layers={**whole.layers, query: (8, 256)}),
-        "looks for model.extra.bias and 0 more": replace(whole, tensors=whole.tensors | {"model.extra.bias"}),
+        "looks for model.extra.bias, which no tensor": replace(whole, tensors=whole.tensors | {"model.extra.bias"}),
         "takes no codes for model.layers.0.mlp.experts.0.gate_proj and 23 more layers, 8.%": replace(
             whole,
             layers={path: size for path, size in whole.layers.items() if "experts" not in path},
