@@ -175,6 +175,8 @@ def _with_release_of(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> 
         if release.refusal:
             raise SourceRefused(release.refusal)
         return config, ()
+    if release.of_whole:
+        raise SourceRefused(release.of_whole)
     note = f"config.json speaks of quantized weights ({release.title}) and all that are stored are whole: they are taken as they are, and the variants' files say nothing of it"
     return replace(config, release=None), (note,)
 

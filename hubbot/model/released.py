@@ -33,17 +33,26 @@ _MX_BYTES, _MX_BLOCK = 16, 32  # of MXFP4: 32 weights of 4 bits share a scale
 _OF_ACTIVATIONS = ("activation_scale", "input_scale", "k_scale", "v_scale", "q_scale", "kv_scale", "output_scale")
 
 
+# transformers' BitNet layers round whole weights at every step, in training and after it; nothing else here would.
+_ROUNDED_ON_THE_WAY = (
+    "config.json says that the model computes with its weights rounded to three values (quant_method bitnet), and they are stored as they "
+    "were before that: whoever takes them as they are has another model. hubbot does not round so, and runtimes of GGUF, GPTQ and "
+    "bitsandbytes do not either: give a model that computes with the weights that it stores."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """The format that config.json says the weights are stored in.
 
     title: as a card says it. block: rows and columns that share a scale; None: all of the matrix'. refusal: why weights
-    in it are not read; None where they are.
+    in it are not read; None where they are. of_whole: why not even whole weights are taken as they are.
     """
 
     title: str
     block: tuple[int | None, int | None] = (None, None)
     refusal: str | None = None
+    of_whole: str | None = None
 
 
 def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release | None:
@@ -66,7 +75,7 @@ def read_release(config: Mapping[str, Any], text: Mapping[str, Any]) -> Release 
         return Release(title=_INT4, block=(1, group))
     named = ascii(method)[:40] if method else "quantization_config"
     msg = f"The model is already quantized ({named} in config.json). Quantizing twice adds the errors of both; give the original model."
-    return Release(title=named.strip("'"), refusal=msg)
+    return Release(title=named.strip("'"), refusal=msg, of_whole=_ROUNDED_ON_THE_WAY if method == "bitnet" else None)
 
 
 def holds_codes(tensors: Mapping[str, TensorInfo]) -> bool:

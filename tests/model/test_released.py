@@ -287,9 +287,15 @@ def test_whole_weights_under_a_configuration_of_codes_are_taken_as_they_are(meth
     facts = agreed(read_facts(folder))
     assert facts.released_as is None
     assert "quantization_config" not in facts.config
-    assert f"speaks of quantized weights ({method})".lower() in facts.notes[0].lower()
+    assert f"speaks of quantized weights ({method or 'quantization_config'})".lower() in facts.notes[0].lower()
     assert len(facts.notes) == 1
     assert all(info.coded is None for info in facts.tensors.values())
+
+
+def test_whole_weights_that_a_model_rounds_on_its_way_are_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "trained")
+    configure(folder, {"quant_method": "bitnet", "quantization_mode": "online", "linear_class": "autobitlinear"})
+    assert "computes with its weights rounded to three values (quant_method bitnet)" in refusal(folder)
 
 
 @pytest.mark.parametrize("block", [[0, 128], [128], "128", [128.0, 128], [2**40, 1]])
