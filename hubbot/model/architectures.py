@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +21,17 @@ __all__ = ["class_of", "known_to_llama_cpp", "known_to_transformers", "other_pur
 
 
 def known_to_transformers(architecture: str) -> bool:
-    """Whether AutoModelForCausalLM or AutoModelForImageTextToText builds this class, by its name in config.json.
+    """Whether AutoModelForCausalLM or AutoModelForImageTextToText builds this class, by its name in config.json, and it runs alone.
 
     Capitals do not count: the Hub has MPTForCausalLM and PhiMoEForCausalLM where transformers has MptForCausalLM and
     PhimoeForCausalLM, and finds them by `model_type`.
     """
-    return sees_images(architecture) or architecture.lower() in _transformers("CAUSAL_LM")
+    listed = sees_images(architecture) or architecture.lower() in _transformers("CAUSAL_LM")
+    return listed and not _DRAFTS.search(architecture)
+
+
+# What the classes of heads for speculative decoding are called by, whose states are another model's.
+_DRAFTS = re.compile(r"Assistant|Eagle|Medusa|DFlash|Speculator")
 
 
 # What a class of transformers does, by the table that it stands in; the first that has it counts.
@@ -42,7 +48,11 @@ _OTHERWISE = {
 
 
 def other_purpose(architecture: str) -> str | None:
-    """What a class does that transformers knows and that is no model of text, as the end of a sentence about it."""
+    """What a class does that transformers or llama.cpp knows and that is no model of text, as the end of a sentence about it."""
+    if _DRAFTS.search(architecture):
+        return (
+            "drafts tokens for another model, whose hidden states or keys and values it is given (speculative decoding)"
+        )
     return next((does for table, does in _OTHERWISE.items() if architecture.lower() in _classes(table)), None)
 
 

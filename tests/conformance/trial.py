@@ -21,12 +21,13 @@ from hubbot.child.messages import MakeAnswer, MakeQuestion
 from hubbot.child.source import examine, facts_of
 from hubbot.child.windows import cut_evaluation
 from hubbot.domain import Source, Text, Texts
-from hubbot.errors import HubbotError
+from hubbot.errors import HubbotError, Unsupported
 from hubbot.formats import FAMILIES, costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.model.absent import parts_left_out
 from hubbot.model.architectures import sees_images
+from hubbot.model.config import read_config
 from hubbot.model.empty import auto_class
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.settings import Settings
@@ -70,7 +71,7 @@ def try_architecture(architecture: str, work: Path) -> Answers:
     try:
         folder = write_tiny(architecture, work / "tiny")
     except Exception as error:  # noqa: BLE001 - a row says what came of it
-        return {"base": Outcome(kind="no model", told=_said(error))}
+        return _without_a_model(architecture, error, work)
     teach_converter()
     files = {path.name: "" for path in folder.iterdir()}
     source = Source(folder=str(folder), repo=None, revision=None, files=files, license="mit", architecture=architecture)
@@ -85,6 +86,19 @@ def try_architecture(architecture: str, work: Path) -> Answers:
     makeable = [name for name in costs if name not in refused]
     by_variant = refused | (_made(makeable, source, settings, work, outcomes) if makeable else {})
     return outcomes | {column: by_variant[name] for column, name in COLUMNS.items()}
+
+
+def _without_a_model(architecture: str, error: Exception, work: Path) -> Answers:
+    """What hubbot says of the class by its configuration alone, where it refuses that; else why there is no tiny model."""
+    path = work / "config.json"
+    path.write_text(json.dumps({"architectures": [architecture], "model_type": "unknown"}), encoding="utf-8")
+    try:
+        read_config(path)
+    except Unsupported as refusal:
+        return dict.fromkeys(["base", *COLUMNS], _outcome(refusal, "refused"))
+    except HubbotError:
+        pass
+    return {"base": Outcome(kind="no model", told=_said(error))}
 
 
 def _made(names: list[str], source: Source, settings: Settings, work: Path, outcomes: Answers) -> dict[str, Outcome]:

@@ -66,6 +66,8 @@ def test_more_experts_a_token_than_there_are_is_refused(tmp_path):
         ("BartForConditionalGeneration", "is an encoder-decoder"),
         ("Qwen2AudioForConditionalGeneration", "reads sounds"),
         ("MistralModel", "has no head that writes text"),
+        ("Gemma4AssistantForCausalLM", "drafts tokens for another model"),
+        ("LlamaForCausalLMEagle3", "drafts tokens for another model"),
     ],
 )
 def test_a_class_of_another_purpose_is_told_by_what_it_does(architecture, does, tmp_path):
