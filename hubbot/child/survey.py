@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hubbot.child.device import settle_device
 from hubbot.child.messages import Price, SurveyAnswer, SurveyQuestion
 from hubbot.child.source import describe, examine, facts_of
-from hubbot.domain import Variant
+from hubbot.domain import Source, Variant
 from hubbot.environment import PROCESS
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats import costs_of, overflows_of, weighed_by_gradients
@@ -15,8 +16,10 @@ from hubbot.formats.names import parse_wanted
 from hubbot.formats.protocol import Cost, large_notes
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.architectures import sees_images
+from hubbot.model.own_tokenizer import loading_once
 from hubbot.planning.needs import shapes_of
 from hubbot.planning.presets import Costs, resolve
+from hubbot.settings import Settings
 
 __all__ = ["survey"]
 
@@ -26,7 +29,11 @@ def survey(question: SurveyQuestion) -> SurveyAnswer:
 
     No weight is fetched for it. Those of a local folder are looked at, for values that are no numbers or too large.
     """
-    source, settings, work = question.source, question.settings, question.work
+    with loading_once():
+        return _surveyed(question.source, question.settings, question.work)
+
+
+def _surveyed(source: Source, settings: Settings, work: Path) -> SurveyAnswer:
     facts = facts_of(source, settings, work)
     wanted = parse_wanted(settings.variants)
     weighed = weighed_by_gradients([one.variant for one in wanted], settings.model_dump(mode="json"))

@@ -7,6 +7,8 @@ answer
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import sys
 import traceback
@@ -91,6 +93,7 @@ def _own_proc() -> Path:
 def _answer(start: Start, question: bytes) -> tuple[End, bytes]:
     try:
         with translated_shortages(start.writable[0]):
+            _import(start.target)
             return End(), perform(start.target, question)
     except HubbotError as error:
         return End(error=type(error).__name__, message=str(error)), b""
@@ -102,6 +105,14 @@ def _answer(start: Start, question: bytes) -> tuple[End, bytes]:
             f"{start.target} failed with {type(error).__name__}: {error}. This is a defect of hubbot; please report it."
         )
         return End(error=HubbotError.__name__, message=message), b""
+
+
+def _import(target: str) -> None:
+    """The stage's module and all that it imports, of which nothing is garbage: looking for some takes a seventh of the time."""
+    gc.disable()
+    importlib.import_module(target.partition(":")[0])
+    gc.freeze()
+    gc.enable()
 
 
 if __name__ == "__main__":

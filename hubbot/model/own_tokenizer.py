@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -14,13 +15,50 @@ from hubbot.model.digests import PROBE
 from hubbot.model.foreign import foreign
 from hubbot.model.tokenizer import read_tokenizer_json
 
-__all__ = ["load_tokenizer", "names_of", "read_chat", "stripping", "text_of", "token_ids", "tokens_of"]
+__all__ = [
+    "held_tokenizer",
+    "load_tokenizer",
+    "loading_once",
+    "names_of",
+    "read_chat",
+    "stripping",
+    "text_of",
+    "token_ids",
+    "tokens_of",
+]
 
 _MARKS = 16  # special tokens in the probe text
 
 
+_held: list[dict[Path, PreTrainedTokenizerBase]] = []  # one for each context of `loading_once` that is open
+
+
+@contextmanager
+def loading_once() -> Iterator[None]:
+    """Inside, whoever loads a folder's tokenizer is given the same one, which nobody changes: a vocabulary of 128,256 tokens
+    takes most of a second to read, and its memory is let go of at the end."""
+    _held.append(_held[-1] if _held else {})
+    try:
+        yield
+    finally:
+        _held.pop()
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder. Raises Unsupported where transformers cannot read it."""
+    if not _held:
+        return _loaded(folder)
+    if folder not in _held[-1]:
+        _held[-1][folder] = _loaded(folder)
+    return _held[-1][folder]
+
+
+def held_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The one that was loaded inside `loading_once`, if it was."""
+    return _held[-1].get(folder) if _held else None
+
+
+def _loaded(folder: Path) -> PreTrainedTokenizerBase:
     with foreign("transformers", f"read the tokenizer of {folder.name}", then=_mending(folder), kind=Unsupported):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True

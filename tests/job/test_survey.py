@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
+from hubbot.child import survey as surveying
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.survey import survey
 from hubbot.confine import isolate, places
@@ -279,6 +282,29 @@ def test_a_tools_refusal_does_not_last_and_a_shapes_does(
 
     monkeypatch.setattr("hubbot.formats.gguf.format.plan_unread", refuse)
     assert not lasting("Q8_0,gptq-4bit-128g")
+
+
+@pytest.mark.parametrize(
+    ("family", "alone"), [("llama", 2), ("gpt2", 3)]
+)  # llama's the converter reads by SentencePiece
+def test_transformers_reads_a_tokenizer_once_for_a_survey_which_says_the_same(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, alone: int
+) -> None:
+    loads: list[str] = []
+    load = PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def noted(kind: Any, *args: Any, **options: Any) -> Any:
+        loads.append(kind.__name__)
+        return load(kind, *args, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(noted))
+    settings = load_settings(None, {"variants": "Q8_0,Q4_0", "device": "cpu"})
+    question = SurveyQuestion(source=source_of(tiny_model(family)), settings=settings, work=tmp_path / "work")
+    found = survey(question)
+    assert (list(found.prices), len(loads)) == (["Q8_0", "Q4_0"], 1)
+    monkeypatch.setattr(surveying, "loading_once", nullcontext)
+    assert survey(question) == found
+    assert len(loads) == 1 + alone
 
 
 def test_the_oldest_entries_go(folder: Path, surveys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

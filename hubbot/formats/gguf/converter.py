@@ -26,6 +26,7 @@ from hubbot.formats.gguf.graph import leaf_tensor, leaves_of
 from hubbot.formats.gguf.pieces import sentencepiece_model
 from hubbot.formats.gguf.published import as_published, name_for
 from hubbot.model.config import read_values
+from hubbot.model.own_tokenizer import held_tokenizer
 from hubbot.model.released import unquantized
 from hubbot.model.tokenizer import is_tiktoken
 
@@ -191,10 +192,10 @@ def _converting(
     with (
         _listening() as heard,
         _own_code_only(),
-        _told_of_a_first_token(folder),
         torch.inference_mode(),
         _explained(folder, heard),
         _called(folder, name) as named,
+        _given_the_tokenizer(folder, named),
         _standing_in(tensors, read),
     ):
         yield named, heard
@@ -358,19 +359,24 @@ def _own_code_only() -> Iterator[None]:
 
 
 @contextmanager
-def _told_of_a_first_token(folder: Path) -> Iterator[None]:
-    """What tokenizer_config.json says of one, put back: transformers 5 passes over it beside a tokenizer.json.
+def _given_the_tokenizer(folder: Path, named: Path) -> Iterator[None]:
+    """The tokenizer that others have loaded of the same files, which the converter only looks at; else one of its own.
 
+    To that is told what tokenizer_config.json says of a first token: transformers 5 passes over it beside a tokenizer.json, and
     DeepSeek's converter insists on the property; texts are cut as without it.
     """
     from transformers import AutoTokenizer
 
     path = folder / "tokenizer_config.json"
     first = path.is_file() and bool(read_values(path).get("add_bos_token"))
+    whole = named.resolve() == folder.resolve()
     original, load = AutoTokenizer.__dict__["from_pretrained"], AutoTokenizer.from_pretrained
 
-    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
-        loaded = load(*args, **kwargs)
+    def from_pretrained(where: str | Path, *args: Any, **kwargs: Any) -> Any:
+        held = held_tokenizer(folder) if whole and not first and Path(where) == named else None
+        if held is not None and not args and kwargs.keys() <= {"trust_remote_code"}:
+            return held
+        loaded = load(where, *args, **kwargs)
         if first:
             object.__setattr__(
                 loaded, "_add_bos_token", True

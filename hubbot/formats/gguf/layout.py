@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def _packed(items: Sequence[Any]) -> bytes | None:
     kinds = {type(item) for item in items}
     if kinds <= {str, bytes}:
         texts = [item.encode() if isinstance(item, str) else item for item in items]
-        return b"".join(part for text in texts for part in (struct.pack("<Q", len(text)), text))
+        lengths = struct.pack(f"<{len(texts)}Q", *map(len, texts))
+        heads = (lengths[at : at + 8] for at in range(0, len(lengths), 8))
+        return b"".join(chain.from_iterable(zip(heads, texts, strict=True)))
     for number, letter in ((int, "i"), (float, "f")):
         if bool not in kinds and all(issubclass(kind, number) for kind in kinds):
             return struct.pack(f"<{len(items)}{letter}", *items)

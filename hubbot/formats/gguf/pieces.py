@@ -17,6 +17,9 @@ __all__ = ["sentencepiece_model"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece's types of pieces
 _BPE = 2  # of its kinds of models
+_FALLING_BACK = re.compile(
+    rb'"byte_fallback"\s*:\s*true'
+)  # as whoever writes JSON writes it; seen without parsing megabytes
 _A_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEVER_MERGED = -1e9  # a score below those of all merges
 
@@ -29,6 +32,8 @@ def sentencepiece_model(folder: Path) -> bytes | None:
     path = folder / "tokenizer.json"
     own = folder / "tokenizer.model"
     if (own.exists() and not is_tiktoken(own)) or not path.is_file():
+        return None
+    if not _FALLING_BACK.search(path.read_bytes()):
         return None
     found = read_tokenizer_json(path)
     bpe = found["model"]

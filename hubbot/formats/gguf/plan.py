@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,8 +144,12 @@ def plan_files(
     tokenizer = load_tokenizer(folder)
     model = with_whole_vocabulary(model, tokenizer)
     chat = read_chat(folder, tokenizer, facts.conversation)
-    model = taught(model, chat.tokens, rehearsed(model, chat, work))
-    refuse_other_texts(rehearsed(model, chat, work), chat, names_of(tokenizer), stripping(tokenizer))
+    weighed = {v.type: imatrix is not None and v.type not in _PLAIN for v in variants}
+    with ThreadPoolExecutor(1) as beside:  # two programs, which go by the tensors and by the tokenizer
+        asked = beside.submit(_recipes, model, weighed, work)
+        model = taught(model, chat.tokens, rehearsed(model, chat, work))
+        refuse_other_texts(rehearsed(model, chat, work), chat, names_of(tokenizer), stripping(tokenizer))
+        recipes = asked.result()
     file = f"{file_stem(source.name)}.imatrix" if imatrix else None
     guessed = entries if entries is not None else _matrices_in_blocks(model)
 
@@ -154,18 +159,14 @@ def plan_files(
 
     planned: dict[str, VariantPlan] = {}
     refused: dict[str, Unsupported] = {}
-    by_type = {variant.type: variant for variant in variants}
-    for weighed in (False, True):
-        names = [v.type for v in by_type.values() if (imatrix is not None and v.type not in _PLAIN) is weighed]
-        recipes = ask_recipes(model, names, work, imatrix=weighed) if names else {}
-        for name, recipe in recipes.items():
-            if not isinstance(recipe, Unsupported):
-                recipe = _rounding(name, recipe, model, source.name)
-            if isinstance(recipe, Unsupported):
-                refused[name] = recipe
-                continue
-            shards = laid_out(name, recipe, weighed)
-            planned[name] = VariantPlan(name=name, type=name, recipe=recipe, shards=shards, importance=weighed)
+    for name, recipe in recipes.items():
+        if not isinstance(recipe, Unsupported):
+            recipe = _rounding(name, recipe, model, source.name)
+        if isinstance(recipe, Unsupported):
+            refused[name] = recipe
+            continue
+        shards = laid_out(name, recipe, weighed[name])
+        planned[name] = VariantPlan(name=name, type=name, recipe=recipe, shards=shards, importance=weighed[name])
     ordered: dict[str, VariantPlan] = {}
     left: dict[str, Unsupported] = {}
     for variant in variants:
@@ -181,6 +182,15 @@ def plan_files(
             left[variant.name] = refusal
     notes = notes_on(facts.config, model.metadata, [tensor.name for tensor in model.tensors], folder)
     return GgufPlan(model=model, notes=notes, variants=ordered, refused=left, imatrix_file=file)
+
+
+def _recipes(model: Converted, weighed: Mapping[str, bool], work: Path) -> dict[str, Recipe | Unsupported]:
+    """llama.cpp's recipe of every mix. weighed: mix -> whether it has the importance matrix."""
+    found: dict[str, Recipe | Unsupported] = {}
+    for imatrix in (False, True):
+        names = [name for name, it in weighed.items() if it is imatrix]
+        found |= ask_recipes(model, names, work, imatrix=imatrix) if names else {}
+    return found
 
 
 def _of_variant(

@@ -22,9 +22,9 @@ from hubbot.formats.gguf.codec import type_named
 from hubbot.formats.gguf.converter import Converted
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
-from hubbot.formats.gguf.layout import lay_out
+from hubbot.formats.gguf.layout import Shard, lay_out
 
-__all__ = ["Recipe", "ask_recipes", "hollow_file"]
+__all__ = ["Recipe", "ask_recipes", "hollow_file", "hollow_shard"]
 
 _LINE = re.compile(
     r"^\[\s*\d+/\s*\d+\]\s+(\S+)\s+- \[[^\]]*\], type =\s*(\S+), size =.*?(?:->.*\((\S+)\))?\s*$", re.MULTILINE
@@ -57,7 +57,7 @@ def ask_recipes(
     types: names of llama-quantize; work: folder for the two small stand-in files, removed afterwards.
     """
     ones = work / "hollow.imatrix"
-    with hollow_file(model, work / "hollow.gguf") as hollow:
+    with hollow_file(hollow_shard(model), work / "hollow.gguf") as hollow:
         try:
             write_imatrix(
                 ones,
@@ -73,11 +73,15 @@ def ask_recipes(
             ones.unlink(missing_ok=True)
 
 
+def hollow_shard(model: Converted) -> Shard:
+    """The converted file: its header, and where its weights would lie."""
+    return lay_out([(tensor, tensor.kind) for tensor in model.tensors], model.metadata, model.architecture)[0]
+
+
 @contextmanager
-def hollow_file(model: Converted, path: Path) -> Iterator[Path]:
-    """The converted file with its real header and a hole for its weights, for as long as the context lasts."""
+def hollow_file(shard: Shard, path: Path) -> Iterator[Path]:
+    """The file with its real header and a hole for its weights, for as long as the context lasts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shard = lay_out([(tensor, tensor.kind) for tensor in model.tensors], model.metadata, model.architecture)[0]
     try:
         with path.open("wb") as file:
             file.write(shard.header)

@@ -12,7 +12,7 @@ from hubbot import llamacpp
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.check import ask_llama_cpp
 from hubbot.formats.gguf.converter import Converted
-from hubbot.formats.gguf.recipe import hollow_file
+from hubbot.formats.gguf.recipe import hollow_file, hollow_shard
 from hubbot.model.chat import Chat, Tokens, differences, settled, surroundings
 
 __all__ = ["refuse_other_texts", "rehearsed", "taught", "with_templates"]
@@ -51,10 +51,10 @@ def rehearsed(model: Converted, chat: Chat, work: Path) -> dict[str, Any]:
 
     Asked once for each file. Raises Unsupported where llama.cpp cannot load such a file.
     """
-    tensors = [(tensor.name, tensor.shape, tensor.kind) for tensor in model.tensors]
-    digest = hashlib.sha256(repr((model.metadata, tensors, chat.probe, chat.prompt)).encode("utf-8", "replace"))
+    shard = hollow_shard(model)
+    digest = hashlib.sha256(shard.header + repr((chat.probe, chat.prompt)).encode("utf-8", "replace"))
     if (key := digest.hexdigest()) not in _known:
-        with hollow_file(model, work / "rehearsal.gguf") as path:
+        with hollow_file(shard, work / "rehearsal.gguf") as path:
             answer = ask_llama_cpp({"model": str(path), "rehearsal": True, "probe": chat.probe, "prompt": chat.prompt})
         if "error" in answer:
             msg = f"{answer['error']}. The file is what its own converter makes of this model, without the weights. Leave the GGUF types out of --variants."
