@@ -128,6 +128,26 @@ PLANS: dict[str, Vision] = VISION | {
         vision=_QWEN3_TOWER,
         **_QWEN3,
     ),
+    "qwen4_exp": Vision(
+        config="Qwen4ExpConfig",
+        text=_TEXT
+        | _EXPERTS
+        | _DELTA
+        | {
+            "shared_expert_intermediate_size": 256,
+            "hc_lowrank": 32,
+            "output_gate_type": "sigmoid",
+            "layer_types": ["linear_attention", "indexed_attention"],
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 64,
+            "indexer_budget": 256,
+            "indexer_compress_ratio": 4,
+        }
+        | _rotary([3, 3, 2], partial_rotary_factor=0.25),
+        vision=_QWEN3_TOWER,
+        **_QWEN3,
+    ),
     "glm4v": Vision(
         config="Glm4vConfig",
         text=_TEXT | {"head_dim": 64} | _rotary([4, 6, 6], partial_rotary_factor=0.5),
