@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from hubbot.errors import SourceRefused
+
 __all__ = ["BlockArguments", "Companion", "Given", "Key", "Layout", "Passable", "companions_of", "shared_mappings"]
 
 Key: TypeAlias = int | str  # of an argument: its place or its name
@@ -149,7 +151,8 @@ class Passable:
 def companions_of(
     same: Given, mixed: Given, backwards: Given, more_windows: Given, more_tokens: Given
 ) -> tuple[Companion, ...]:
-    """What of the arguments goes with the tokens; raises ValueError where something depends on the text in another way.
+    """What of the arguments goes with the tokens; raises ValueError where something depends on the text in another way,
+    SourceRefused for what is no number.
 
     same: of one window of one token repeated. mixed: of other tokens. backwards: of these in turned order.
     """
@@ -160,6 +163,7 @@ def companions_of(
         for key, value in arguments.by_key().items():
             if _same(value, others[key]):
                 continue
+            _refuse_no_numbers(key, value)
             shapes = [each.blocks[block].by_key()[key] for each in (same, more_windows, more_tokens)]
             if not all(isinstance(each, torch.Tensor) and not each.is_meta for each in shapes):
                 msg = f"What they are given changes with the text ({key})."
@@ -172,6 +176,21 @@ def companions_of(
             table = tables.setdefault(id(value), len(tables))
             found.append(Companion(block=block, key=key, table=table, layout=layout, dtype=value.dtype))
     return tuple(found)
+
+
+def _refuse_no_numbers(key: Key, value: Any) -> None:
+    """NaN equals nothing, so that it would be taken for something that changes with the text."""
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and not tensor.is_meta and tensor.isnan().any():
+            msg = (
+                f"Beside the hidden states the model's blocks are given what is no number ({key}), as a rope_theta of 0 in config.json leads to. "
+                "Correct the value in a copy of the model, or ask the author."
+            )
+            raise SourceRefused(msg)
+        return tensor
+
+    _with_tensors(value, look)
 
 
 def shared_mappings(blocks: Sequence[BlockArguments]) -> tuple[frozenset[Key], ...]:

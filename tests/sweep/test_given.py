@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hubbot.errors import SourceRefused
 from hubbot.sweep.given import BlockArguments, Given, Layout, companions_of, shared_mappings
 
 SAME, MIXED = torch.tensor([[5, 5, 5]]), torch.tensor([[5, 7, 7]])
@@ -51,6 +52,11 @@ def test_a_shape_without_one_dimension_of_windows_and_one_of_tokens_has_no_layou
 
 def test_what_does_not_depend_on_the_text_is_no_companion():
     assert companions_of(*noted(lambda tokens: torch.ones(tokens.shape))) == ()
+
+
+def test_what_is_no_number_is_not_taken_for_what_changes_with_the_text():
+    with pytest.raises(SourceRefused, match=r"what is no number \(beside\)"):
+        companions_of(*noted(lambda tokens: (torch.full((4,), float("nan")), torch.ones(4))))
 
 
 def test_what_goes_with_each_token_is_one():

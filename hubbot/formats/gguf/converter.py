@@ -412,6 +412,8 @@ def _step(said: str, heard: Sequence[str]) -> str:
     if "pre-tokenizer" in said:
         hashed = re.search(r"chkhsh:\s*([0-9a-f]{64})", "\n".join(heard))
         return f"it does not recognize the BPE pre-tokenizer{f', whose hash is {hashed[1]}' if hashed else ''}"
+    if "mistral-common" in said:
+        return "it reads a vocabulary that is in tekken.json alone by Mistral's own library, which is not here; with a tokenizer.json of the same vocabulary beside it, in a copy of the model, it needs none"
     if said.startswith("Architecture") or "architecture" in said:
         return "it does not know the architecture"
     if "Can not map tensor" in said:

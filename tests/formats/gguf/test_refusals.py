@@ -46,6 +46,14 @@ def test_a_pre_tokenizer_that_the_converter_does_not_know_is_named_as_the_step(t
         open_format(folder, ["Q4_0"], tmp_path / "out")
 
 
+def test_a_vocabulary_in_mistrals_own_file_alone_is_told_with_what_to_put_beside_it(copy, tmp_path):
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (copy / name).unlink(missing_ok=True)
+    (copy / "tekken.json").write_text("{}")
+    with pytest.raises(Unsupported, match=r"in tekken\.json alone .*; with a tokenizer\.json of the same vocabulary"):
+        open_format(copy, ["Q4_0"], tmp_path / "out")
+
+
 def test_a_type_that_needs_an_importance_matrix_is_refused_without_one(llama, tmp_path):
     with pytest.raises(Unsupported, match="IQ2_XS needs an importance matrix"):
         open_format(llama, ["Q4_0", "IQ2_XS"], tmp_path)
