@@ -69,7 +69,12 @@ def llama_cpp(environ: Mapping[str, str] = PROCESS) -> Path | None:
 def surveys(environ: Mapping[str, str] = PROCESS) -> Path | None:
     """HUBBOT_SURVEYS: another folder than ~/.cache/hubbot/surveys to keep what was found out of models; empty: keep none."""
     named = environ.get("HUBBOT_SURVEYS")
-    return Path.home() / ".cache" / "hubbot" / "surveys" if named is None else Path(named) if named else None
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        return Path.home() / ".cache" / "hubbot" / "surveys"
+    except RuntimeError:  # a user of a container whom nobody has entered
+        return None
 
 
 def plain_encoders(environ: Mapping[str, str] = PROCESS) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from hubbot import environment
 from hubbot.child import survey as surveying
 from hubbot.child.messages import SurveyAnswer, SurveyQuestion
 from hubbot.child.survey import survey
@@ -31,7 +32,7 @@ from hubbot.job.pipeline import Run
 from hubbot.planning.plan import Plan
 from hubbot.settings import Settings, load_settings
 from tests.hub import Hub as Server
-from tests.jobs import unconfined
+from tests.jobs import flags, unconfined
 from tests.model.folders import change, copied
 
 WALLS = Walls(files="landlock 7", network="seccomp", rights="none")
@@ -84,6 +85,32 @@ def test_a_plan_that_was_made_before_starts_no_child_and_says_the_same(folder: P
     assert told(planned(folder, call, **other)) == told(first)
     assert len(call.questions) == 1
     assert (surveys.stat().st_mode & 0o777, len(list(surveys.iterdir()))) == (0o700, 1)
+
+
+def test_a_run_after_its_plan_begins_with_the_sweep(folder: Path, surveys: Path, tmp_path: Path) -> None:
+    call, given = Asked(), {"variants": "Q8_0", "licence.allow_unlicensed": True, "device": "cpu"}
+    settings = load_settings(None, {**flags(tmp_path), **given})
+    pipeline.plan(Run(model=str(folder), settings=settings), call)
+    assert [type(one) for one in call.questions] == [SurveyQuestion]
+    asked: list[str] = []
+
+    def stop(stage: Stage[Any, Any], *_: Any, **__: Any) -> Any:
+        asked.append(stage.target)
+        raise _Again
+
+    for _ in ("begun", "gone on with"):
+        with pytest.raises(_Again):
+            pipeline.run(Run(model=str(folder), settings=settings), stop)
+    assert asked == ["hubbot.child.make:make"] * 2
+
+
+def test_where_nobody_has_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert environment.surveys({}) is None
+    assert environment.surveys({"HUBBOT_SURVEYS": "/x"}) == Path("/x")
 
 
 def test_a_budget_and_an_evaluation_text_count_though_the_answer_is_kept(folder: Path, surveys: Path) -> None:
