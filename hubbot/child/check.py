@@ -21,7 +21,7 @@ from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
 from hubbot.child.source import conversation, facts_of
-from hubbot.child.trials import try_as_users
+from hubbot.child.trials import gptq_last, try_as_users
 from hubbot.domain import Family, LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
@@ -71,7 +71,7 @@ def _read_all(
     Both at the same time where the folders lie on a card: they hardly meet.
     """
     apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
-    here = _gptq_last([one for one in question.variants if one not in apart])
+    here = gptq_last([one for one in question.variants if one not in apart])
     checked = {}
 
     def read(variant: VariantRecord) -> Reading:
@@ -99,11 +99,6 @@ def _read_all(
         for variant, reading in readings:
             keep(variant, reading)
     return checked
-
-
-def _gptq_last(variants: Sequence[VariantRecord]) -> list[VariantRecord]:
-    """GPTQModel changes transformers' classes of experts in the process that it reads a mixture in: for whatever comes after."""
-    return sorted(variants, key=lambda one: one.family is Family.GPTQ)
 
 
 def _at_once(variants: Sequence[VariantRecord]) -> int:

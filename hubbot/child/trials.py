@@ -23,7 +23,7 @@ from hubbot.cards.sight import shows_pictures
 from hubbot.child.messages import Checked, CheckQuestion
 from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
-from hubbot.domain import Source, Trial, VariantRecord
+from hubbot.domain import Family, Source, Trial, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.images import draw_image
 from hubbot.model.architectures import sees_images
@@ -31,7 +31,7 @@ from hubbot.model.config import read_values
 from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
 
-__all__ = ["TOLERANCE", "try_as_users"]
+__all__ = ["TOLERANCE", "gptq_last", "try_as_users"]
 
 # Mean distance of log-probabilities, nats. bfloat16 alone came to 0.004 and int8 of bitsandbytes to 0.012 on tiny models,
 # vLLM's float16 to 0.0005; random weights in one tensor cost several nats.
@@ -76,7 +76,7 @@ def try_as_users(
     also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=question.source.experts)
     folders = {
         variant.name: _folder(question.out, variant)
-        for variant in question.variants
+        for variant in gptq_last(question.variants)
         if FAMILIES[variant.family].ABOUT.folder
         and layouts_of(variant.name)
         and (found := checked[variant.name].load_check)
@@ -91,6 +91,11 @@ def try_as_users(
         for name, trial in _by_vllm(folders, texts, also, settings.check.vllm, device=device).items():
             trials[name].append(trial)
     return trials
+
+
+def gptq_last(variants: Sequence[VariantRecord]) -> list[VariantRecord]:
+    """GPTQModel changes transformers' classes of experts in the process that it reads a mixture in: for whatever comes after."""
+    return sorted(variants, key=lambda one: one.family is Family.GPTQ)
 
 
 def _folder(out: Path, variant: VariantRecord) -> Path:

@@ -8,6 +8,7 @@ import torch
 
 from hubbot.child import check as checks
 from hubbot.child.messages import Checked, CheckQuestion
+from hubbot.child.trials import gptq_last
 from hubbot.domain import Family, LoadCheck
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES
@@ -64,5 +65,5 @@ def test_a_benchmark_that_fails_is_a_note_and_asks_for_no_more_than_the_context(
 def test_folders_that_gptqmodel_reads_come_last_for_it_changes_the_classes_that_others_are_read_with():
     one = record().variants[0]
     families = (Family.GPTQ, Family.PACKED, Family.GPTQ, Family.BNB)
-    order = checks._gptq_last([replace(one, name=f"{at}", family=family) for at, family in enumerate(families)])
+    order = gptq_last([replace(one, name=f"{at}", family=family) for at, family in enumerate(families)])
     assert [each.name for each in order] == ["1", "3", "0", "2"]

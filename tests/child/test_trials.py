@@ -96,6 +96,25 @@ def test_the_cards_lines_are_run_and_their_model_compared_with_the_sweep(made: t
     assert nf4.difference < TOLERANCE / 5
 
 
+def test_lines_that_gptqmodel_reads_are_run_last_for_it_changes_the_classes_that_others_are_read_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes of a mixture whose weights do not sum to one were refused in the card's lines, GPTQ's having been run before."""
+    asked: list[str] = []
+
+    def answers(command: object, requests: Sequence[Mapping[str, object]], environment: object) -> list[dict[str, str]]:
+        asked.extend(str(request["code"]) for request in requests)
+        return [{"error": "ModuleNotFoundError: No module named 'optimum'"} for _ in requests]
+
+    monkeypatch.setattr(trials, "_answers", answers)
+    tried(tmp_path, ["gptq-4bit-32g", "w4a16-32g", "bnb-nf4"], {})
+    assert [next(name for name in ("gptq-", "w4a16-", "bnb-") if f"/{name}" in code) for code in asked] == [
+        "w4a16-",
+        "bnb-",
+        "gptq-",
+    ]
+
+
 # as GPTQModel 7.7.0 said them on an H100 with a compiler and without a network
 MACHETE = "RuntimeError: Machete: GPTQMODEL_OFFLINE=1 and no verified CUTLASS v4.7.1 source cache is available"
 MARLIN = "ModuleNotFoundError: Marlin torch.ops kernels are not properly installed. Error: Marlin runtime unavailable."
