@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -206,20 +207,25 @@ def demo(flags: Flags, caller: typer.Context, config: Config = None) -> None:
 @app.command()
 def setup(
     cmake: Annotated[
-        list[str] | None, typer.Option(help="a further option for cmake, as -DGGML_CUDA=ON", show_default=False)
+        list[str] | None, typer.Option(help="a further option for cmake, as -DGGML_NATIVE=OFF", show_default=False)
     ] = None,
+    cuda: Annotated[
+        bool, typer.Option(help="also llama.cpp's part for the cards of this machine, if it has any")
+    ] = True,
 ) -> None:
     """Build what pip cannot bring: the pinned llama.cpp and faster GGUF encoders. Once for each machine.
 
-    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes less than 10 minutes on two cores; where it is
-    there already, nothing is done.
+    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes less than 10 minutes on two cores, and half an
+    hour more where NVIDIA's cards are; where it is there already, nothing is done.
     """
-    from hubbot import llamacpp
+    from hubbot import llamacpp, setup_cuda
     from hubbot.formats.gguf import descent, fast
+    from hubbot.machine.nvidia import gpus_of
     from hubbot.setup import build
 
     build(llamacpp.place(), cmake or [], say=log.say)
-    for compile_library in (fast.build, descent.build):
+    cards = [card.capability for card in gpus_of("cuda")] if cuda else []
+    for compile_library in (fast.build, descent.build, partial(setup_cuda.build, llamacpp.place(), cards, say=log.say)):
         try:
             compile_library()
         except ToolMissing as error:

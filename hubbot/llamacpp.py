@@ -27,10 +27,12 @@ __all__ = [
     "LlamaCpp",
     "bindings",
     "conversion",
+    "cuda_backend",
     "find",
     "ggml",
     "gguf",
     "multimodal",
+    "open_cards",
     "place",
     "require_multimodal",
     "run_tool",
@@ -193,6 +195,22 @@ def bindings() -> ModuleType:
         raise ToolMissing(msg) from error
 
 
+def cuda_backend() -> Path | None:
+    """ggml's CUDA backend, a library that llama.cpp loads as it runs; None where `hubbot setup` has built none."""
+    library = place().absolute() / "cuda" / "libggml-cuda.so"
+    return library if library.is_file() else None
+
+
+def open_cards() -> bool:
+    """Have llama.cpp compute on cards in this process; False where it was not built for any, or sees none."""
+    api = bindings()
+    if (backend := cuda_backend()) and not api.llama_supports_gpu_offload():
+        load = ctypes.CDLL(str(_library(find(), "ggml"))).ggml_backend_load
+        load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+        load(str(backend).encode())
+    return bool(api.llama_supports_gpu_offload())
+
+
 def require_multimodal() -> None:
     """Raise ToolMissing where this llama.cpp was built without libmtmd, which nothing but models that see images needs."""
     library = _library(find(), "mtmd")
@@ -210,8 +228,8 @@ def multimodal() -> ModuleType:
 
 
 @cache
-def runtime_name() -> str:
-    """`llama.cpp 0.5.0-dev (llama-cpp-python 0.3.36)`: what cards and records call the runtime."""
+def runtime_name(*, on_card: bool = False) -> str:
+    """`llama.cpp 0.5.0-dev (llama-cpp-python 0.3.36, CUDA)`: what model cards and records call the runtime."""
     answer = run_tool("llama-bench", ["--version"], timeout=30).stdout
     version = re.search(r"version: (\S+)", answer)
-    return f"llama.cpp {version[1] if version else 'unknown'} (llama-cpp-python {PIN})"
+    return f"llama.cpp {version[1] if version else 'unknown'} (llama-cpp-python {PIN}{', CUDA' if on_card else ''})"

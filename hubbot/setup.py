@@ -28,7 +28,7 @@ from hubbot.environment import PROCESS, search_path
 from hubbot.errors import ToolMissing
 from hubbot.llamacpp import PIN
 
-__all__ = ["build"]
+__all__ = ["alone", "build", "end_of", "run", "tools"]
 
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # of the source release
 _TREE = f"llama_cpp_python-{PIN}/"
@@ -62,10 +62,10 @@ def build(place: Path, options: Sequence[str] = (), *, say: Callable[[str], None
         return
     if not _of_an_earlier_version(place):
         _refuse_what_lies_there(place)
-    with _alone(place):
+    with alone(place):
         if finished(place):
             return
-        path = _tools()
+        path = tools()
         part = place.with_name(f"{place.name}.partial")
         if _of_an_earlier_version(place):
             shutil.rmtree(part, ignore_errors=True)
@@ -99,14 +99,15 @@ def _refuse_what_lies_there(place: Path) -> None:
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def alone(place: Path) -> Iterator[None]:
+    """One process at a time makes what will lie there."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f"{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _tools() -> str:
+def tools() -> str:
     """The search path for programs, this environment's first. Raises ToolMissing naming all that lack."""
     path = os.pathsep.join((sysconfig.get_path("scripts"), search_path()))
     missing = [name for name in ("cmake", "ninja") if not shutil.which(name, path=path)]
@@ -129,8 +130,8 @@ def _fetch(part: Path, path: str) -> Path:
     wanted.write_text(f"llama-cpp-python=={PIN} --hash=sha256:{SHA256}\n", encoding="ascii")
     command = f"{sys.executable} -m pip download -qq --disable-pip-version-check --no-deps --require-hashes".split()
     command += ["--no-binary", "llama-cpp-python", "--dest", str(part), "--requirement", str(wanted)]
-    if not _run(command, part / "log", path) or not release.is_file():
-        msg = f"pip could not fetch the source release of llama-cpp-python {PIN}: {_end(part / 'log')}\nLook at pip's settings and the network, then run `hubbot setup` again."
+    if not run(command, part / "log", path) or not release.is_file():
+        msg = f"pip could not fetch the source release of llama-cpp-python {PIN}: {end_of(part / 'log')}\nLook at pip's settings and the network, then run `hubbot setup` again."
         raise ToolMissing(msg)
     return release
 
@@ -171,8 +172,8 @@ def _compile(part: Path, options: Sequence[str], path: str) -> None:
         ["cmake", "--build", str(made), "--target", *_TARGETS],
     )
     for command in steps:
-        if not _run(command, part / "log", path):
-            msg = f"llama.cpp did not build: {_end(part / 'log')}\n{part / 'log'} has the whole story; `hubbot setup` goes on where it stopped."
+        if not run(command, part / "log", path):
+            msg = f"llama.cpp did not build: {end_of(part / 'log')}\n{part / 'log'} has the whole story; `hubbot setup` goes on where it stopped."
             raise ToolMissing(msg)
     for file in made.rglob("*.o"):
         file.unlink()
@@ -184,7 +185,7 @@ def _compile_python(part: Path) -> None:
         compileall.compile_dir(part / folder, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
 
 
-def _run(command: Sequence[str], log: Path, path: str) -> bool:
+def run(command: Sequence[str], log: Path, path: str) -> bool:
     """Whether the command ended well. Its output is added to the log; `path` is where it and its children find programs."""
     program = shutil.which(command[0], path=path) or command[0]
     with log.open("a", encoding="utf-8") as story:
@@ -199,7 +200,8 @@ def _run(command: Sequence[str], log: Path, path: str) -> bool:
     return done.returncode == 0
 
 
-def _end(log: Path) -> str:
+def end_of(log: Path) -> str:
+    """Its last twenty lines."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-20:])
 
 

@@ -117,7 +117,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ):  # fmt: skip
             archive.add(tmp_path / "file", f"{TREE}/{name}")
     monkeypatch.setattr(setup, "SHA256", setup._sha256(release))
-    monkeypatch.setattr(setup, "_tools", lambda: f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(setup, "tools", lambda: f"{programs}:/usr/bin:/bin")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     return tmp_path
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from hubbot import log
-from hubbot.child.device import settle_device
+from hubbot.child.device import settle_device, settle_devices
 from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
@@ -66,16 +67,18 @@ def _with_speeds(read: Mapping[str, Checked], question: CheckQuestion, device: s
 def _read_all(
     question: CheckQuestion, original: _Original, device: str, advance: Callable[[int], None]
 ) -> dict[str, Checked]:
-    """Files whose runtime has a process of its own are read side by side on the CPU, folders here, one after another.
+    """Files whose runtime has a process of its own are read side by side, folders here, one after another.
 
-    Both at the same time where the folders lie on a card: they hardly meet.
+    Both at the same time where there are cards, which take turns with the files; the first one holds the folders.
     """
+    first, *others = settle_devices(question.settings.device)
+    turns = cycle([*others, first])
     apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
     here = gptq_last([one for one in question.variants if one not in apart])
     checked = {}
 
-    def read(variant: VariantRecord) -> Reading:
-        return _read(variant, question, original, device)
+    def read(variant: VariantRecord, on: str = device) -> Reading:
+        return _read(variant, question, original, on)
 
     def keep(variant: VariantRecord, reading: Reading) -> None:
         checked[variant.name] = _judged(variant, reading, question, original)
@@ -93,7 +96,7 @@ def _read_all(
 
     if not device.startswith("cuda"):
         read_here()
-    with side_by_side(read, apart, _at_once(apart)) as readings:
+    with side_by_side(lambda one: read(one, next(turns)), apart, _at_once(apart)) as readings:
         if device.startswith("cuda"):
             read_here()
         for variant, reading in readings:
@@ -129,7 +132,8 @@ def _read(variant: VariantRecord, question: CheckQuestion, original: _Original, 
 def _judged(variant: VariantRecord, reading: Reading, question: CheckQuestion, original: _Original) -> Checked:
     """What is said of a variant for what its runtime read; an image is shown to one that sees."""
     check, notes = original.compared(reading)
-    checked = Checked(load_check=check, samples=variant.samples, speed=variant.speed, notes=(*variant.notes, *notes))
+    notes = (*variant.notes, *reading.notes, *notes)
+    checked = Checked(load_check=check, samples=variant.samples, speed=variant.speed, notes=notes)
     paths = _paths(variant, question)
     if check.loaded and any(is_vision(path.name) for path in paths):
         with _aside(question.work / "load-check.log"):

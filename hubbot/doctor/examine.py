@@ -86,7 +86,13 @@ def examine(
     machine = measure_machine(work, device)
     findings = [_python(sys.version_info[:3])]
     findings += [_torch(machine, _ask), *_rates(machine, device, _ask), *_gpu_road(machine, Path("/"), environ)]
-    findings += [_llama_cpp(), _bindings(_ask), *(_imported(each, _ask) for each in _IMPORTS), _walls(_built)]
+    findings += [
+        _llama_cpp(),
+        *_llama_cpp_on_cards(machine, _ask),
+        _bindings(_ask),
+        *(_imported(each, _ask) for each in _IMPORTS),
+        _walls(_built),
+    ]
     findings += runtimes_here(vllm)
     return [*findings, _disk(machine, work), _ram(machine), _token(token)]
 
@@ -203,6 +209,26 @@ def _llama_cpp() -> Finding:
         )
         return Finding(name="llama.cpp", status=Status.WARN, found=lacks, remedy=_SETUP)
     return Finding(name="llama.cpp", status=Status.OK, found=found)
+
+
+def _llama_cpp_on_cards(machine: Machine, ask: Ask) -> Iterator[Finding]:
+    """Whether GGUF files are read on the card, where a check takes seconds; on the CPU it takes minutes for large ones."""
+    if not machine.gpu:
+        return
+    name = "llama.cpp on the card"
+    try:
+        sees = ask("from hubbot.llamacpp import open_cards; print(open_cards())") == "True"
+        found = "it computes there" if sees else "it was not built for cards"
+    except ToolMissing as error:
+        sees, found = False, f"it does not load: {error}"
+    if sees:
+        yield Finding(name=name, status=Status.OK, found=found)
+    elif (backend := llamacpp.cuda_backend()) is None:
+        yield Finding(name=name, status=Status.WARN, found=f"{found}: GGUF files are read on the CPU", remedy=_SETUP)
+    else:
+        found = f"{backend} does not see the {machine.gpu}: GGUF files are read on the CPU"
+        remedy = f"Remove {backend.parent} and run `hubbot setup`, which builds it for this card and this driver."
+        yield Finding(name=name, status=Status.WARN, found=found, remedy=remedy)
 
 
 def _bindings(ask: Ask) -> Finding:

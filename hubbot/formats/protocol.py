@@ -118,6 +118,7 @@ class Reading:
     check: LoadCheck
     continuations: tuple[tuple[int, ...], ...] = ()  # greedy tokens after each prompt, if the file loaded
     tokens: Tokens | None = None  # of the chat that it was given, if the file loaded
+    notes: tuple[str, ...] = ()  # what came up on the way and is not the file's fault, a sentence each
 
 
 class Format(Protocol):

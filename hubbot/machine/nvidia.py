@@ -24,6 +24,7 @@ class Gpu:
     total: int  # bytes
     free: int
     driver: str
+    capability: tuple[int, int]  # (9, 0) of an H100; (0, 0) where the driver does not say
 
 
 class _Memory(ctypes.Structure):
@@ -42,11 +43,14 @@ def gpu_of(device: str) -> Gpu | None:
         return None
     library.nvmlDeviceGetName(handle, name, ctypes.c_uint(len(name)))
     library.nvmlSystemGetDriverVersion(driver, ctypes.c_uint(len(driver)))
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
     return Gpu(
         name=name.value.decode(errors="replace"),
         total=memory.total,
         free=memory.free,
         driver=driver.value.decode(errors="replace"),
+        capability=(major.value, minor.value),
     )
 
 

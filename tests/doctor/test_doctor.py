@@ -111,6 +111,26 @@ def test_a_llama_cpp_that_was_set_up_before_a_library_was_there_is_told_of(
     assert "hubbot setup" in finding.remedy
 
 
+@pytest.mark.parametrize(
+    ("answer", "built", "status", "said"),
+    [
+        ("True", True, Status.OK, "computes there"),
+        ("False", False, Status.WARN, "not built for cards: GGUF files are read on the CPU"),
+        ("False", True, Status.WARN, "libggml-cuda.so does not see"),
+    ],
+)
+def test_whether_gguf_files_are_read_on_the_card_is_told(
+    answer: str, built: bool, status: Status, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    backend = tmp_path / "cuda" / "libggml-cuda.so"
+    monkeypatch.setattr(llamacpp, "cuda_backend", lambda: backend if built else None)
+    assert list(doctor._llama_cpp_on_cards(PLAIN, lambda _: answer)) == []
+    [finding] = doctor._llama_cpp_on_cards(WITH_GPU, lambda _: answer)
+    assert finding.status is status
+    assert said in finding.found
+    assert ("hubbot setup" in (finding.remedy or "")) is (status is Status.WARN)
+
+
 def test_a_container_without_a_gpu_is_shown_the_road(tmp_path: Path):
     (tmp_path / ".dockerenv").touch()
     [finding] = doctor._gpu_road(PLAIN, tmp_path, {})

@@ -154,11 +154,11 @@ def read(
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
     chat: Chat | None = None,
-    device: str = "cpu",  # noqa: ARG001 - llama.cpp's reference is its CPU code
+    device: str = "cpu",
 ) -> Reading:
     from hubbot.formats.gguf import check
 
-    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, chat=chat)
+    return check.read(paths, reference, prompts=prompts, new_tokens=new_tokens, chat=chat, device=device)
 
 
 def measure_speed(
@@ -166,11 +166,11 @@ def measure_speed(
     *,
     prompt_tokens: int,
     generated_tokens: int,
-    device: str,  # noqa: ARG001
+    device: str,
 ) -> Speed:
     from hubbot.formats.gguf import speed
 
-    return speed.measure_speed(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+    return speed.measure_speed(paths, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, device=device)
 
 
 def artefact(path: Path, base: ModelFacts) -> Mapping[str, Encoded] | None:

@@ -7,11 +7,12 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hubbot import llamacpp
+from hubbot import llamacpp, log
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
 from hubbot.errors import ToolMissing
@@ -25,7 +26,7 @@ from hubbot.model.foreign import without_folders
 __all__ = ["TOLERANCE", "ask_llama_cpp", "ask_sight", "read"]
 
 # Mean divergence between the sweep, which computes in float32 with the decoded weights, and llama.cpp's
-# CPU kernels, which round activations to 8 bits before each product. docs/formats.md has what that
+# kernels, which round activations to 8 bits before each product. docs/formats.md has what that
 # alone comes to, per type; a wrong tensor, row order or rotary setting costs orders of magnitude more.
 TOLERANCE = 0.02
 
@@ -43,8 +44,13 @@ def read(
     chat: Chat | None = None,
     tolerance: float = TOLERANCE,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> Reading:
     """Load a variant's files in llama.cpp, in a child process, and compare logits with the sweep's.
+
+    On the card that `device` names where llama.cpp was built for cards. What fails there is read again on the CPU, whose
+    verdict counts: a card that is full, or that a build does not know, is no fault of a file. One that computes something
+    else is, as a note says.
 
     paths: the variant's files; the importance matrix among them is passed over. reference: safetensors
     with `tokens` int64 [windows, length], `logits` float32 [windows, rows, vocab] and `first` int64 [1], the token that
@@ -62,18 +68,40 @@ def read(
         "new_tokens": new_tokens,
         "ends": list(chat.tokens.ends) if chat else [],
         "threads": threads or cores(),
+        "card": None,
     }
-    answer = ask_llama_cpp(request)
+    on_card = _on_card(request, device, tolerance)
+    if on_card and on_card.check.passed:
+        return on_card
+    reading = _reading(ask_llama_cpp(request), tolerance)
+    if not on_card or not reading.check.passed:
+        return reading
+    if on_card.check.loaded:
+        return replace(reading, notes=(f"On a GPU {on_card.check.error}, while its CPU code agrees.",))
+    log.warning(f"{model.name} was read on the CPU, since on the card {on_card.check.error}.")
+    return reading
+
+
+def _on_card(request: dict[str, Any], device: str, tolerance: float) -> Reading | None:
+    """What llama.cpp makes of the file on that card, a crash too; None where it computes on none."""
+    if not device.startswith("cuda") or not llamacpp.cuda_backend():
+        return None
+    try:
+        answer = _answered("runtime", {**request, "card": int(device.partition(":")[2] or 0)})
+    except NoAnswer as error:
+        answer = {"error": f"llama.cpp crashed: {last_words(error.said)}"}
+    return _reading(answer, tolerance, on_card=True)
+
+
+def _reading(answer: dict[str, Any], tolerance: float, *, on_card: bool = False) -> Reading:
+    check = _judged(answer, tolerance, llamacpp.runtime_name(on_card=on_card))
     if "error" in answer:
-        return Reading(check=_judged(answer, tolerance))
+        return Reading(check=check)
     tokens = Tokens(**{name: tuple(ids) for name, ids in answer["tokens"].items()})
-    return Reading(
-        check=_judged(answer, tolerance), continuations=tuple(map(tuple, answer["continuations"])), tokens=tokens
-    )
+    return Reading(check=check, continuations=tuple(map(tuple, answer["continuations"])), tokens=tokens)
 
 
-def _judged(answer: dict[str, Any], tolerance: float) -> LoadCheck:
-    runtime = llamacpp.runtime_name()
+def _judged(answer: dict[str, Any], tolerance: float, runtime: str) -> LoadCheck:
     if "error" in answer:
         return LoadCheck(runtime=runtime, loaded=False, tolerance=tolerance, error=answer["error"])
     kld, error = answer["kld"], answer["max_logit_error"]

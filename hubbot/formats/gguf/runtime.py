@@ -2,7 +2,7 @@
 
     python -m hubbot.formats.gguf.runtime < request.json > answer.json
 
-request: {"model": path, "reference": path or null, "probe": text, "generate": tokens, "threads": n}
+request: {"model": path, "reference": path or null, "probe": text, "generate": tokens, "threads": n, "card": n or null}
          and "prompts": lists of token ids to go on from for up to "new_tokens" tokens each, no further than a token
          of "ends" (without any: than what llama.cpp itself takes for an end)
 answer:  {"kld", "max_logit_error", "generated", "tokens", "chat_template", "continuations"}; or {"error": text}
@@ -34,6 +34,8 @@ _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LONGEST = 600  # characters of llama.cpp's own words
 _AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
 _SHORT = 32  # tokens of a rehearsal
+_ALL_LAYERS = 1 << 20
+_ON_ONE_CARD = 0  # LLAMA_SPLIT_MODE_NONE
 _LOAD_PLAINLY = 0  # LLAMA_LOAD_MODE_NONE: what is not allocated cannot be mapped
 
 
@@ -47,20 +49,24 @@ class _Placed(NamedTuple):
 
 
 class Runtime:
-    """One GGUF, loaded on the CPU."""
+    """One GGUF, loaded on the CPU or on a card."""
 
-    def __init__(self, path: str, *, threads: int = 1, hollow: bool = False) -> None:
+    def __init__(self, path: str, *, threads: int = 1, hollow: bool = False, card: int | None = None) -> None:
         """Load a file (the first shard of several). Raises ValueError where llama.cpp refuses it.
 
         hollow: all but the weights, of which no byte is read and no memory taken; nothing can be computed then.
+        card: number of the one that holds all of it, as CUDA counts them; of those that llama.cpp sees.
         """
         self._api = api = llamacpp.bindings()
         self._errors: list[str] = []  # what llama.cpp said was wrong
         self._listener = api.llama_log_callback(self._hear)
         api.llama_log_set(self._listener, ctypes.c_void_p(0))
         api.llama_backend_init()
+        if card is not None and not llamacpp.open_cards():
+            raise self._refused("sees no card")
         asked = api.llama_model_default_params()
-        asked.n_gpu_layers = 0
+        asked.n_gpu_layers = 0 if card is None else _ALL_LAYERS
+        asked.main_gpu, asked.split_mode = card or 0, _ON_ONE_CARD
         asked.check_tensors, asked.no_alloc = not hollow, hollow
         if hollow:
             asked.load_mode = _LOAD_PLAINLY
@@ -212,7 +218,7 @@ def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
     """Load, compare, generate; see the module's docstring."""
-    runtime = Runtime(request["model"], threads=request["threads"])
+    runtime = Runtime(request["model"], threads=request["threads"], card=request["card"])
     answer: dict[str, Any] = {"kld": None, "max_logit_error": None}
     tokens, logits, first = _reference(request["reference"])
     if tokens:

@@ -11,36 +11,49 @@ from pathlib import Path
 
 from hubbot import llamacpp
 from hubbot.confine.ask import NoAnswer, ask
+from hubbot.confine.environment import allowed
 from hubbot.domain import Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import text_file
+from hubbot.machine.peak import PeakMeter
 
 __all__ = ["measure_speed"]
 
 _PATIENCE = 3600.0  # seconds
+_ALL_LAYERS = 1 << 20
 
 
 def measure_speed(
-    paths: Sequence[Path], *, prompt_tokens: int = 512, generated_tokens: int = 64, repetitions: int = 2
+    paths: Sequence[Path],
+    *,
+    prompt_tokens: int = 512,
+    generated_tokens: int = 64,
+    repetitions: int = 2,
+    device: str = "cpu",
 ) -> Speed:
-    """Tokens per second of reading a prompt and of generating, and peak memory of the process.
+    """Tokens per second of reading a prompt and of generating, and peak memory: the process's, or the card's.
 
-    Raises ToolMissing where llama-bench fails.
+    device: the card that holds the whole model where llama.cpp was built for cards. Raises ToolMissing where llama-bench
+    fails.
     """
     model = text_file(paths)
+    backend = llamacpp.cuda_backend() if device.startswith("cuda") else None
+    card = device if backend else "cpu"
     asked = ["-m", model, "-p", prompt_tokens, "-n", generated_tokens, "-r", repetitions, "-t", cores(), "-o", "json"]
+    asked += ["-ngl", _ALL_LAYERS if backend else 0, "-sm", "none", "-mg", card.partition(":")[2] or 0]
     command = [str(llamacpp.tool("llama-bench")), *map(str, asked)]
     # a process in between, whose only child is llama-bench: its peak memory is then exactly that of its children
-    between = [sys.executable, "-m", "hubbot.formats.gguf.speed", *command]
+    between = [sys.executable, "-m", "hubbot.formats.gguf.speed", card, *command]
+    environment = allowed() | ({"GGML_BACKEND_PATH": str(backend)} if backend else {})
     try:
-        answer = json.loads(ask(between, seconds=_PATIENCE))
+        answer = json.loads(ask(between, seconds=_PATIENCE, environment=environment))
     except NoAnswer as error:
         msg = f"llama-bench failed on {model.name}: it {error}. Run it by hand to see more."
         raise ToolMissing(msg) from None
     rates = {("prompt" if run["n_prompt"] else "generation"): float(run["avg_ts"]) for run in answer["runs"]}
     return Speed(
-        runtime=llamacpp.runtime_name(),
+        runtime=llamacpp.runtime_name(on_card=backend is not None),
         prompt_tokens_per_second=rates["prompt"],
         generation_tokens_per_second=rates["generation"],
         prompt_tokens=prompt_tokens,
@@ -50,13 +63,19 @@ def measure_speed(
 
 
 def main() -> None:
-    """Run a command that prints JSON; print {"runs": that, "peak": bytes of memory it took at most}."""
-    done = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    """`DEVICE COMMAND…`: run a command that prints JSON; print {"runs": that, "peak": bytes of memory it took at most}."""
+    device, *command = sys.argv[1:]
+    with PeakMeter(device=device) as meter:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = meter.peak.vram if device != "cpu" else None
+    json.dump({"runs": json.loads(done.stdout), "peak": peak or _peak_rss()}, sys.stdout)
+
+
+def _peak_rss() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    json.dump({"runs": json.loads(done.stdout), "peak": peak * unit}, sys.stdout)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
 if __name__ == "__main__":
