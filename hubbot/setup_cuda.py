@@ -48,12 +48,16 @@ _SYSTEM = Path("/usr/local/cuda/bin")
 _PROJECT = """cmake_minimum_required(VERSION 3.18)
 project(hubbot-cuda C CXX)
 add_subdirectory({ggml} ggml)
+target_link_libraries(ggml-cuda PRIVATE stdc++)
 """
 # Without what a single card has no use for. Attention over a cache of quantized keys is nothing that hubbot asks for.
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU=OFF -DGGML_CUDA=ON "
     "-DGGML_CUDA_NO_VMM=ON -DGGML_CUDA_NCCL=OFF -DGGML_CUDA_FA_QUANTS=f16-f16"
 ).split()
+# A copy of libstdc++ that a compiler links in stays its own: see `hubbot.setup`.
+_HIDDEN = "-DCMAKE_MODULE_LINKER_FLAGS=-Wl,--exclude-libs,libstdc++.a"
+_LOAD = "import ctypes, sys; [ctypes.CDLL(path, ctypes.RTLD_GLOBAL) for path in sys.argv[1:]]"
 _LIBRARY = "libggml-cuda.so"
 _BUILT_FOR = "capabilities"  # the file that lists them
 _OF_A_COMPILER = 2 << 30  # bytes of memory
@@ -113,14 +117,20 @@ def _compile(place: Path, part: Path, capabilities: Sequence[Capability], path: 
     (part / "CMakeLists.txt").write_text(_PROJECT.format(ggml=ggml.absolute()), encoding="utf-8")
     architectures = ";".join("{}{}-real".format(*one) for one in capabilities)
     where = [f"-DCMAKE_CUDA_COMPILER={compiler}", f"-DCUDAToolkit_ROOT={compiler.parents[1]}"]
+    where += [f"-DCMAKE_CUDA_HOST_COMPILER={shutil.which('c++', path=path)}"]
     where += [f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", f"-DCMAKE_BUILD_RPATH={_libraries_of_torch() or ''}"]
     made = part / "build"
-    configure = ["cmake", "-S", str(part), "-B", str(made), "-G", "Ninja", *_OPTIONS, *where]
+    configure = ["cmake", "-S", str(part), "-B", str(made), "-G", "Ninja", *_OPTIONS, _HIDDEN, *where]
     for command in (configure, ["cmake", "--build", str(made), "--target", "ggml-cuda", "--parallel", str(_at_once())]):
         if not run(command, part / "log", path):
             msg = f"llama.cpp's CUDA backend did not build: {end_of(part / 'log')}\n{part / 'log'} has the whole story."
             raise ToolMissing(msg)
-    return next(made.rglob(_LIBRARY))
+    library = next(made.rglob(_LIBRARY))
+    command = [sys.executable, "-c", _LOAD, str(place / "build" / "bin" / "libggml-base.so"), str(library)]
+    if not run(command, part / "log", path):
+        msg = f"llama.cpp's CUDA backend was built and does not load: {end_of(part / 'log')}"
+        raise ToolMissing(msg)
+    return library
 
 
 def _at_once() -> int:

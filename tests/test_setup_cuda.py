@@ -1,5 +1,6 @@
 """llama.cpp's part for cards is built beside what is there, for the cards that are there."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hubbot.errors import ToolMissing
 CMAKE = """#!/bin/sh
 echo "cmake $*" >>{calls}
 [ -e {broken} ] && echo 'unsupported compiler' && exit 1
-if [ "$1" = --build ]; then mkdir -p "$2/bin" && echo library >"$2/bin/libggml-cuda.so"; fi
+if [ "$1" = --build ]; then mkdir -p "$2/bin" && cp {library} "$2/bin/libggml-cuda.so"; fi
 """
 
 
@@ -22,9 +23,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "toolkit" / "include" / "cublas_v2.h").touch()
     programs.mkdir()
     for name in ("cmake", "nvcc"):
-        (programs / name).write_text(CMAKE.format(calls=tmp_path / "calls", broken=tmp_path / "broken"))
+        places = {name: tmp_path / name for name in ("calls", "broken", "library")}
+        (programs / name).write_text(CMAKE.format(**places))
         (programs / name).chmod(0o755)
     (tmp_path / "llama.cpp" / "source" / "ggml" / "src" / "ggml-cuda").mkdir(parents=True)
+    libraries = tmp_path / "llama.cpp" / "build" / "bin"
+    libraries.mkdir(parents=True)
+    for library in (tmp_path / "library", libraries / "libggml-base.so"):
+        subprocess.run(["cc", "-shared", "-x", "c", "/dev/null", "-o", str(library)], check=True)
     monkeypatch.setattr(setup_cuda, "tools", lambda: f"{programs}:/usr/bin:/bin")
     monkeypatch.setattr(setup_cuda, "_SYSTEM", tmp_path)
     return tmp_path
@@ -64,6 +70,13 @@ def test_a_build_that_fails_is_told_with_its_end_and_leaves_what_was_there(machi
         setup_cuda.build(place, [(8, 0)], say=lambda _: None)
     assert (place / "cuda" / "libggml-cuda.so").is_file()
     assert setup_cuda._built_for(place / "cuda") == [(9, 0)]
+
+
+def test_a_library_that_does_not_load_is_not_kept(machine: Path):
+    (machine / "library").write_text("made by a compiler that forgot something")
+    with pytest.raises(ToolMissing, match=r"does not load(.|\n)*invalid ELF header|file too short"):
+        setup_cuda.build(machine / "llama.cpp", [(9, 0)], say=lambda _: None)
+    assert not (machine / "llama.cpp" / "cuda").exists()
 
 
 def test_a_compiler_without_cublas_is_passed_over(machine: Path, monkeypatch: pytest.MonkeyPatch):

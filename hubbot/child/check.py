@@ -6,11 +6,12 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
-from itertools import cycle
+from functools import cached_property, partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 import torch
@@ -22,7 +23,7 @@ from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
 from hubbot.child.source import conversation, facts_of
-from hubbot.child.trials import gptq_last, try_as_users
+from hubbot.child.trials import Answers, gptq_last, run_lines, try_as_users
 from hubbot.domain import Family, LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
@@ -40,6 +41,8 @@ __all__ = ["check"]
 _NOTE = 1_000  # characters
 _SPACED = "its runtime reads a blank behind every special token, where the source's tokenizer reads none"
 _CORES = 4  # of a file that is read beside others
+_MORE = 1.3  # memory of a file that is loaded, by its bytes
+_CONTEXT = 1 << 30  # bytes of a process's own on a card: kernels, buffers, what it has said so far
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
@@ -69,12 +72,18 @@ def _read_all(
 ) -> dict[str, Checked]:
     """Files whose runtime has a process of its own are read side by side, folders here, one after another.
 
-    Both at the same time where there are cards, which take turns with the files; the first one holds the folders.
+    Both at the same time where there are cards, of which the first holds the folders.
     """
-    first, *others = settle_devices(question.settings.device)
-    turns = cycle([*others, first])
     apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
     here = gptq_last([one for one in question.variants if one not in apart])
+    run = partial(run_lines, question, here, chat=bool(original.chat.prompt), device=device)
+    beside = device.startswith("cuda") and room_on(torch.device(device)) >= 2 * _largest(here, question)
+    slots = _slots(
+        apart,
+        settle_devices(question.settings.device),
+        taken=(1 + beside) * _largest(here, question),
+        largest=_largest(apart, question),
+    )
     checked = {}
 
     def read(variant: VariantRecord, on: str = device) -> Reading:
@@ -85,18 +94,30 @@ def _read_all(
         advance(1)
 
     def read_here() -> None:
-        for variant in here:
+        with _begun(run) if beside else nullcontext(run) as lines:
+            for variant in here:
+                _let_go()
+                with _aside(question.work / "load-check.log"):
+                    reading = read(variant)
+                keep(variant, reading)
             _let_go()
-            with _aside(question.work / "load-check.log"):
-                reading = read(variant)
-            keep(variant, reading)
-        _let_go()
-        tried = try_as_users(question, checked, chat=bool(original.chat.prompt), device=device)
+            tried = try_as_users(question, checked, lines(), device=device)
         checked.update({name: _with_trials(checked[name], trials) for name, trials in tried.items()})
 
     if not device.startswith("cuda"):
         read_here()
-    with side_by_side(lambda one: read(one, next(turns)), apart, _at_once(apart)) as readings:
+    places = SimpleQueue[str]()
+    for place in slots:
+        places.put(place)
+
+    def read_apart(variant: VariantRecord) -> Reading:
+        place = places.get()
+        try:
+            return read(variant, place)
+        finally:
+            places.put(place)
+
+    with side_by_side(read_apart, apart, len(slots)) as readings:
         if device.startswith("cuda"):
             read_here()
         for variant, reading in readings:
@@ -104,11 +125,32 @@ def _read_all(
     return checked
 
 
-def _at_once(variants: Sequence[VariantRecord]) -> int:
-    """How many files are read at the same time: four cores for each, and all of them in memory."""
-    largest = max((sum(file.size for file in one.files) for one in variants), default=0)
-    room = int(psutil.virtual_memory().available / max(1.3 * largest, 1))
-    return max(1, min(cores() // _CORES, room, len(variants)))
+@contextmanager
+def _begun(run: Callable[[], Answers]) -> Iterator[Callable[[], Answers]]:
+    """What it answers when it is asked for, while it runs from now on."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(run).result
+
+
+def _largest(variants: Sequence[VariantRecord], question: CheckQuestion) -> int:
+    """Bytes that the largest of them takes in its runtime, at most."""
+    sizes = (_grown(one) * sum(path.stat().st_size for path in _paths(one, question)) for one in variants)
+    return int(_MORE * max(sizes, default=0))
+
+
+def _slots(apart: Sequence[VariantRecord], devices: Sequence[str], *, taken: int, largest: int) -> list[str]:
+    """Where files are read at the same time, a device for each: four cores for every one, and memory for the largest.
+
+    Cards take turns; of the first one as many bytes are taken. The CPU reads where no card has room for a file.
+    """
+    at_once = max(1, min(cores() // _CORES, int(psutil.virtual_memory().available / max(largest, 1)), len(apart)))
+    if not devices[0].startswith("cuda"):
+        return ["cpu"] * at_once
+    rooms = [room_on(torch.device(card)) - (0 if number else taken) for number, card in enumerate(devices)]
+    turns = [
+        (turn, card) for card, room in zip(devices, rooms, strict=True) for turn in range(room // (largest + _CONTEXT))
+    ]
+    return [card for _, card in sorted(turns)][:at_once] or ["cpu"] * at_once
 
 
 def _with_trials(checked: Checked, trials: Sequence[Trial]) -> Checked:
@@ -228,7 +270,7 @@ class _Original:
 
 def _fits(weight_bytes: int, device: str) -> bool:
     if device.startswith("cuda"):
-        return bool(weight_bytes * 1.3 < room_on(torch.device(device)))
+        return bool(weight_bytes * _MORE < room_on(torch.device(device)))
     return bool(weight_bytes * 2.6 < psutil.virtual_memory().available)  # float32
 
 

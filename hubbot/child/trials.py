@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ from hubbot.cards.sight import shows_pictures
 from hubbot.child.messages import Checked, CheckQuestion
 from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
-from hubbot.domain import Family, Source, Trial, VariantRecord
+from hubbot.domain import Family, Trial, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.images import draw_image
 from hubbot.model.architectures import sees_images
@@ -31,7 +31,7 @@ from hubbot.model.config import read_values
 from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
 
-__all__ = ["TOLERANCE", "gptq_last", "try_as_users"]
+__all__ = ["TOLERANCE", "Answers", "gptq_last", "run_lines", "try_as_users"]
 
 # Mean distance of log-probabilities, nats. bfloat16 alone came to 0.004 and int8 of bitsandbytes to 0.012 on tiny models,
 # vLLM's float16 to 0.0005; random weights in one tensor cost several nats.
@@ -65,30 +65,57 @@ class _Text:
     logprobs: torch.Tensor  # [windows, length - 1 - first]
 
 
-def try_as_users(
-    question: CheckQuestion, checked: Mapping[str, Checked], *, chat: bool, device: str
-) -> dict[str, list[Trial]]:
-    """Variant -> what came of it in each runtime; nothing for one that the load check could not load, or that no row is about.
+Answers: TypeAlias = Mapping[str, Mapping[str, Any]]  # variant -> what came of its card's lines
+
+
+def run_lines(question: CheckQuestion, variants: Sequence[VariantRecord], *, chat: bool, device: str) -> Answers:
+    """The card's lines of these variants, run one after another in a process of their own.
 
     chat: whether the model has a chat template that renders. device: `cpu` or `cuda:N`.
     """
+    if not question.settings.check.card:
+        return {}
+    folders = _folders(question, gptq_last(variants))
+    texts = {name: _text(question.references.get(name)) for name in folders}
+    families = {variant.name: variant.family for variant in variants}
+    sees = sees_images(question.source.architecture)
+    command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
+    environment = allowed() | ({} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""})
+    with TemporaryDirectory() as place:
+        pictures = folders and shows_pictures(question.source)
+        picture = _picture(next(iter(folders.values())), Path(place)) if pictures else None
+
+        def lines(name: str, kernel: str | None = None) -> str:
+            return "\n".join(
+                python_lines(
+                    str(folders[name]), name, also=_also(question), chat=chat, sees=sees, picture=picture, new_tokens=_NEW_TOKENS, kernel=kernel
+                )
+            )  # fmt: skip
+
+        requests = [{"code": lines(name), "tokens": _tokens(texts[name])} for name in folders]
+        for name, request in zip(folders, requests, strict=True):
+            if families[name] is Family.GPTQ:
+                request |= {"otherwise": lines(name, kernel=_KERNEL), "unbuilt": _UNBUILT}
+        return dict(zip(folders, _answers(command, requests, environment), strict=True))
+
+
+def try_as_users(
+    question: CheckQuestion, checked: Mapping[str, Checked], lines: Answers, *, device: str
+) -> dict[str, list[Trial]]:
+    """Variant -> what came of it in each runtime; nothing for one that the load check could not load, or that no row is about.
+
+    lines: of all folders, by `run_lines`. device: `cpu` or `cuda:N`.
+    """
     settings = question.settings
-    also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=question.source.experts)
-    folders = {
-        variant.name: _folder(question.out, variant)
-        for variant in gptq_last(question.variants)
-        if FAMILIES[variant.family].ABOUT.folder
-        and layouts_of(variant.name)
-        and (found := checked[variant.name].load_check)
-        and found.loaded
-    }
+    loaded = {name for name, one in checked.items() if one.load_check and one.load_check.loaded}
+    folders = _folders(question, [variant for variant in question.variants if variant.name in loaded])
     texts = {name: _text(question.references.get(name)) for name in folders}
     trials: dict[str, list[Trial]] = {name: [] for name in checked}
-    if settings.check.card and folders:
-        for name, trial in _by_card(folders, texts, checked, also, question.source, chat=chat, device=device).items():
-            trials[name].append(trial)
+    for name, found in lines.items():
+        if name in folders and not any(word in found.get("error", "") for word in _ABSENT):
+            trials[name].append(_of_the_card(checked[name], texts[name], found))
     if settings.check.vllm and folders:
-        for name, trial in _by_vllm(folders, texts, also, settings.check.vllm, device=device).items():
+        for name, trial in _by_vllm(folders, texts, _also(question), settings.check.vllm, device=device).items():
             trials[name].append(trial)
     return trials
 
@@ -96,6 +123,16 @@ def try_as_users(
 def gptq_last(variants: Sequence[VariantRecord]) -> list[VariantRecord]:
     """GPTQModel changes transformers' classes of experts in the process that it reads a mixture in: for whatever comes after."""
     return sorted(variants, key=lambda one: one.family is Family.GPTQ)
+
+
+def _also(question: CheckQuestion) -> Sequence[Layout]:
+    return layouts_of_run(quantized_head=question.settings.gptq.lm_head, experts=question.source.experts)
+
+
+def _folders(question: CheckQuestion, variants: Sequence[VariantRecord]) -> dict[str, Path]:
+    """Of those variants that are folders, and that the table of runtimes knows."""
+    known = [one for one in variants if FAMILIES[one.family].ABOUT.folder and layouts_of(one.name)]
+    return {variant.name: _folder(question.out, variant) for variant in known}
 
 
 def _folder(out: Path, variant: VariantRecord) -> Path:
@@ -117,44 +154,11 @@ def _text(reference: Path | None) -> _Text | None:
 # --- the card's lines -----------------------------------------------------------------------------------
 
 
-def _by_card(
-    folders: Mapping[str, Path],
-    texts: Mapping[str, _Text | None],
-    checked: Mapping[str, Checked],
-    also: Sequence[Layout],
-    source: Source,
-    *,
-    chat: bool,
-    device: str,
-) -> dict[str, Trial]:
-    sees = sees_images(source.architecture)
-    command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
-    environment = allowed() | ({} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""})
-    with TemporaryDirectory() as place:
-        picture = _picture(next(iter(folders.values())), Path(place)) if shows_pictures(source) else None
-
-        def run(names: Sequence[str], kernel: str | None = None) -> dict[str, dict[str, Any]]:
-            requests = []
-            for name in names:
-                lines = python_lines(
-                    str(folders[name]), name, also=also, chat=chat, sees=sees, picture=picture, new_tokens=_NEW_TOKENS, kernel=kernel
-                )  # fmt: skip
-                requests.append({"code": "\n".join(lines), "tokens": _tokens(texts[name])})
-            return dict(zip(names, _answers(command, requests, environment), strict=True))
-
-        answers = run(list(folders))
-        unbuilt = [name for name, found in answers.items() if any(word in found.get("error", "") for word in _UNBUILT)]
-        answers |= run(unbuilt, kernel=_KERNEL) if unbuilt else {}
-    trials = {}
-    for name, found in answers.items():
-        if any(word in found.get("error", "") for word in _ABSENT):
-            continue  # nothing was tried
-        check = checked[name].load_check
-        runtime, _, release = (check.runtime if check else "transformers").partition(" ")
-        kernel = f", {_KERNEL}" if name in unbuilt else ""
-        # what the load check has read is sound: where the lines fail, it is the runtime's own choice that fails
-        trials[name] = _judged(runtime, f"{release}{kernel}", texts[name], found, at_fault="fails")
-    return trials
+def _of_the_card(checked: Checked, text: _Text | None, found: Mapping[str, Any]) -> Trial:
+    runtime, _, release = (checked.load_check.runtime if checked.load_check else "transformers").partition(" ")
+    kernel = f", {_KERNEL}" if found.get("otherwise") else ""
+    # what the load check has read is sound: where the lines fail, it is the runtime's own choice that fails
+    return _judged(runtime, f"{release}{kernel}", text, found, at_fault="fails")
 
 
 def _picture(folder: Path, place: Path) -> str:

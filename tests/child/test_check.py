@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -67,3 +69,24 @@ def test_folders_that_gptqmodel_reads_come_last_for_it_changes_the_classes_that_
     families = (Family.GPTQ, Family.PACKED, Family.GPTQ, Family.BNB)
     order = gptq_last([replace(one, name=f"{at}", family=family) for at, family in enumerate(families)])
     assert [each.name for each in order] == ["1", "3", "0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        ({"cuda:0": 80, "cuda:1": 80}, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]),
+        ({"cuda:0": 30, "cuda:1": 80}, ["cuda:1"] * 4),  # the folders need what the first one has
+        ({"cuda:0": 39, "cuda:1": 30}, ["cuda:0", "cuda:1", "cuda:1"]),
+        ({"cuda:0": 30}, ["cpu"] * 4),
+    ],
+)
+def test_files_take_turns_on_cards_with_room_beside_the_folders(
+    free: dict[str, int], expected: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    gib = 2**30
+    monkeypatch.setattr(checks, "cores", lambda: 16)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * gib))
+    monkeypatch.setattr(checks, "room_on", lambda device: free[str(device)] * gib)
+    files = [record().variants[0]] * 12
+    assert checks._slots(files, list(free), taken=24 * gib, largest=12 * gib) == expected
+    assert checks._slots(files, ["cpu"], taken=24 * gib, largest=2**20) == ["cpu"] * 4

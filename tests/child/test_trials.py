@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from hubbot.child import trials
 from hubbot.child.messages import Checked, CheckQuestion
-from hubbot.child.trials import TOLERANCE, try_as_users
+from hubbot.child.trials import TOLERANCE, run_lines, try_as_users
+from hubbot.confine.environment import allowed
 from hubbot.domain import File, LoadCheck, Trial, VariantRecord
 from hubbot.formats.names import parse_variant
 from hubbot.settings import load_settings
@@ -47,7 +49,7 @@ def tried(
     )
     seen = LoadCheck(runtime="transformers 5.23.0", loaded=True, passed=True)
     checked = {name: Checked(load_check=seen, samples=(), speed=None, notes=()) for name in names}
-    return try_as_users(question, checked, chat=True, device="cpu")
+    return try_as_users(question, checked, run_lines(question, variants, chat=True, device="cpu"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -120,29 +122,42 @@ MACHETE = "RuntimeError: Machete: GPTQMODEL_OFFLINE=1 and no verified CUTLASS v4
 MARLIN = "ModuleNotFoundError: Marlin torch.ops kernels are not properly installed. Error: Marlin runtime unavailable."
 
 
-def test_kernels_that_cannot_be_built_here_say_nothing_about_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = {"gptq-4bit-128g": MACHETE, "gptq-4bit-32g": MARLIN, "gptq-8bit-128g": "ValueError: a defect"}
-    codes: list[str] = []
+def test_kernels_that_cannot_be_built_here_say_nothing_about_the_files(tmp_path: Path) -> None:
+    """The lines that stand for another kernel run from the first such word on, in the same process, and only where there are some."""
+    failing, defect = (f'raise RuntimeError("{said}")' for said in (MACHETE, "a defect"))
+    sound = f"import torch\nopen({str(tmp_path / 'compiled')!r}, 'a').write(str(torch._dynamo.config.disable) + ' ')\nmodel = None"
+    unbuilt = {"otherwise": sound, "unbuilt": trials._UNBUILT}
+    requests = [
+        {"code": defect, "tokens": [], **unbuilt},
+        {"code": failing, "tokens": [], **unbuilt},
+        {"code": "this is no Python", "tokens": [], **unbuilt},
+        {"code": sound, "tokens": []},
+    ]
+    found = trials._answers([sys.executable, "-P", "-m", "hubbot.child.card_lines"], requests, allowed())
+    assert found == [
+        {"error": "RuntimeError: a defect"},
+        {"logprobs": [], "otherwise": True},
+        {"logprobs": [], "otherwise": True},
+        {"logprobs": []},
+    ]
+    assert (tmp_path / "compiled").read_text() == "True True True "
 
-    def answers(
-        _command: object, requests: Sequence[Mapping[str, str]], _environment: object
-    ) -> list[dict[str, object]]:
-        codes.extend(request["code"] for request in requests)
-        names = [next(name for name in said if f"/{name}" in request["code"]) for request in requests]
-        return [
-            {"logprobs": []} if "gptq_torch" in request["code"] else {"error": said[name]}
-            for name, request in zip(names, requests, strict=True)
-        ]
+
+def test_a_trial_names_the_kernel_that_stood_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[Mapping[str, Any]] = []
+
+    def answers(_: object, requests: Sequence[Mapping[str, Any]], _environment: object) -> list[dict[str, object]]:
+        codes.extend(requests)
+        return [{"logprobs": [], "otherwise": True}, {"logprobs": []}, {"error": f"{MARLIN} again"}]
 
     monkeypatch.setattr(trials, "_answers", answers)
-    found = tried(tmp_path, list(said), {})
-    assert [found[name][0].verdict for name in said] == ["agrees", "agrees", "fails"]
-    assert [found[name][0].release for name in said] == ["5.23.0, gptq_torch", "5.23.0, gptq_torch", "5.23.0"]
-    assert ['quantization_config=GPTQConfig(bits=4, backend="gptq_torch")' in code for code in codes] == [False] * 3 + [
-        True
-    ] * 2
+    names = ["gptq-4bit-128g", "w4a16-128g", "gptq-8bit-128g"]
+    found = tried(tmp_path, names, {})
+    assert [found[name][0].verdict for name in names] == ["agrees", "agrees", "fails"]
+    assert [found[name][0].release for name in names] == ["5.23.0, gptq_torch", "5.23.0", "5.23.0"]
+    assert 'GPTQConfig(bits=4, backend="gptq_torch")' in codes[0]["otherwise"]
+    assert "backend" not in codes[0]["code"]
+    assert ["otherwise" in request for request in codes] == [True, False, True]
 
 
 FAKE = """

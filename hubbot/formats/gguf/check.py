@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from hubbot import llamacpp, log
@@ -32,6 +33,8 @@ TOLERANCE = 0.02
 
 _GENERATED = 16  # tokens
 _SOUND = "models/ggml-vocab-gpt-2.gguf"  # what comes with llama.cpp is no stranger's
+_SEE_CARDS = "import sys; from hubbot.llamacpp import open_cards; sys.exit(not open_cards())"
+_ASKING = Lock()
 _PATIENCE = 3600.0  # seconds: a 70B model on a CPU is slow, a hang is for ever
 
 
@@ -84,8 +87,9 @@ def read(
 
 def _on_card(request: dict[str, Any], device: str, tolerance: float) -> Reading | None:
     """What llama.cpp makes of the file on that card, a crash too; None where it computes on none."""
-    if not device.startswith("cuda") or not llamacpp.cuda_backend():
-        return None
+    with _ASKING:  # several files at once want to know
+        if not device.startswith("cuda") or not _sees_cards():
+            return None
     try:
         answer = _answered("runtime", {**request, "card": int(device.partition(":")[2] or 0)})
     except NoAnswer as error:
@@ -146,6 +150,20 @@ def _answered(program: str, request: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", f"hubbot.formats.gguf.{program}"]
     answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
     return answer
+
+
+@cache
+def _sees_cards() -> bool:
+    """Whether llama.cpp computes on cards here; a warning where it was built for them and does not."""
+    backend = llamacpp.cuda_backend()
+    if not backend:
+        return False
+    try:
+        ask([sys.executable, "-c", _SEE_CARDS], seconds=_PATIENCE)
+    except NoAnswer as error:
+        log.warning(f"GGUF files are read on the CPU, since llama.cpp sees no card: {last_words(error.said)}.")
+        return False
+    return True
 
 
 @cache

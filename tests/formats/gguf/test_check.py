@@ -64,7 +64,7 @@ def on_card(monkeypatch):
         return answer
 
     monkeypatch.setattr(check, "_answered", answered)
-    monkeypatch.setattr(llamacpp, "cuda_backend", lambda: Path("libggml-cuda.so"))
+    monkeypatch.setattr(check, "_sees_cards", lambda: True)
     return answers, places
 
 
@@ -93,6 +93,31 @@ def test_what_a_card_cannot_do_is_done_on_the_cpu(failed, on_card, capsys):
     assert reading.notes == ()
     assert places == [("card", 0), ("cpu", None)]
     assert "was read on the CPU" in capsys.readouterr().err
+
+
+def test_a_build_that_sees_no_card_is_warned_of_once_and_left(monkeypatch, tmp_path, capsys):
+    """The genuine loader, given a library that is none."""
+    backend = tmp_path / "cuda" / "libggml-cuda.so"
+    backend.parent.mkdir()
+    backend.write_text("not a library")
+    (tmp_path / "build").symlink_to(llamacpp.place() / "build")
+    (tmp_path / "source").symlink_to(llamacpp.place() / "source")
+    (tmp_path / "bindings").symlink_to(llamacpp.place() / "bindings")
+    places = []
+
+    def answered(_program, request):
+        places.append(request["card"])
+        return READ | {"tokens": TOKENS}
+
+    monkeypatch.setattr(check, "_answered", answered)
+    monkeypatch.setenv("HUBBOT_LLAMA_CPP", str(tmp_path))
+    check._sees_cards.cache_clear()
+    assert [read_on("cuda").check.passed for _ in range(3)] == [True] * 3
+    check._sees_cards.cache_clear()
+    assert places == [None] * 3
+    warned = capsys.readouterr().err
+    assert warned.count("GGUF files are read on the CPU, since llama.cpp sees no card") == 1
+    assert "libggml-cuda.so" in warned
 
 
 def test_a_card_that_computes_something_else_is_told_of(on_card):
