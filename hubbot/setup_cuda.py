@@ -48,15 +48,15 @@ _SYSTEM = Path("/usr/local/cuda/bin")
 _PROJECT = """cmake_minimum_required(VERSION 3.18)
 project(hubbot-cuda C CXX)
 add_subdirectory({ggml} ggml)
-target_link_libraries(ggml-cuda PRIVATE stdc++)
 """
 # Without what a single card has no use for. Attention over a cache of quantized keys is nothing that hubbot asks for.
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU=OFF -DGGML_CUDA=ON "
-    "-DGGML_CUDA_NO_VMM=ON -DGGML_CUDA_NCCL=OFF -DGGML_CUDA_FA_QUANTS=f16-f16"
+    "-DGGML_CUDA_NO_VMM=ON -DGGML_CUDA_NCCL=OFF -DGGML_CUDA_FA_QUANTS=f16-f16 "
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON"
 ).split()
-# A copy of libstdc++ that a compiler links in stays its own: see `hubbot.setup`.
-_HIDDEN = "-DCMAKE_MODULE_LINKER_FLAGS=-Wl,--exclude-libs,libstdc++.a"
+# A copy of libstdc++ that a compiler links in stays each library's own: see `hubbot.setup`.
+_HIDDEN = tuple(f"-DCMAKE_{kind}_LINKER_FLAGS=-Wl,--exclude-libs,libstdc++.a" for kind in ("SHARED", "MODULE"))
 _LOAD = "import ctypes, sys; [ctypes.CDLL(path, ctypes.RTLD_GLOBAL) for path in sys.argv[1:]]"
 _LIBRARY = "libggml-cuda.so"
 _BUILT_FOR = "capabilities"  # the file that lists them
@@ -80,7 +80,7 @@ def build(place: Path, capabilities: Iterable[Capability], *, say: Callable[[str
         part.mkdir(parents=True)
         say(
             f"setup: building llama.cpp for cards of compute capability {', '.join(map(_spelled, wanted))} once, in {made} "
-            "(3 minutes on 16 cores, half an hour on two; llama.cpp reads GGUF files on the CPU without it)"
+            "(some 25 minutes on two cores for each, three on 16; without it GGUF files are read on the CPU)"
         )
         library = _compile(place, part, wanted, tools())
         kept = part / "kept"
@@ -115,12 +115,12 @@ def _compile(place: Path, part: Path, capabilities: Sequence[Capability], path: 
         raise ToolMissing(msg)
     compiler = _of_the_machine(path) or _fetch(part, path)
     (part / "CMakeLists.txt").write_text(_PROJECT.format(ggml=ggml.absolute()), encoding="utf-8")
+    libraries = _libraries_of_torch() if compiler.is_relative_to(part) else compiler.parents[1] / "lib64"
     architectures = ";".join("{}{}-real".format(*one) for one in capabilities)
     where = [f"-DCMAKE_CUDA_COMPILER={compiler}", f"-DCUDAToolkit_ROOT={compiler.parents[1]}"]
-    where += [f"-DCMAKE_CUDA_HOST_COMPILER={shutil.which('c++', path=path)}"]
-    where += [f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", f"-DCMAKE_BUILD_RPATH={_libraries_of_torch() or ''}"]
+    where += [f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", f"-DCMAKE_INSTALL_RPATH={libraries}"]
     made = part / "build"
-    configure = ["cmake", "-S", str(part), "-B", str(made), "-G", "Ninja", *_OPTIONS, _HIDDEN, *where]
+    configure = ["cmake", "-S", str(part), "-B", str(made), "-G", "Ninja", *_OPTIONS, *_HIDDEN, *where]
     for command in (configure, ["cmake", "--build", str(made), "--target", "ggml-cuda", "--parallel", str(_at_once())]):
         if not run(command, part / "log", path):
             msg = f"llama.cpp's CUDA backend did not build: {end_of(part / 'log')}\n{part / 'log'} has the whole story."
