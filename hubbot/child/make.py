@@ -24,15 +24,20 @@ from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import VariantFiles, large_notes
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
+from hubbot.model.config import alike_at_all_distances
 from hubbot.model.digests import tokenizer_digest
+from hubbot.model.empty import plain_config
 from hubbot.model.finite import Large
 from hubbot.model.own_tokenizer import load_tokenizer, read_chat
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.references import References
 from hubbot.sweep.streams import timed
 from hubbot.sweep.walk import SweepResult
+from hubbot.sweep.windows import Windows
 
 __all__ = ["make", "make_on"]
+
+_REACH = 512  # tokens of a window that a runtime reads where they show what more would
 
 
 def make(question: MakeQuestion) -> MakeAnswer:
@@ -71,7 +76,7 @@ def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAn
             decoded=evaluation is not None,
             device=device,
         )
-    references = References(evaluation) if evaluation else None
+    references = _references(evaluation, facts) if evaluation else None
     result = walk(
         facts,
         formats,
@@ -100,6 +105,12 @@ def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAn
         experts=result.experts,
         tokenizer=tokenizer_digest(read_chat(facts.folder, tokenizer).tokens.text),
     )
+
+
+def _references(evaluation: Windows, facts: ModelFacts) -> References:
+    """What the load check compares: runtimes on a CPU read a quarter of a long window in a quarter of the time."""
+    values = plain_config(facts.folder).get_text_config().to_dict()  # the class speaks where config.json is silent
+    return References(evaluation, reach=_REACH if alike_at_all_distances(values, evaluation.length) else None)
 
 
 def _made(name: str, files: VariantFiles, result: SweepResult, facts: ModelFacts, large: Mapping[str, Large]) -> Made:

@@ -18,10 +18,13 @@ from hubbot.model.architectures import class_of, known_to_transformers, other_pu
 from hubbot.model.released import Release, read_release, unquantized
 from hubbot.model.strict_json import object_of, read_object
 
-__all__ = ["ModelConfig", "read_config", "read_values", "text_part", "without_null_sections"]
+__all__ = ["ModelConfig", "alike_at_all_distances", "read_config", "read_values", "text_part", "without_null_sections"]
 
 _LARGEST = 4 * 2**20  # bytes; configs with a thousand labels have 100 KB
 _RELEASE = re.compile(r"[0-9][0-9A-Za-z.]{0,30}")
+_BOUND = re.compile(
+    r"window(?!_layers)|chunk|sliding"
+)  # in a key: of how far attention looks; not of how many layers do
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,99}")
 
 # What a number means -> its names in the configurations of transformers, and the greatest honest value.
@@ -162,6 +165,32 @@ _TYPE = re.compile(r"(b?float(8_|16|32|64)|half|float$|double|u?int)[a-z0-9_]*")
 def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's own section; multimodal configurations keep it in `text_config`."""
     return object_of(values["text_config"], "text_config of config.json") if "text_config" in values else values
+
+
+def alike_at_all_distances(values: Mapping[str, Any], length: int) -> bool:
+    """Whether a part of a text shows all that a text of so many tokens would.
+
+    Not where attention ends at a window or goes by chunks, where kinds of layers take turns, or where rotary positions are scaled.
+    """
+    text = text_part(values)
+    kinds = {
+        str(kind)
+        for key, value in text.items()
+        if key.startswith("layer") and isinstance(value, list)
+        for kind in value
+    }
+    bounds = [value for key, value in text.items() if _BOUND.search(key)]
+    felt = any(value if isinstance(value, bool) else isinstance(value, int) and 0 < value < length for value in bounds)
+    return not felt and kinds <= {"full_attention"} and _rope_kinds(text) <= {"default"}
+
+
+def _rope_kinds(value: object, key: str = "") -> set[str]:
+    """Every `rope_type`, and `type` of a section about rope, at whatever depth."""
+    if not isinstance(value, Mapping):
+        return {str(value)} if key == "rope_type" and value is not None else set()
+    about = {"type"} & value.keys() if "rope" in key else set[str]()
+    own = {str(value[name]) for name in about}
+    return own.union(*(_rope_kinds(inner, name) for name, inner in value.items() if isinstance(name, str)))
 
 
 def _architecture(values: Mapping[str, Any]) -> str:

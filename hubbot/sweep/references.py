@@ -15,15 +15,17 @@ __all__ = ["References"]
 class References:
     """Logits of the last tokens of the first evaluation windows, about `tokens` of them, per stream.
 
-    The windows are kept whole: what a token's logits are may depend on how long the window is (rope by LongRoPE). A runtime
-    reads all of each, which is what takes time, so there are as few as have that many tokens.
+    A runtime reads all of each window, which is what takes time, so there are as few as have that many tokens.
+    reach: of how many tokens the windows' beginnings are kept, where that shows what the whole would. It does not in every
+    model: what a token's logits are may depend on how long the window is (rope by LongRoPE).
     """
 
-    def __init__(self, evaluation: Windows, *, tokens: int = 128) -> None:
+    def __init__(self, evaluation: Windows, *, tokens: int = 128, reach: int | None = None) -> None:
         self._windows = min(max(1, round(tokens / evaluation.length)), evaluation.count)
         rows = tokens // self._windows
-        self._tokens = evaluation.tokens[: self._windows].clone()
-        self._end = evaluation.length - 1  # the last token's logits are not computed: nothing follows it
+        length = min(evaluation.length, reach or evaluation.length)
+        self._tokens = evaluation.tokens[: self._windows, :length].clone()
+        self._end = min(length, evaluation.length - 1)  # the last token's logits are not computed: nothing follows it
         # nor are those before the first scored row
         self._first = max(*evaluation.first_target[: self._windows], self._end + 1 - rows) - 1
         self._logits: dict[str, torch.Tensor] = {}

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hubbot.errors import UnsafeSource, Unsupported
-from hubbot.model.config import read_config
+from hubbot.model.config import alike_at_all_distances, read_config
 
 VALUES = {"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "hidden_size": 64, "vocab_size": 512}
 
@@ -137,3 +137,32 @@ def test_a_class_that_stands_in_no_list_is_shown_as_it_is_written(tmp_path):
 def test_an_embedding_model_that_looks_back_is_told_which_class_has_its_head(keys, told, tmp_path):
     with pytest.raises(Unsupported, match=re.escape(told)):
         layers(tmp_path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "alike"),
+    [
+        ({}, True),
+        ({"rope_scaling": None, "sliding_window": None, "use_sliding_window": False, "layer_types": None}, True),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "layer_types": ["full_attention"] * 2}, True),
+        ({"sliding_window": 4096, "max_window_layers": 28}, True),  # longer than the text
+        ({"sliding_window": 512}, False),
+        ({"attention_chunk_size": 128}, False),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+        ({"layers_block_type": ["mamba", "attention"]}, False),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, False),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, False),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default"},
+                    "sliding_attention": {"rope_type": "yarn"},
+                }
+            },
+            False,
+        ),
+        ({"text_config": {"rope_scaling": {"rope_type": "longrope"}}}, False),
+    ],
+)
+def test_whether_a_part_of_a_text_shows_what_the_whole_would(keys, alike):
+    assert alike_at_all_distances(keys, 2048) is alike

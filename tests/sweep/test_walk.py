@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hubbot.errors import Unsupported
@@ -159,8 +160,6 @@ def test_references_are_the_last_logits_of_whole_windows_in_every_stream(
     references = References(evaluation, tokens=tokens)
     rows = tokens // count
     run(folder, tmp_path, [RoundingFormat(tmp_path, {"coarse": 4})], references=references)
-    from safetensors.torch import load_file
-
     saved = {name: load_file(path) for name, path in references.save(tmp_path / "references").items()}
     assert set(saved) == {"base", "coarse"}
     for name, levels in (("base", None), ("coarse", 4)):
@@ -170,6 +169,18 @@ def test_references_are_the_last_logits_of_whole_windows_in_every_stream(
         assert torch.equal(saved[name]["tokens"], evaluation.tokens[:count])
         assert int(saved[name]["first"]) == LENGTH - 1 - rows
         torch.testing.assert_close(saved[name]["logits"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_references_can_be_of_the_beginning_of_a_window(folder: Path, tmp_path: Path) -> None:
+    evaluation = windows(2, 7)
+    references = References(evaluation, tokens=8, reach=LENGTH - 4)
+    run(folder, tmp_path, [RoundingFormat(tmp_path, {"coarse": 4})], references=references)
+    saved = load_file(references.save(tmp_path / "references")["base"])
+    assert torch.equal(saved["tokens"], evaluation.tokens[:1, : LENGTH - 4])
+    with torch.inference_mode():
+        expected = plain(folder)(evaluation.tokens[:1]).logits[:, LENGTH - 12 : LENGTH - 4]
+    assert int(saved["first"]) == LENGTH - 12
+    torch.testing.assert_close(saved["logits"], expected, rtol=1e-3, atol=1e-3)
 
 
 class Hopeless(RoundingFormat):
