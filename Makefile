@@ -1,7 +1,7 @@
 # Everything is reached from here; `make` alone lists the targets.
 #
 # make setup puts the environment into .venv and llama.cpp into ~/.cache/hubbot, where other checkouts find it.
-# Settings: PYTHON=python3.12, HUBBOT_LLAMA_CPP=/a/ready/build, LLAMA_CMAKE="-DGGML_CUDA=ON", PYTEST="-k name".
+# Settings: PYTHON=python3.12, HUBBOT_LLAMA_CPP=/a/ready/build, LLAMA_CMAKE="-DGGML_NATIVE=OFF", PYTEST="-k name".
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -24,7 +24,7 @@ from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 from hubbot.model.foreign import without_folders
 
-__all__ = ["TOLERANCE", "ask_llama_cpp", "ask_sight", "read"]
+__all__ = ["TOLERANCE", "ask_llama_cpp", "ask_sight", "read", "sees_cards"]
 
 # Mean divergence between the sweep, which computes in float32 with the decoded weights, and llama.cpp's
 # kernels, which round activations to 8 bits before each product. docs/formats.md has what that
@@ -87,9 +87,8 @@ def read(
 
 def _on_card(request: dict[str, Any], device: str, tolerance: float) -> Reading | None:
     """What llama.cpp makes of the file on that card, a crash too; None where it computes on none."""
-    with _ASKING:  # several files at once want to know
-        if not device.startswith("cuda") or not _sees_cards():
-            return None
+    if not device.startswith("cuda") or not sees_cards():
+        return None
     try:
         answer = _answered("runtime", {**request, "card": int(device.partition(":")[2] or 0)})
     except NoAnswer as error:
@@ -152,16 +151,19 @@ def _answered(program: str, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def sees_cards() -> bool:
+    """Whether llama.cpp computes on cards here; a warning, once, where it was built for them and does not."""
+    with _ASKING:  # several files at once want to know
+        return _asked_for_cards()
+
+
 @cache
-def _sees_cards() -> bool:
-    """Whether llama.cpp computes on cards here; a warning where it was built for them and does not."""
-    backend = llamacpp.cuda_backend()
-    if not backend:
-        return False
+def _asked_for_cards() -> bool:
     try:
         ask([sys.executable, "-c", _SEE_CARDS], seconds=_PATIENCE)
     except NoAnswer as error:
-        log.warning(f"GGUF files are read on the CPU, since llama.cpp sees no card: {last_words(error.said)}.")
+        if llamacpp.cuda_backend():
+            log.warning(f"GGUF files are read on the CPU, since llama.cpp sees no card: {last_words(error.said)}.")
         return False
     return True
 

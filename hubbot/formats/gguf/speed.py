@@ -14,6 +14,7 @@ from hubbot.confine.ask import NoAnswer, ask
 from hubbot.confine.environment import allowed
 from hubbot.domain import Speed
 from hubbot.errors import ToolMissing
+from hubbot.formats.gguf.check import sees_cards
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import text_file
 from hubbot.machine.peak import PeakMeter
@@ -38,13 +39,14 @@ def measure_speed(
     fails.
     """
     model = text_file(paths)
-    backend = llamacpp.cuda_backend() if device.startswith("cuda") else None
-    card = device if backend else "cpu"
+    on_card = device.startswith("cuda") and sees_cards()
+    card = device if on_card else "cpu"
     asked = ["-m", model, "-p", prompt_tokens, "-n", generated_tokens, "-r", repetitions, "-t", cores(), "-o", "json"]
-    asked += ["-ngl", _ALL_LAYERS if backend else 0, "-sm", "none", "-mg", card.partition(":")[2] or 0]
+    asked += ["-ngl", _ALL_LAYERS if on_card else 0, "-sm", "none", "-mg", card.partition(":")[2] or 0]
     command = [str(llamacpp.tool("llama-bench")), *map(str, asked)]
     # a process in between, whose only child is llama-bench: its peak memory is then exactly that of its children
     between = [sys.executable, "-m", "hubbot.formats.gguf.speed", card, *command]
+    backend = llamacpp.cuda_backend() if on_card else None
     environment = allowed() | ({"GGML_BACKEND_PATH": str(backend)} if backend else {})
     try:
         answer = json.loads(ask(between, seconds=_PATIENCE, environment=environment))
@@ -53,7 +55,7 @@ def measure_speed(
         raise ToolMissing(msg) from None
     rates = {("prompt" if run["n_prompt"] else "generation"): float(run["avg_ts"]) for run in answer["runs"]}
     return Speed(
-        runtime=llamacpp.runtime_name(on_card=backend is not None),
+        runtime=llamacpp.runtime_name(on_card=on_card),
         prompt_tokens_per_second=rates["prompt"],
         generation_tokens_per_second=rates["generation"],
         prompt_tokens=prompt_tokens,

@@ -64,7 +64,7 @@ def on_card(monkeypatch):
         return answer
 
     monkeypatch.setattr(check, "_answered", answered)
-    monkeypatch.setattr(check, "_sees_cards", lambda: True)
+    monkeypatch.setattr(check, "sees_cards", lambda: True)
     return answers, places
 
 
@@ -111,9 +111,9 @@ def test_a_build_that_sees_no_card_is_warned_of_once_and_left(monkeypatch, tmp_p
 
     monkeypatch.setattr(check, "_answered", answered)
     monkeypatch.setenv("HUBBOT_LLAMA_CPP", str(tmp_path))
-    check._sees_cards.cache_clear()
+    check._asked_for_cards.cache_clear()
     assert [read_on("cuda").check.passed for _ in range(3)] == [True] * 3
-    check._sees_cards.cache_clear()
+    check._asked_for_cards.cache_clear()
     assert places == [None] * 3
     warned = capsys.readouterr().err
     assert warned.count("GGUF files are read on the CPU, since llama.cpp sees no card") == 1
