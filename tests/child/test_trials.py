@@ -148,16 +148,16 @@ def test_a_trial_names_the_kernel_that_stood_in(tmp_path: Path, monkeypatch: pyt
 
     def answers(_: object, requests: Sequence[Mapping[str, Any]], _environment: object) -> list[dict[str, object]]:
         codes.extend(requests)
-        return [{"logprobs": [], "otherwise": True}, {"logprobs": []}, {"error": f"{MARLIN} again"}]
+        return [{"logprobs": []}, {"logprobs": [], "otherwise": True}, {"error": f"{MARLIN} again"}]
 
     monkeypatch.setattr(trials, "_answers", answers)
-    names = ["gptq-4bit-128g", "w4a16-128g", "gptq-8bit-128g"]
+    names = ["w4a16-128g", "gptq-4bit-128g", "gptq-8bit-128g"]
     found = tried(tmp_path, names, {})
     assert [found[name][0].verdict for name in names] == ["agrees", "agrees", "fails"]
-    assert [found[name][0].release for name in names] == ["5.23.0, gptq_torch", "5.23.0", "5.23.0"]
-    assert 'GPTQConfig(bits=4, backend="gptq_torch")' in codes[0]["otherwise"]
-    assert "backend" not in codes[0]["code"]
-    assert ["otherwise" in request for request in codes] == [True, False, True]
+    assert [found[name][0].release for name in names] == ["5.23.0", "5.23.0, gptq_torch", "5.23.0"]
+    assert 'GPTQConfig(bits=4, backend="gptq_torch")' in codes[1]["otherwise"]
+    assert "backend" not in codes[1]["code"]
+    assert ["otherwise" in request for request in codes] == [False, True, True]
 
 
 FAKE = """
