@@ -47,11 +47,12 @@ RUN PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" \
 # --- ggml's slow encoders once more, vectorised, and loops of rounding; they lie beside llama.cpp's libraries ----
 # and, for the compute capabilities that CUDA names ("8.0 8.6 8.9 9.0 12.0", an hour and more), llama.cpp's part for cards.
 FROM python AS cuda
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends ninja-build cmake >/dev/null
 COPY --from=llama /opt/llama.cpp /opt/llama.cpp
 COPY hubbot/__init__.py hubbot/environment.py hubbot/errors.py hubbot/llamacpp.py hubbot/setup.py hubbot/setup_cuda.py hubbot/
 ARG CUDA=
-RUN .venv/bin/python -m hubbot.setup_cuda /opt/llama.cpp ${CUDA}
+RUN [ -z "${CUDA}" ] || { apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends cmake ninja-build >/dev/null \
+ && .venv/bin/python -m hubbot.setup_cuda /opt/llama.cpp ${CUDA}; }
 
 FROM python AS encoders
 COPY --from=cuda /opt/llama.cpp /opt/llama.cpp

@@ -1,6 +1,7 @@
 """The files that set-up installs from agree with each other."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -202,13 +203,28 @@ def test_what_building_lacks_is_named_at_once_with_where_it_comes_from(tmp_path:
         setup.build(tmp_path / "llama.cpp")
 
 
-def test_the_image_builds_llama_cpp_with_the_modules_that_its_first_stage_copies(tmp_path: Path):
-    stage = (ROOT / "Dockerfile").read_text().split("AS llama")[1]
-    copied = re.search(r"^COPY (hubbot/.*) hubbot/$", stage, re.MULTILINE)[1].split()
+@pytest.mark.parametrize(
+    ("stage", "command", "packages", "said"),
+    [
+        ("llama", ["hubbot.setup", "{place}"], "", "no finished llama.cpp"),
+        (
+            "cuda",
+            ["hubbot.setup_cuda", "{place}", "9.0"],
+            sysconfig.get_path("purelib"),
+            "no source of llama.cpp's CUDA",
+        ),
+    ],
+)
+def test_the_image_builds_llama_cpp_with_the_modules_that_its_stages_copy(
+    stage: str, command: list[str], packages: str, said: str, tmp_path: Path
+):
+    text = (ROOT / "Dockerfile").read_text().split(f"AS {stage}\n")[1]
+    copied = re.search(r"^COPY (hubbot/.*) hubbot/$", text, re.MULTILINE)[1].split()
     for name in copied:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    command = [sys.executable, "-S", "-P", "-m", "hubbot.setup", str(tmp_path)]
-    answer = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    program = [sys.executable, "-S", "-P", "-m", *(word.format(place=tmp_path) for word in command)]
+    environment = {"PYTHONPATH": os.pathsep.join((str(tmp_path), packages)), "PATH": os.environ["PATH"]}
+    answer = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == ToolMissing.exit_code
-    assert "no finished llama.cpp" in answer.stderr
+    assert said in answer.stderr
