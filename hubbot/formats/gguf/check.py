@@ -36,6 +36,7 @@ _SOUND = "models/ggml-vocab-gpt-2.gguf"  # what comes with llama.cpp is no stran
 _SEE_CARDS = "import sys; from hubbot.llamacpp import open_cards; sys.exit(not open_cards())"
 _ASKING = Lock()
 _PATIENCE = 3600.0  # seconds: a 70B model on a CPU is slow, a hang is for ever
+_ON_A_CARD = 900.0  # seconds, most of them for reading the file
 
 
 def read(
@@ -90,9 +91,9 @@ def _on_card(request: dict[str, Any], device: str, tolerance: float) -> Reading 
     if not device.startswith("cuda") or not sees_cards():
         return None
     try:
-        answer = _answered("runtime", {**request, "card": int(device.partition(":")[2] or 0)})
+        answer = _answered("runtime", {**request, "card": int(device.partition(":")[2] or 0)}, seconds=_ON_A_CARD)
     except NoAnswer as error:
-        answer = {"error": f"llama.cpp crashed: {last_words(error.said)}"}
+        answer = {"error": f"llama.cpp {error}" if error.late else f"llama.cpp crashed: {last_words(error.said)}"}
     return _reading(answer, tolerance, on_card=True)
 
 
@@ -145,9 +146,9 @@ def _asked(program: str, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _answered(program: str, request: dict[str, Any]) -> dict[str, Any]:
+def _answered(program: str, request: dict[str, Any], *, seconds: float = _PATIENCE) -> dict[str, Any]:
     command = [sys.executable, "-m", f"hubbot.formats.gguf.{program}"]
-    answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=_PATIENCE))
+    answer: dict[str, Any] = json.loads(ask(command, json.dumps(request).encode(), seconds=seconds))
     return answer
 
 

@@ -17,7 +17,7 @@ def asked(monkeypatch):
     """Models that llama.cpp was asked for; those in `deadly` end its process."""
     seen, deadly = [], set()
 
-    def answered(_program, request):
+    def answered(_program, request, **_):
         seen.append(request["model"].rpartition("/")[2])
         if seen[-1] in deadly:
             raise NoAnswer("ended with code -11", said="GGML_ASSERT(x) failed")
@@ -55,7 +55,7 @@ def on_card(monkeypatch):
     """What llama.cpp answers by where it reads (`cpu`, `card`), and where it was asked."""
     answers, places = {"cpu": READ | {"tokens": TOKENS}}, []
 
-    def answered(_program, request):
+    def answered(_program, request, **_):
         place = "cpu" if request["card"] is None else "card"
         places.append((place, request["card"]))
         answer = answers[place]
@@ -105,7 +105,7 @@ def test_a_build_that_sees_no_card_is_warned_of_once_and_left(monkeypatch, tmp_p
     (tmp_path / "bindings").symlink_to(llamacpp.place() / "bindings")
     places = []
 
-    def answered(_program, request):
+    def answered(_program, request, **_):
         places.append(request["card"])
         return READ | {"tokens": TOKENS}
 
