@@ -17,7 +17,15 @@ from typing import Any
 from hubbot import llamacpp
 from hubbot.errors import ToolMissing
 
-__all__ = ["class_of", "known_to_llama_cpp", "known_to_transformers", "other_purpose", "read_from", "sees_images"]
+__all__ = [
+    "class_of",
+    "classes_of",
+    "known_to_llama_cpp",
+    "known_to_transformers",
+    "other_purpose",
+    "read_from",
+    "sees_images",
+]
 
 
 def known_to_transformers(architecture: str) -> bool:
@@ -58,9 +66,14 @@ def other_purpose(architecture: str) -> str | None:
 
 def class_of(model_type: object) -> str | None:
     """The class that transformers builds a model of text, or of images and text, of this type with; None where it has none."""
+    return next(iter(classes_of(model_type)), None)
+
+
+def classes_of(model_type: object) -> tuple[str, ...]:
+    """All such classes of this type: that of text first, then that of images and text."""
     tables = ("MODEL_FOR_CAUSAL_LM", "MODEL_FOR_IMAGE_TEXT_TO_TEXT")
     names = (_by_type(table).get(model_type, ()) for table in tables) if isinstance(model_type, str) else ()
-    return next((name for found in names for name in found), None)
+    return tuple(dict.fromkeys(name for found in names for name in found))
 
 
 def sees_images(architecture: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubbot.errors import UnsafeSource, Unsupported
-from hubbot.model.architectures import class_of, known_to_transformers, other_purpose
+from hubbot.model.architectures import class_of, classes_of, known_to_transformers, other_purpose
 from hubbot.model.released import Release, read_release, unquantized
 from hubbot.model.strict_json import object_of, read_object
 
@@ -37,7 +37,7 @@ _VOCABULARY = (("vocab_size", "padded_vocab_size"), 2**24)
 _CONTEXT = (("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"), 2**27)
 _INNER = (("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"), 2**24)
 _EXPERTS = (("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts"), 2**16)
-_CHOSEN = (("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk"), 2**16)
+_CHOSEN = (("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts"), 2**16)
 _WINDOW = (("sliding_window",), 2**27)
 
 
@@ -79,7 +79,7 @@ def read_config(path: Path, defaults: Callable[[str], Mapping[str, Any]] = lambd
     numbers = {name: _number(text, *field, listed=name in _LISTED) for name, field in _FIELDS.items()}
     numbers["layers"] = numbers["layers"] or _listed_layers(text)
     hidden, layers, vocabulary = (_needed(numbers, name) for name in ("hidden size", "layers", "vocabulary"))
-    _refuse_too_many_chosen(numbers["experts"], numbers["experts a token"])
+    _refuse_wrongly_chosen(numbers["experts"], numbers["experts a token"])
     heads = numbers["heads"]
     return ModelConfig(
         values=_as_read(unquantized(values)),
@@ -223,7 +223,20 @@ def _refuse_unknown(values: Mapping[str, Any], architecture: str) -> tuple[str, 
     if values.get("is_encoder_decoder"):
         msg = f"{architecture} is an encoder-decoder model; hubbot makes decoder-only language models."
         raise Unsupported(msg)
-    return ("remote code (auto_map) was ignored",) if "auto_map" in values else ()
+    ignored = ("remote code (auto_map) was ignored",) if "auto_map" in values else ()
+    return (*ignored, *_of_another_type(values, architecture))
+
+
+def _of_another_type(values: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
+    """A note where `architectures` names a class of another model type: transformers goes by the type, others by the class."""
+    kind = values.get("model_type")
+    built = classes_of(kind)
+    if not built or architecture.lower() in map(str.lower, built):
+        return ()
+    return (
+        f"config.json names the class {architecture} and model_type {kind}, with which transformers builds {built[0]}: hubbot computes "
+        f"and measures {built[0]}, and runtimes that go by the class, such as vLLM and llama.cpp, run {architecture}",
+    )
 
 
 def _with_its_head(values: Mapping[str, Any], architecture: str) -> str:
@@ -287,9 +300,9 @@ def _listed_layers(text: Mapping[str, Any]) -> int | None:
 _KINDS = ("layers_block_type", "hybrid_override_pattern", "layer_types", "block_types")
 
 
-def _refuse_too_many_chosen(experts: int | None, chosen: int | None) -> None:
-    """A router that is to choose more experts than there are fails at the first token."""
-    if experts and chosen and chosen > experts:
+def _refuse_wrongly_chosen(experts: int | None, chosen: int | None) -> None:
+    """A router that is to choose more experts than there are fails at the first token; one that chooses none computes nothing."""
+    if experts and chosen is not None and not 0 < chosen <= experts:
         msg = f"config.json has {experts:,} experts a layer and gives every token {chosen:,} of them. One of the two is wrong: correct it in a copy of the model."
         raise UnsafeSource(msg)
 

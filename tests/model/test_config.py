@@ -51,11 +51,44 @@ def test_an_unknown_architecture_is_told_with_the_release_that_wrote_its_configu
         layers(tmp_path, architectures=["NewForCausalLM"], layer_types=["full_attention"], transformers_version=written)
 
 
-def test_more_experts_a_token_than_there_are_is_refused(tmp_path):
-    with pytest.raises(UnsafeSource, match=r"has 2 experts a layer and gives every token 4 of them"):
-        layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, num_experts_per_tok=4)
-    assert layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, num_experts_per_tok=2) == 1
-    assert layers(tmp_path, layer_types=["full_attention"], num_local_experts=0, num_experts_per_tok=2) == 1
+@pytest.mark.parametrize("name", ["num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"])
+@pytest.mark.parametrize("chosen", [0, 4])
+def test_more_experts_a_token_than_there_are_or_none_is_refused(chosen, name, tmp_path):
+    with pytest.raises(UnsafeSource, match=rf"has 2 experts a layer and gives every token {chosen} of them"):
+        layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, **{name: chosen})
+    assert layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, **{name: 2}) == 1
+    assert layers(tmp_path, layer_types=["full_attention"], num_local_experts=0, **{name: chosen}) == 1
+
+
+def test_a_negative_number_of_experts_a_token_is_refused(tmp_path):
+    with pytest.raises(UnsafeSource, match=r"num_experts_per_tok of config\.json must be a whole number from 0"):
+        layers(tmp_path, layer_types=["full_attention"], num_local_experts=2, num_experts_per_tok=-1)
+
+
+def notes(folder, architecture, model_type):
+    path = folder / "config.json"
+    path.write_text(json.dumps(VALUES | {"architectures": [architecture], "model_type": model_type, "n_layer": 1}))
+    return read_config(path).notes
+
+
+def test_a_class_of_another_model_type_is_noted_with_both(tmp_path):
+    (told,) = notes(tmp_path, "MistralForCausalLM", "llama")
+    assert "class MistralForCausalLM and model_type llama, with which transformers builds LlamaForCausalLM" in told
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("LlamaForCausalLM", "llama"),
+        ("PhiMoEForCausalLM", "phimoe"),
+        ("Gemma3ForCausalLM", "gemma3_text"),
+        ("Llama4ForCausalLM", "llama4"),
+        ("Llama4ForConditionalGeneration", "llama4"),
+        ("LlamaForCausalLM", "a_type_that_transformers_lacks"),
+    ],
+)
+def test_a_class_of_its_model_type_is_not_noted(architecture, model_type, tmp_path):
+    assert notes(tmp_path, architecture, model_type) == ()
 
 
 @pytest.mark.parametrize(
