@@ -22,7 +22,7 @@ FLAG = re.compile(r"(?<![\w-])(?<!var\()--[a-z][a-z-]*[a-z](?![\w:-])")
 OTHERS = frozenset(
     "--gpus --runtime --set-as-default --local-dir --env --require-hashes --no-deps --output --model --jobs "
     "--storm --mode --experiments --build --dest --disable-pip-version-check --force-reinstall --hash --no-binary "
-    "--requirement --target --context-length --dtype --load-format --max-model-len --model-path --quantization "
+    "--requirement --parallel --only-binary --target --context-length --dtype --load-format --max-model-len --model-path --quantization "
     "--embeddings --tokenizer --mmproj --exclude-libs --fmad --gpu-architecture --no-cache --restrict --std".split()
 )
 

@@ -421,7 +421,7 @@ def test_no_token_of_the_environment_is_ever_sent(hub: Hub, tmp_path: Path, retr
         ({"adapter_config.json": "{}", "adapter_model.safetensors": weights(1)}, SourceRefused, "adapter"),
         ({"x.gguf": b"GGUF\0"}, SourceRefused, "GGUF"),
         ({"README.md": "hello"}, SourceRefused, "No weights are here"),
-        ({"other.safetensors": weights(1)}, SourceRefused, "other names"),
+        ({"other.safetensors": weights(1)}, SourceRefused, "under another name"),
         (
             {"model.safetensors.index.json": '{"weight_map": {"a": "../../etc/passwd"}}'},
             UnsafeSource,

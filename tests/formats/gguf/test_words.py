@@ -20,7 +20,15 @@ Using host libthread_db library "/lib/libthread_db.so.1".
 def test_a_file_that_llama_cpp_refuses_is_told_with_its_own_words(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUX" + bytes(60))
-    request = {"model": str(path), "reference": None, "probe": "a", "prompt": "", "generate": 1, "threads": 1}
+    request = {
+        "model": str(path),
+        "reference": None,
+        "probe": "a",
+        "prompt": "",
+        "generate": 1,
+        "threads": 1,
+        "card": None,
+    }
     said = ask_llama_cpp({**request, "prompts": [], "new_tokens": 0, "ends": []})["error"]
     assert said.startswith("llama.cpp cannot load the file: ")
     assert "magic" in said
