@@ -23,6 +23,7 @@ from hubbot.environment import PROCESS, llama_cpp
 from hubbot.errors import ToolMissing
 
 __all__ = [
+    "ALL_LAYERS",
     "PIN",
     "LlamaCpp",
     "bindings",
@@ -40,6 +41,7 @@ __all__ = [
     "tool",
 ]
 
+ALL_LAYERS = 1 << 20  # n_gpu_layers of a model that a card holds whole
 PIN = "0.3.36"  # the llama-cpp-python release whose sdist carries the tree
 
 _NEXT = (

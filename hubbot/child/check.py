@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from queue import SimpleQueue
 
 import psutil
 import torch
@@ -86,8 +85,8 @@ def _read_all(
     )
     checked = {}
 
-    def read(variant: VariantRecord, on: str = device) -> Reading:
-        return _read(variant, question, original, on)
+    def read(variant: VariantRecord, place: str) -> Reading:
+        return _read(variant, question, original, place)
 
     def keep(variant: VariantRecord, reading: Reading) -> None:
         checked[variant.name] = _judged(variant, reading, question, original)
@@ -98,7 +97,7 @@ def _read_all(
             for variant in here:
                 _let_go()
                 with _aside(question.work / "load-check.log"):
-                    reading = read(variant)
+                    reading = read(variant, device)
                 keep(variant, reading)
             _let_go()
             tried = try_as_users(question, checked, lines(), device=device)
@@ -106,18 +105,7 @@ def _read_all(
 
     if not device.startswith("cuda"):
         read_here()
-    places = SimpleQueue[str]()
-    for place in slots:
-        places.put(place)
-
-    def read_apart(variant: VariantRecord) -> Reading:
-        place = places.get()
-        try:
-            return read(variant, place)
-        finally:
-            places.put(place)
-
-    with side_by_side(read_apart, apart, len(slots)) as readings:
+    with side_by_side(read, apart, slots) as readings:
         if device.startswith("cuda"):
             read_here()
         for variant, reading in readings:

@@ -1,4 +1,4 @@
-"""Work that waits for processes of its own, several at once, each with its share of the cores."""
+"""Work that waits for processes of its own, several at once, each in a place of its own and with its share of the cores."""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from queue import SimpleQueue
+from threading import local
 from typing import TypeVar
 
 __all__ = ["side_by_side"]
 
 T = TypeVar("T")
+P = TypeVar("P")
 R = TypeVar("R")
 
 
 @contextmanager
-def side_by_side(work: Callable[[T], R], tasks: Sequence[T], at_once: int) -> Iterator[Iterator[tuple[T, R]]]:
+def side_by_side(work: Callable[[T, P], R], tasks: Sequence[T], places: Sequence[P]) -> Iterator[Iterator[tuple[T, R]]]:
     """Begin all tasks; gives each one with its answer as it is done, and raises what the work raises.
 
-    A thread of at most `at_once` keeps to its own cores of this process', and so do the processes that it starts. Tasks not
-    begun yet are given up where the block is left by an exception.
+    places: one for each thread, which does its tasks there and keeps to its own cores of this process', and so do the
+    processes that it starts. Tasks not begun yet are given up where the block is left by an exception.
     """
-    shares: SimpleQueue[set[int]] = SimpleQueue()
-    for cores in _shares(at_once):
-        shares.put(cores)
-    pool = ThreadPoolExecutor(at_once, initializer=lambda: _keep_to(shares.get()))
+    shares: SimpleQueue[tuple[P, set[int]]] = SimpleQueue()
+    for share in zip(places, _shares(len(places)), strict=True):
+        shares.put(share)
+    own = local()
+
+    def settle() -> None:
+        own.place, cores = shares.get()
+        _keep_to(cores)
+
+    pool = ThreadPoolExecutor(len(places), initializer=settle)
     try:
-        waiting = {pool.submit(work, task): task for task in tasks}
+        waiting = {pool.submit(lambda task: work(task, own.place), task): task for task in tasks}
         yield ((waiting[done], done.result()) for done in as_completed(waiting))
     finally:
         pool.shutdown(cancel_futures=True)

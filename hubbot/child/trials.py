@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hubbot.cards.python import python_lines
@@ -76,7 +77,6 @@ def run_lines(question: CheckQuestion, variants: Sequence[VariantRecord], *, cha
     if not question.settings.check.card:
         return {}
     folders = _folders(question, gptq_last(variants))
-    texts = {name: _text(question.references.get(name)) for name in folders}
     families = {variant.name: variant.family for variant in variants}
     sees = sees_images(question.source.architecture)
     command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
@@ -92,7 +92,7 @@ def run_lines(question: CheckQuestion, variants: Sequence[VariantRecord], *, cha
                 )
             )  # fmt: skip
 
-        requests = [{"code": lines(name), "tokens": _tokens(texts[name])} for name in folders]
+        requests = [{"code": lines(name), "tokens": _tokens(question.references.get(name))} for name in folders]
         for name, request in zip(folders, requests, strict=True):
             if families[name] is Family.GPTQ:
                 request |= {"otherwise": lines(name, kernel=_KERNEL), "unbuilt": _UNBUILT}
@@ -140,15 +140,23 @@ def _folder(out: Path, variant: VariantRecord) -> Path:
     return min(parents, key=lambda folder: len(folder.parts))
 
 
-def _text(reference: Path | None) -> _Text | None:
+def _tokens(reference: Path | None) -> list[list[int]]:
     """Without the last token of each window, for vLLM has to say one itself and the context may end there."""
+    if reference is None:
+        return []
+    with safe_open(reference, "pt") as known:
+        tokens: list[list[int]] = known.get_tensor("tokens")[:, :-1].tolist()
+    return tokens
+
+
+def _text(reference: Path | None) -> _Text | None:
     if reference is None:
         return None
     known = load_file(reference)
-    tokens, first = known["tokens"][:, :-1], int(known["first"][0]) if "first" in known else 0
-    followers = tokens[:, first + 1 :, None]
+    first = int(known["first"][0]) if "first" in known else 0
+    followers = known["tokens"][:, first + 1 : -1, None]
     logprobs = known["logits"][:, : followers.shape[1]].log_softmax(-1).gather(-1, followers)[..., 0]
-    return _Text(tokens=tokens.tolist(), first=first, logprobs=logprobs)
+    return _Text(tokens=_tokens(reference), first=first, logprobs=logprobs)
 
 
 # --- the card's lines -----------------------------------------------------------------------------------
@@ -195,7 +203,7 @@ def _by_vllm(
 
 
 def _request(folder: Path, text: _Text | None, *, on_gpu: bool) -> dict[str, Any]:
-    tokens = _tokens(text) or [[0]]
+    tokens = text.tokens if text else [[0]]
     return {
         "folder": str(folder),
         "dtype": "auto" if on_gpu else "float16",  # kernels for CPUs know no other type of 4-bit layers
@@ -208,10 +216,6 @@ def _request(folder: Path, text: _Text | None, *, on_gpu: bool) -> dict[str, Any
 
 
 # --- both -----------------------------------------------------------------------------------------------
-
-
-def _tokens(text: _Text | None) -> list[list[int]]:
-    return text.tokens if text else []
 
 
 def _answers(

@@ -15,7 +15,7 @@ from typing import Any
 
 from hubbot.environment import PROCESS
 
-__all__ = ["Gpu", "gpu_of", "gpus_of"]
+__all__ = ["Gpu", "gpu_of", "gpus_of", "number_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +31,15 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+def number_of(device: str) -> int:
+    """Of the card that auto, cuda or cuda:N stands for, as CUDA counts them."""
+    return int(device.partition(":")[2] or 0)
+
+
 def gpu_of(device: str) -> Gpu | None:
     """The GPU that auto, cuda or cuda:N stands for, as CUDA counts them; None for cpu and where there is none."""
     library = _library() if device != "cpu" else None
-    handle = _handle(library, int(device.partition(":")[2] or 0), PROCESS) if library else None
+    handle = _handle(library, number_of(device), PROCESS) if library else None
     if library is None or handle is None:
         return None
     memory = _Memory()

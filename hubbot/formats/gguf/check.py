@@ -20,6 +20,7 @@ from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import text_file
 from hubbot.formats.protocol import Reading
+from hubbot.machine.nvidia import number_of
 from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest
 from hubbot.model.foreign import without_folders
@@ -91,7 +92,7 @@ def _on_card(request: dict[str, Any], device: str, tolerance: float) -> Reading 
     if not device.startswith("cuda") or not sees_cards():
         return None
     try:
-        answer = _answered("runtime", {**request, "card": int(device.partition(":")[2] or 0)}, seconds=_ON_A_CARD)
+        answer = _answered("runtime", {**request, "card": number_of(device)}, seconds=_ON_A_CARD)
     except NoAnswer as error:
         answer = {"error": f"llama.cpp {error}" if error.late else f"llama.cpp crashed: {last_words(error.said)}"}
     return _reading(answer, tolerance, on_card=True)

@@ -17,9 +17,7 @@ __all__ = ["sentencepiece_model"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece's types of pieces
 _BPE = 2  # of its kinds of models
-_FALLING_BACK = re.compile(
-    rb'"byte_fallback"\s*:\s*true'
-)  # as whoever writes JSON writes it; seen without parsing megabytes
+_FALLING_BACK = re.compile(rb'"byte_fallback"\s*:\s*true')  # seen without parsing megabytes
 _A_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEVER_MERGED = -1e9  # a score below those of all merges
 

@@ -34,7 +34,6 @@ _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LONGEST = 600  # characters of llama.cpp's own words
 _AT_ONCE = 512  # tokens; llama.cpp keeps room for the logits of as many
 _SHORT = 32  # tokens of a rehearsal
-_ALL_LAYERS = 1 << 20
 _ON_ONE_CARD = 0  # LLAMA_SPLIT_MODE_NONE
 _LOAD_PLAINLY = 0  # LLAMA_LOAD_MODE_NONE: what is not allocated cannot be mapped
 
@@ -65,7 +64,7 @@ class Runtime:
         if card is not None and not llamacpp.open_cards():
             raise self._refused("sees no card")
         asked = api.llama_model_default_params()
-        asked.n_gpu_layers = 0 if card is None else _ALL_LAYERS
+        asked.n_gpu_layers = 0 if card is None else llamacpp.ALL_LAYERS
         asked.main_gpu, asked.split_mode = card or 0, _ON_ONE_CARD
         asked.check_tensors, asked.no_alloc = not hollow, hollow
         if hollow:

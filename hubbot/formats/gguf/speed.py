@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hubbot import llamacpp
@@ -17,12 +18,12 @@ from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.check import sees_cards
 from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import text_file
+from hubbot.machine.nvidia import number_of
 from hubbot.machine.peak import PeakMeter
 
 __all__ = ["measure_speed"]
 
 _PATIENCE = 3600.0  # seconds
-_ALL_LAYERS = 1 << 20
 
 
 def measure_speed(
@@ -42,7 +43,7 @@ def measure_speed(
     on_card = device.startswith("cuda") and sees_cards()
     card = device if on_card else "cpu"
     asked = ["-m", model, "-p", prompt_tokens, "-n", generated_tokens, "-r", repetitions, "-t", cores(), "-o", "json"]
-    asked += ["-ngl", _ALL_LAYERS if on_card else 0, "-sm", "none", "-mg", card.partition(":")[2] or 0]
+    asked += ["-ngl", llamacpp.ALL_LAYERS if on_card else 0, "-sm", "none", "-mg", number_of(card)]
     command = [str(llamacpp.tool("llama-bench")), *map(str, asked)]
     # a process in between, whose only child is llama-bench: its peak memory is then exactly that of its children
     between = [sys.executable, "-m", "hubbot.formats.gguf.speed", card, *command]
@@ -67,11 +68,14 @@ def measure_speed(
 def main() -> None:
     """`DEVICE COMMAND…`: run a command that prints JSON; print {"runs": that, "peak": bytes of memory it took at most}."""
     device, *command = sys.argv[1:]
-    with PeakMeter(device=device) as meter:
+    meter = (
+        PeakMeter(device=device) if device != "cpu" else None
+    )  # on the CPU the kernel notes it, and nothing else runs
+    with meter or nullcontext():
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    peak = meter.peak.vram if device != "cpu" else None
+    peak = meter.peak.vram if meter else None
     json.dump({"runs": json.loads(done.stdout), "peak": peak or _peak_rss()}, sys.stdout)
 
 
