@@ -45,7 +45,7 @@ RUN PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" \
  && { .venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash .venv/lib >/dev/null || true; } # some hold templates
 
 # --- ggml's slow encoders once more, vectorised, and loops of rounding; they lie beside llama.cpp's libraries ----
-# and, for the compute capabilities that CUDA names ("8.0 8.6 8.9 9.0 12.0", an hour and more), llama.cpp's part for cards.
+# and, for the compute capabilities that CUDA names ("8.0 8.6 8.9 9.0 12.0", 40 minutes of one core for one), llama.cpp's part for cards.
 FROM python AS cuda
 COPY --from=llama /opt/llama.cpp /opt/llama.cpp
 COPY hubbot/__init__.py hubbot/environment.py hubbot/errors.py hubbot/llamacpp.py hubbot/setup.py hubbot/setup_cuda.py hubbot/

@@ -215,8 +215,8 @@ def setup(
 ) -> None:
     """Build what pip cannot bring: the pinned llama.cpp and faster GGUF encoders. Once for each machine.
 
-    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes less than 10 minutes on two cores, and half an
-    hour more where NVIDIA's cards are; where it is there already, nothing is done.
+    It goes into ~/.cache/hubbot, or where HUBBOT_LLAMA_CPP says, and takes less than 10 minutes on two cores, and 40
+    minutes of one core more for each kind of NVIDIA's cards that are here; where it is there already, nothing is done.
     """
     from hubbot import llamacpp, setup_cuda
     from hubbot.formats.gguf import descent, fast

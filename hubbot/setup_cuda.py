@@ -80,7 +80,7 @@ def build(place: Path, capabilities: Iterable[Capability], *, say: Callable[[str
         part.mkdir(parents=True)
         say(
             f"setup: building llama.cpp for cards of compute capability {', '.join(map(_spelled, wanted))} once, in {made} "
-            "(some 25 minutes on two cores for each, three on 16; without it GGUF files are read on the CPU)"
+            "(40 minutes of one core for each; without it GGUF files are read on the CPU)"
         )
         library = _compile(place, part, wanted, tools())
         kept = part / "kept"
