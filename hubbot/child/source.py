@@ -58,6 +58,7 @@ def examine(facts: ModelFacts, *, gradients: bool = False) -> ModelFacts:
         found,
         stream_width=passing.stream_width,
         companions=passing.companion_bytes,
+        borrowed=walked.borrowed,
         undifferentiated=obstacle(walked) if gradients and passing.alone else None,
         conversation=written.text or "",
         notes=(*found.notes, *_on_template(written)),

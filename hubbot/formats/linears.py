@@ -18,6 +18,7 @@ from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Encoded, expert_name
 from hubbot.model import ModelFacts, part_layout
 from hubbot.model.absent import absent_part_of, absent_parts, part_of_timm
+from hubbot.model.borrowed import borrowed_tensors
 from hubbot.model.empty import build_model, decoder_blocks
 from hubbot.model.finite import Large
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
@@ -102,7 +103,8 @@ class Linears:
     neither; every family leaves them alone. routers: stems of the checkpoint's further matrices in blocks, which fill no such layer.
     stacked: tensors of the checkpoint that each hold the matrices of all experts of a block. pieces: the layers in them,
     of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
-    without calling them, and which no family can hold as codes; they are outside too. split_biases: module path and `.bias` -> where that lies.
+    without calling them, and which no family can hold as codes; they are outside too. lent: those that further blocks compute with,
+    under paths of their own; they are outside too, since what a block sees would round them for all. split_biases: module path and `.bias` -> where that lies.
     targets: checkpoint tensor -> the parameter that it fills as it stands. joined: those that fill one otherwise, as experts do.
     timm: path of a part that is a model of timm's. predicting: paths of blocks that predict further tokens, which stay whole.
     """
@@ -120,6 +122,7 @@ class Linears:
     joined: tuple[str, ...] = ()
     timm: str | None = None
     predicting: tuple[str, ...] = ()
+    lent: tuple[Linear, ...] = ()
 
     @property
     def by_name(self) -> dict[str, Linear]:
@@ -138,8 +141,9 @@ def find_linears(facts: ModelFacts) -> Linears:
     in_blocks = {id(module) for module in stack.modules()}
     sources = {target: name for name, target in checkpoint.alone.items()}
     head_module = model.get_output_embeddings()
-    blocks, outside, taken = [], [], []
+    blocks, outside, taken, lent = [], [], [], []
     uncalled, deep = _given(model, stack)
+    borrowed = _borrowed(model, stack, facts, checkpoint)
     head = head_path = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
@@ -149,6 +153,9 @@ def find_linears(facts: ModelFacts) -> Linears:
             head = _linear(name, path, module) if name and not facts.tied else None
             head_path = path
         elif id(module) not in in_blocks:
+            outside.append(path)
+        elif id(module.weight) in borrowed:
+            lent += [_linear(name, path, module)] if name else []
             outside.append(path)
         elif name is None:
             raise Unsupported(_unfilled(path, checkpoint))
@@ -166,9 +173,9 @@ def find_linears(facts: ModelFacts) -> Linears:
         )
         raise Unsupported(msg)
     pieces, biases = _pieces(model, stack, checkpoint, facts)
-    layers = (*blocks, *experts)
+    layers = (*blocks, *lent, *experts)
     return Linears(
-        layers,
+        (*blocks, *experts),
         head,
         head_path,
         tuple(outside),
@@ -187,7 +194,15 @@ def find_linears(facts: ModelFacts) -> Linears:
         ),
         part_of_timm(model),
         prediction_paths(facts.prediction),
+        tuple(lent),
     )
+
+
+def _borrowed(model: PreTrainedModel, stack: nn.ModuleList, facts: ModelFacts, checkpoint: CheckpointMap) -> set[int]:
+    """Identities of the parameters that a block computes with and another part of the model stores."""
+    found = borrowed_tensors(model, stack, part_layout(facts), checkpoint)
+    names = {name for names in found.values() for name in names if name in checkpoint.alone}
+    return {id(model.get_parameter(checkpoint.alone[name])) for name in names}
 
 
 def _of_absent(model: PreTrainedModel, facts: ModelFacts) -> list[str]:

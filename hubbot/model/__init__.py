@@ -53,6 +53,9 @@ class ModelFacts:
     experts: int  # of a mixture-of-experts layer; 0 for a dense model
     stream_width: int | None = None  # numbers a token that pass from block to block; None: as many as hidden_size
     companions: tuple[int, ...] = ()  # bytes a token of what blocks are given beside them, table by table
+    borrowed: Mapping[int, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # block -> tensors of other parts that it computes with too
     undifferentiated: str | None = None  # what torch says where no gradient passes back through a block
     released_as: str | None = None  # quantized format that the original's weights are stored in, "FP8"
     license: str | None = None

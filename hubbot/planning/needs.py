@@ -99,6 +99,7 @@ class Shapes:
 
     block_weights: Annotated[Count, Field(ge=1)]  # number of weights of the largest block
     block_bytes: Count  # the same as they are read
+    computing_weights: Count  # of the block that computes with the most, those that other parts store among them
     embedding_weights: Count  # of the larger of embedding and head
     widest: Count  # columns of the widest matrix of a block
     hessians: (
@@ -127,6 +128,7 @@ def shapes_of(facts: ModelFacts) -> Shapes:
     shared = {shape[-1] for name in largest.tensors if name not in of_experts and (shape := facts.tensors[name].shape)}
     return Shapes(
         block_weights=_weights(facts, largest),
+        computing_weights=max(_weights(facts, part) + _borrowed(facts, part) for part in blocks),
         block_bytes=sum(facts.tensors[name].read_size for name in largest.tensors),
         embedding_weights=max(_weights(facts, part) for part in parts if part not in blocks),
         widest=max(widths, default=0),
@@ -316,7 +318,7 @@ def _working_memory(
     encodings = _encodings(variants, shapes, costs)
     # A block as stored, and one matrix at a time as floats for the encoders.
     stored = shapes.block_bytes + 2 * _FLOAT * shapes.widest * shapes.hidden
-    original = _FLOAT * shapes.block_weights + shapes.expert_bytes
+    original = _FLOAT * shapes.computing_weights + shapes.expert_bytes
     activations = _FLOAT * batch_tokens(device) * (4 * shapes.widest + 8 * shapes.stream)
     activations += shapes.vocabulary * max(shapes.companions, default=0)  # a block's own table
     sums = 2 if gpu else 1  # a card sums in float64, for which what is counted twice has room
@@ -385,6 +387,10 @@ def _hessians_of_experts(facts: ModelFacts, experts: Mapping[str, Sequence[str]]
     """One for the inputs that an expert is given, and one for each other width inside it."""
     widths = [{facts.tensors[name].shape[-1] for name in names} for names in experts.values()]
     return sum(width * width for found in widths for width in found)
+
+
+def _borrowed(facts: ModelFacts, part: Part) -> int:
+    return sum(facts.tensors[name].count for name in facts.borrowed.get(part.index, ()))
 
 
 def _weights(facts: ModelFacts, part: Part) -> int:

@@ -69,7 +69,7 @@ class BlockModel(InstalledModel):
     @cached_property
     def passage(self) -> Passable:
         """What passes from block to block, found by forwards without weights. Raises Unsupported where none can be walked."""
-        self._refuse_lent()
+        self._refuse_lent_experts()
         one, two = self._ordinary
         same = torch.full((1, _WINDOW), one)
         mixed = same.clone()
@@ -123,16 +123,12 @@ class BlockModel(InstalledModel):
                 told.append(str(error).strip())
         raise self._unwalkable(told[0])
 
-    def _refuse_lent(self) -> None:
-        """Raise Unsupported where a block computes with weights of another: they come and go with the block that stores them."""
-        owners: dict[nn.Module, set[int]] = {}
-        for index, block in enumerate(self.blocks):
-            for module in block.modules():
-                owners.setdefault(module, set()).add(index)
-        for target, places in self._places.items():
-            inside = sorted({index for module, _ in places for index in owners.get(module, ())})
-            if len(inside) > 1:
-                raise self._unwalkable(f"Block {inside[1]} computes with weights of block {inside[0]} ({target}).")
+    def _refuse_lent_experts(self) -> None:
+        """Raise Unsupported where a block computes with experts of another: those are rounded where they are stored."""
+        for index, names in self.borrowed.items():
+            groups = self._groups(names)
+            if lent := next((each for each in groups if each.converter or self._is_of_experts(each.target)), None):
+                raise self._unwalkable(f"Block {index} computes with experts of another ({lent.members[0]}).")
 
     def _refuse_early(self, tokens: torch.Tensor) -> None:
         """Raise Unsupported where a module runs behind the blocks whose weights are taken out before them, with the embedding's."""

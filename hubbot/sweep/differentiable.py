@@ -20,8 +20,9 @@ _TOKENS = 16
 def obstacle(model: BlockModel) -> str | None:
     """What torch says where no gradient passes back through a block, found by passes that have shapes and no data.
 
-    One block of each kind is asked. Not for models whose blocks are given more than hidden states. None where nothing speaks against it: a block that cannot even pass forth without
-    data is not judged, and experts, which sort tokens by what they hold, are left out.
+    One block of each kind is asked. Not for models whose blocks are given more of earlier blocks than hidden states. None where
+    nothing speaks against it: a block that cannot even pass forth without data is not judged, and experts, which sort tokens by
+    what they hold, are left out.
     """
     asked: set[str] = set()
     hidden = model.passage.layout.given(torch.empty((1, _TOKENS, model.passage.layout.width), device="meta"))

@@ -134,8 +134,8 @@ class Passable:
 
     @property
     def alone(self) -> bool:
-        """Whether nothing but the hidden states passes."""
-        return not (self.companions or any(self.shared) or any(self.handed))
+        """Whether nothing but the hidden states passes from one block to the next."""
+        return not (any(self.shared) or any(self.handed))
 
     @property
     def stream_width(self) -> int:

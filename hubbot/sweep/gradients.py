@@ -7,7 +7,7 @@ is computed again, and its layers' gradients are summed. One block is resident a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from hubbot.model.parts import Part, PartKind
 from hubbot.sweep.arguments import Arguments
 from hubbot.sweep.batches import DRAWS, GRADIENT_TOKENS, gradient_batch_tokens, logit_bytes
 from hubbot.sweep.blocks import BlockModel
+from hubbot.sweep.companions import Companions
 from hubbot.sweep.given import BlockArguments
 from hubbot.sweep.group import Failed, FailedElsewhere, Group
+from hubbot.sweep.installed import Weights
 from hubbot.sweep.kept import NOTHING, Kept
 from hubbot.sweep.outputs import OutputSums
 from hubbot.sweep.telling import Telling, silently
@@ -31,8 +33,6 @@ __all__ = ["measure_gradients"]
 
 _SEED = 1
 _INSTEAD = "Leave -e2e out of the variants' names."
-
-Weights = Callable[[Part], Mapping[str, torch.Tensor]]
 
 
 def measure_gradients(
@@ -54,7 +54,7 @@ def measure_gradients(
     if all(group.all_gather(folder.exists())):
         return 0.0
     if not model.passage.alone:
-        msg = f"Gradients pass back from block to block, and blocks of {type(model.model).__name__} are given more than the hidden states of the block before. {_INSTEAD}"
+        msg = f"Gradients pass back from block to block, and blocks of {type(model.model).__name__} are given more of earlier blocks than the hidden states of the one before. {_INSTEAD}"
         raise Unsupported(msg)
     walk = _Walk(model, weights, calibration, folder.with_suffix(".partial"), group)
     try:
@@ -91,6 +91,8 @@ class _Walk:
             for draw in range(self._draws)
         ]
         self._arguments = Arguments(model)
+        # of all windows, though it carries a share: whoever has none has an empty one
+        self._companions = Companions(model, folder / "companions", [windows], self._batch)
         shape = (self._windows.count, windows.length, model.passage.layout.width)
         self.kept = Kept(folder, shape, group)
 
@@ -117,6 +119,7 @@ class _Walk:
         with self._entered(part):
             match part.kind:
                 case PartKind.EMBEDDING:
+                    self._companions.make("base")
                     after = self.kept.inputs(number)
                     for some in self._batches():
                         after[some] = self._model.embed(self._windows.tokens[some]).cpu()
@@ -159,7 +162,7 @@ class _Walk:
     @contextmanager
     def _entered(self, part: Part) -> Iterator[None]:
         """Inside, the part has its weights."""
-        self._model.install(self._weights(part))
+        self._model.enter(part, self._weights)
         try:
             yield
         finally:
@@ -209,6 +212,7 @@ class _Walk:
     def _arguments_of(self, part: Part, some: slice) -> BlockArguments:
         """As a pass back can go through them: those that were noted in inference mode cannot be."""
         noted = self._arguments.of(self._windows.length, some.stop - some.start)[part.index]
+        noted = noted.replaced(self._companions.of("base", part.index, self._windows.tokens[some]))
         return noted.with_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
     def _rows(self, kept: torch.Tensor, some: slice) -> torch.Tensor:

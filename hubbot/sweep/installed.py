@@ -6,7 +6,8 @@ taken out afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,11 +18,14 @@ from transformers.pytorch_utils import Conv1D
 from hubbot.kernels.products import allow_tf32
 from hubbot.model.agreement import refuse_gaps
 from hubbot.model.architectures import sees_images
+from hubbot.model.borrowed import borrowed_tensors
 from hubbot.model.empty import build_model, decoder_blocks, is_tied
 from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
 from hubbot.model.parts import Part, PartKind, in_tower
 
-__all__ = ["InstalledModel"]
+__all__ = ["InstalledModel", "Weights"]
+
+Weights = Callable[[Part], Mapping[str, torch.Tensor]]  # the tensors of a part, as stored
 
 
 class InstalledModel:
@@ -40,6 +44,7 @@ class InstalledModel:
         self.blocks = _blocks(self.model, parts, self._map)
         self.largest_part = _largest(self.model, self.blocks)
         self._places = _places(self.model)
+        self.borrowed = borrowed_tensors(self.model, self.blocks, parts, self._map)
         self._early = [name for part in parts if part.kind is PartKind.EMBEDDING for name in part.tensors]
         self._towers = _towers(self.model, parts)
         self._weightless: list[nn.Module] | None = None  # None: not looked for since a part came or went
@@ -64,9 +69,12 @@ class InstalledModel:
         return [module for target in targets for module, _ in self._places.get(target, ())]
 
     def linear_weights(self, part: Part) -> dict[str, nn.Module]:
-        """Checkpoint name -> module, of every linear layer whose weight belongs to the part."""
+        """Checkpoint name -> module, of every linear layer whose weight belongs to the part and to no other block."""
+        lent = {name for names in self.borrowed.values() for name in names}
         found = {}
         for name in part.tensors:
+            if name in lent:
+                continue
             for module, attribute in self._places.get(self._map.alone.get(name, ""), ()):
                 if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
                     found[name] = module
@@ -87,6 +95,17 @@ class InstalledModel:
         """A parameter as it stands in the model now."""
         value: torch.Tensor = getattr(*self._places[name][0])
         return value.detach()
+
+    def _lent_to(self, part: Part) -> Part:
+        """What a block computes with and other parts store, as a part of its number; mostly without tensors."""
+        names = self.borrowed.get(part.index, ()) if part.kind is PartKind.BLOCK else ()
+        return replace(part, tensors=names)
+
+    def enter(self, part: Part, weights: Weights) -> None:
+        """Put in all that a part computes with: what it borrows, and its own original weights."""
+        if (lent := self._lent_to(part)).tensors:
+            self.install(weights(lent))
+        self.install(weights(part))
 
     def install(self, tensors: Mapping[str, torch.Tensor], *, passing: bool = False) -> None:
         """Put tensors (checkpoint name -> any float dtype) into their modules, as float32 on the device.
@@ -130,9 +149,9 @@ class InstalledModel:
         return list(groups.values())
 
     def remove(self, part: Part) -> None:
-        """Take a part's tensors out again and free their memory; buffers stay."""
+        """Take out again all that a part computes with, and free its memory; buffers stay."""
         self._weightless = None
-        for group in self._groups(part.tensors):
+        for group in self._groups((*part.tensors, *self._lent_to(part).tensors)):
             for name in group.members:
                 self._stacked.pop(name, None)
             self._empty(group)

@@ -84,6 +84,7 @@ class Kept:
         """The bands are all there; nothing else is needed of it."""
         for path in (self._path("state"), *self._folder.glob("inputs.*")):
             path.unlink()
+        shutil.rmtree(self._folder / "companions", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)  # where only some processes of the group had one
         self._folder.replace(folder)
 

@@ -21,6 +21,7 @@ from hubbot.sweep.experts import ExpertStatistics
 from hubbot.sweep.given import Key
 from hubbot.sweep.group import Group
 from hubbot.sweep.home import Home
+from hubbot.sweep.installed import Weights
 from hubbot.sweep.shared import SharedStates, handed_on
 from hubbot.sweep.streams import Progress, Streams, timed
 from hubbot.sweep.windows import Windows
@@ -78,9 +79,9 @@ class Passage:
             self.streams.hidden.pop(name, None)
             self.streams.shared.pop(name, None)
 
-    def enter(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Put a part's original weights into the model."""
-        self.model.install(weights)
+    def enter(self, part: Part, weights: Weights) -> None:
+        """Put the original weights that a part computes with into the model."""
+        self.model.enter(part, weights)
 
     def embed(self, part: Part, decoders: Decoders) -> None:
         """Begin all streams; every variant with its own decoded embedding."""

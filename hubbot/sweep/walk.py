@@ -115,7 +115,7 @@ class _Walk:
         self._checkpoint = task.work / "streams.safetensors"
         self._gradients = task.work / "gradients"
         self._clock = CheckpointClock()
-        self._on_card: tuple[str, Mapping[str, torch.Tensor]] | None = None
+        self._on_card: tuple[Part, Mapping[str, torch.Tensor]] | None = None
         streams, self.progress = self._taken_up() or (Streams(), Progress())
         self._passage = self._open(streams)
 
@@ -230,7 +230,7 @@ class _Walk:
     def _passed(self, part: Part, passage: Passage) -> list[Verdicts]:
         """A part through calibration, encoders and evaluation; what was measured, behind the head."""
         with timed(self.progress.seconds, "weights"):
-            passage.enter(self._weights(part))
+            passage.enter(part, self._weights)
         match part.kind:
             case PartKind.EMBEDDING:
                 passage.embed(part, self._encode(part, {}))
@@ -264,8 +264,9 @@ class _Walk:
         stored = CheckpointWeights(self._task.folder, self._task.tensors, part.tensors)
         if self._task.device.type != "cuda":
             return stored
-        if self._on_card is None or self._on_card[0] != part.name:
-            self._on_card = part.name, {name: tensor.to(self._task.device) for name, tensor in stored.items()}
+        if self._on_card is None or self._on_card[0] != part:
+            self._on_card = None  # first, so that it makes room
+            self._on_card = part, {name: tensor.to(self._task.device) for name, tensor in stored.items()}
         return self._on_card[1]
 
     def _open(self, streams: Streams) -> Passage | None:

@@ -118,7 +118,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "phimoe": {"attention_bias": True, "lm_head_bias": True},  # as on the Hub; llama.cpp takes them for granted
     "smollm3": {"num_hidden_layers": 4},
     "youtu": {"num_key_value_heads": 4},
-    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "use_mamba_kernels": False},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "hybrid", "hybrid", "mamba", "hybrid"], "num_mem_blocks": 2, "num_key_value_heads": 4, "attention_head_dim": 128, "use_shared_attention_adapter": True, "adapter_rank": 32, "use_mem_rope": True, "n_mamba_heads": 32, "mamba_headdim": 16},  # two shared transformers, adapters, rotary positions: as one or the other is on the Hub
 }  # fmt: skip
 
 # Keys that config.json has on the Hub, but not when transformers saves it; None also takes away what only the latter has.

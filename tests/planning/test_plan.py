@@ -15,7 +15,8 @@ from hubbot.formats import costs_of
 from hubbot.formats.names import parse_variants
 from hubbot.formats.protocol import Cost
 from hubbot.machine import Machine
-from hubbot.model import read_facts
+from hubbot.model import part_layout, read_facts
+from hubbot.model.parts import PartKind
 from hubbot.planning.needs import shapes_of
 from hubbot.planning.plan import Plan, device_elsewhere, matrix, plan, require
 from hubbot.planning.plan_view import as_json, as_table
@@ -88,6 +89,15 @@ def test_what_passes_between_blocks_and_goes_with_tokens_is_counted(planned, fac
     tables = 2 * 48 * facts.vocab_size  # the original's and one variant's
     assert found.disk - plain.disk == 2 * 2 * streams + tables
     assert found.ram - plain.ram > 2 * streams + 40 * facts.vocab_size
+
+
+def test_what_a_block_computes_with_and_others_store_is_counted_in_memory_alone(planned, facts):
+    layout = {part.index: part for part in part_layout(facts) if part.kind is PartKind.BLOCK}
+    lent = [name for name in layout[0].tensors if name.endswith("_proj.weight")]
+    weights = sum(facts.tensors[name].count for name in lent)
+    plain, found = planned().need, planned(facts=replace(facts, borrowed={1: tuple(lent)})).need
+    assert weights > 0
+    assert (found.ram - plain.ram, found.disk) == (4 * weights, plain.disk)
 
 
 def test_a_disk_without_room_for_checkpoints_makes_no_further_sweep(planned):

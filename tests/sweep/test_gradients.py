@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from hubbot.errors import Unsupported
 from hubbot.model import part_layout, read_facts
+from hubbot.model.parts import Part
 from hubbot.sweep import gradients, kept, outputs
 from hubbot.sweep.blocks import BlockModel
 from hubbot.sweep.differentiable import obstacle
@@ -41,8 +42,11 @@ def model_of(folder: Path) -> BlockModel:
 def measured(model: BlockModel, folder: Path, work: Path, calibration: Windows, group: Group = ALONE) -> Found:
     """Layer -> rows and matrix of its only band."""
     tensors, parts = (facts := read_facts(folder)).tensors, part_layout(facts)
-    weights = {part: CheckpointWeights(folder, tensors, part.tensors) for part in parts}
-    measure_gradients(model, parts, weights.__getitem__, calibration, work / "gradients", group)
+
+    def weights(part: Part) -> CheckpointWeights:
+        return CheckpointWeights(folder, tensors, part.tensors)
+
+    measure_gradients(model, parts, weights, calibration, work / "gradients", group)
     assert all(value.is_meta for value in model.model.parameters())  # left without weights
     found = {name: bands for part in parts for name, bands in bands_of(work / "gradients", part, CPU).items()}
     assert {len(bands) for bands in found.values()} == {1}

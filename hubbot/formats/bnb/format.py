@@ -27,11 +27,11 @@ import bitsandbytes.functional as bnb
 import torch
 
 from hubbot.domain import Bnb, Family, Source
-from hubbot.formats.bnb.layout import BLOCK, SCALES_PER_BLOCK, quantized_linears, texts_of
+from hubbot.formats.bnb.layout import BLOCK, SCALES_PER_BLOCK, note_on, quantized_linears, texts_of
 from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model import ModelFacts
-from hubbot.model.parts import Part
+from hubbot.model.parts import Part, PartKind
 from hubbot.settings import BnbSettings
 
 __all__ = ["BnbFormat", "Int8Tensor", "PackedTensor", "encode_4bit", "encode_int8"]
@@ -148,6 +148,7 @@ class BnbFormat:
         self._settings = settings
         linears = quantized_linears(facts)
         self._linears = linears.by_name
+        self._note = note_on(linears)
         self._writer = FolderWriter()
         self._folders = {
             variant.name: VariantFolder(
@@ -183,8 +184,9 @@ class BnbFormat:
                     stored[variant.name] |= tensor.named(name)
                 else:
                     stored[variant.name][name] = weight
+        notes = [self._note] if self._note and part.kind is PartKind.EMBEDDING else []
         for key, folder in self._folders.items():
-            self._writer.store(folder, part, stored[key], covers=part.tensors)
+            self._writer.store(folder, part, stored[key], covers=part.tensors, notes=notes)
         return encoded
 
     def finish(self) -> Mapping[str, VariantFiles]:

@@ -13,10 +13,11 @@ from hubbot.formats.folder import folder_cost, to_json
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import Cost
 from hubbot.formats.shards import TensorSpec
+from hubbot.formats.staying import LENT, TAKEN, note_on_staying
 from hubbot.model import ModelFacts
 from hubbot.settings import BnbSettings
 
-__all__ = ["BLOCK", "SCALES_PER_BLOCK", "costs", "quantized_linears", "texts_of"]
+__all__ = ["BLOCK", "SCALES_PER_BLOCK", "costs", "note_on", "quantized_linears", "texts_of"]
 
 BLOCK = 64  # weights that share a scale
 SCALES_PER_BLOCK = 256  # scales that share a scale of their own under double quantization
@@ -42,8 +43,16 @@ def costs(
             continue
         specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.by_name, variant, settings)]
         texts = texts_of(variant, facts, linears, settings)
-        found[variant.name] = folder_cost(specs, facts, source, texts, settings.shard_size)
+        cost = folder_cost(specs, facts, source, texts, settings.shard_size)
+        found[variant.name] = replace(cost, note=note_on(linears))
     return found
+
+
+def note_on(linears: Linears) -> str | None:
+    """What plan and record say of the layers of blocks that stay at 16 bits."""
+    of = (*linears.blocks, *linears.taken, *linears.lent)
+    staying = ((linears.taken, TAKEN), (linears.lent, LENT))
+    return "; ".join(filter(None, (note_on_staying(layers, why, of=of) for layers, why in staying))) or None
 
 
 def _too_deep(variant: Bnb, linear: Linear) -> Unsupported:

@@ -63,6 +63,9 @@ class Facts(Protocol):
     def unused(self) -> Collection[str]: ...  # tensors that the model has no place for
 
     @property
+    def borrowed(self) -> Mapping[int, Sequence[str]]: ...  # block -> tensors of other parts that it computes with too
+
+    @property
     def chat_templates(self) -> Mapping[str, str]: ...  # name -> template
 
     @property
@@ -138,6 +141,7 @@ def plan_files(
     """
     refuse_otherwise(facts.config)
     model = _converted(facts, read, source.name)
+    _refuse_lent(facts)
     refuse_other_experts(facts.config, model.metadata)
     model = replace(model, metadata=with_templates(model.metadata, facts.chat_templates))
     folder = Path(facts.folder)
@@ -271,6 +275,16 @@ def _converted(facts: Facts, read: Callable[[str], torch.Tensor], name: str) -> 
         model = convert(folder, kept, noted, name=name)
     _refuse_left_out(model, facts, kept, asked)
     return model
+
+
+def _refuse_lent(facts: Facts) -> None:
+    """A sweep puts into every block but the one that stores them what the checkpoint has, whatever a variant makes of it."""
+    for block, (name, *_) in facts.borrowed.items():
+        msg = (
+            f"Block {block} computes with weights that another part of the model stores ({name}). hubbot measures such weights as "
+            "they are, and a GGUF type would round them. Leave the GGUF types out of --variants."
+        )
+        raise Unsupported(msg)
 
 
 def _refuse_left_out(model: Converted, facts: Facts, tensors: Collection[str], asked: Collection[str]) -> None:

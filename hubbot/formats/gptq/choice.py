@@ -14,6 +14,7 @@ from hubbot.domain import Gptq
 from hubbot.errors import UnsupportedShape
 from hubbot.formats.gptq.packing import CODES_PER_UNIT
 from hubbot.formats.linears import Linear, Linears
+from hubbot.formats.staying import LENT, TAKEN, note_on_staying, weights_in
 
 __all__ = ["Choice", "choose"]
 
@@ -26,7 +27,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """rounded: by the name of the weight, a head among them. kept: the layers of blocks that stay as they are, `left` of
-    them because the reader takes no codes for them, `taken` because the model's own code takes their weights.
+    them because the reader takes no codes for them, `taken` because the model's own code takes their weights, `lent` because
+    several blocks compute with them.
 
     outside: module paths of the linear layers that no family touches, a head that stays and routers among them.
     predicting: paths of blocks that predict further tokens, which the model is built without and other readers may be with.
@@ -37,6 +39,7 @@ class Choice:
     outside: tuple[str, ...]
     left: tuple[Linear, ...] = ()
     taken: tuple[Linear, ...] = ()
+    lent: tuple[Linear, ...] = ()
     predicting: tuple[str, ...] = ()
 
     @property
@@ -58,23 +61,15 @@ class Choice:
     @property
     def note(self) -> str | None:
         """For plan and record."""
-        narrow = [linear for linear in self.kept if linear not in (*self.left, *self.taken)]
-        told = [
-            self._stay(narrow, "their rows or columns do not fit"),
-            self._stay(self.left, "GPTQModel takes no codes for them"),
-            self._stay(self.taken, "the model's own code takes their weights"),
+        narrow = [linear for linear in self.kept if linear not in (*self.left, *self.taken, *self.lent)]
+        staying = [
+            (narrow, "their rows or columns do not fit"),
+            (self.left, "GPTQModel takes no codes for them"),
+            (self.taken, TAKEN),
+            (self.lent, LENT),
         ]
-        return "; ".join(filter(None, told)) or None
-
-    def _stay(self, layers: Sequence[Linear], why: str) -> str | None:
-        if not layers:
-            return None
-        first, share = layers[0], _weights(layers) / _weights((*self.kept, *self.rounded.values()))
-        stay = "1 layer stays" if len(layers) == 1 else f"{len(layers)} layers stay"
-        return (
-            f"{stay} at 16 bits, {share:.1%} of the layers' weights: {why}, "
-            f"{first.name} [{first.out_features}, {first.in_features}] the first"
-        )
+        of = (*self.kept, *self.rounded.values())
+        return "; ".join(filter(None, (note_on_staying(layers, why, of=of) for layers, why in staying))) or None
 
 
 def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: Sequence[Linear] = ()) -> Choice:
@@ -87,7 +82,7 @@ def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: 
     unpacked, packed = _of_same_kind(layers, _unpacked)
     ungrouped, fitting = _of_same_kind(packed, lambda linear: _ungrouped(linear, layout))
     for unfit, most in ((unpacked, _UNPACKED), (ungrouped, _UNGROUPED)):
-        if unfit and _weights(unfit) > most * _weights(layers):
+        if unfit and weights_in(unfit) > most * weights_in(layers):
             raise UnsupportedShape(_why(unfit, layout))
     if head and (_unpacked(head) or _ungrouped(head, layout)):
         raise UnsupportedShape(_why([head], layout))
@@ -96,10 +91,13 @@ def choose(linears: Linears, layout: Gptq, *, head: Linear | None = None, left: 
     return Choice(
         rounded={each.name: each for each in (*layers, *heads) if each.name in rounded or each is head},
         kept=tuple(
-            linear for linear in (*linears.blocks, *linears.taken, *linears.pieces) if linear.name not in rounded
+            linear
+            for linear in (*linears.blocks, *linears.taken, *linears.lent, *linears.pieces)
+            if linear.name not in rounded
         ),
         left=tuple(left),
         taken=linears.taken,
+        lent=linears.lent,
         predicting=linears.predicting,
         outside=((linears.head_module,) if linears.head_module and not head else ())
         + linears.outside
@@ -129,10 +127,6 @@ def _unpacked(linear: Linear) -> bool:
 
 def _ungrouped(linear: Linear, layout: Gptq) -> bool:
     return layout.group_size != -1 and linear.in_features % layout.group_size != 0
-
-
-def _weights(linears: Sequence[Linear]) -> int:
-    return sum(linear.weights for linear in linears)
 
 
 def _why(layers: Sequence[Linear], layout: Gptq) -> str:

@@ -22,8 +22,10 @@ NOTE = (
 def refuse_undifferentiated(name: str, facts: ModelFacts) -> None:
     """What a block computes of more than its hidden states is not walked back through, nor what torch has no derivative of."""
     why: str | None = None
-    if facts.companions or facts.stream_width not in (None, facts.hidden_size):
-        why = f"blocks of {facts.architecture} are given more than the hidden states of the block before"
+    if facts.stream_width not in (None, facts.hidden_size):
+        why = (
+            f"blocks of {facts.architecture} are given more of earlier blocks than the hidden states of the one before"
+        )
     elif facts.undifferentiated:
         why = f"torch passes none back through a block of {facts.architecture} ({facts.undifferentiated})"
     if why:
