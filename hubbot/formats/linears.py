@@ -21,7 +21,7 @@ from hubbot.model.absent import absent_part_of, absent_parts, part_of_timm
 from hubbot.model.borrowed import borrowed_tensors
 from hubbot.model.empty import build_model, decoder_blocks
 from hubbot.model.finite import Large
-from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
+from hubbot.model.mapping import CheckpointMap, Group, Place, holds_experts, map_checkpoint, places_of_experts
 from hubbot.model.parts import PartKind
 from hubbot.model.prediction import prediction_paths
 
@@ -291,8 +291,8 @@ def _experts(
 
 
 def _fused_parameters(model: PreTrainedModel, stack: nn.ModuleList) -> frozenset[str]:
-    """Names of the parameters in blocks that hold a matrix for every expert; a convolution's kernel is none."""
-    inside = {id(module) for module in stack.modules() if not isinstance(module, nn.Conv1d)}
+    """Names of the parameters in blocks that hold a matrix for every expert."""
+    inside = {id(module) for module in stack.modules() if holds_experts(module)}
     return frozenset(
         f"{path}.{name}"
         for path, module in model.named_modules()

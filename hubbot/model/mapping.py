@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from hubbot.errors import Unsupported
 
-__all__ = ["CheckpointMap", "Group", "Place", "map_checkpoint", "places_of_experts"]
+__all__ = ["CheckpointMap", "Group", "Place", "holds_experts", "map_checkpoint", "places_of_experts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,13 @@ class CheckpointMap:
     def filled(self) -> frozenset[str]:
         """Every parameter that some tensor fills, by itself or with others."""
         return frozenset(target for group in self.groups for target in group.targets)
+
+
+def holds_experts(module: nn.Module) -> bool:
+    """Whether parameters of its own hold a matrix for each of several experts; those of a convolution, and of a state space's
+    mixer around one, which has matrices by heads (Zamba), do not."""
+    stacked = any(value.ndim == 3 for value in module._parameters.values() if value is not None)
+    return stacked and not any(isinstance(each, nn.Conv1d) for each in (module, *module.children()))
 
 
 def map_checkpoint(model: PreTrainedModel, names: Iterable[str]) -> CheckpointMap:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from hubbot.errors import Unsupported
 from hubbot.model.foreign import foreign
+from hubbot.model.mapping import holds_experts
 from hubbot.model.parts import Part
 from hubbot.sweep.attention import FusedAttention
 from hubbot.sweep.given import BlockArguments, Given, Key, Layout, Passable, companions_of, shared_mappings
@@ -311,7 +312,6 @@ def _ordinary_tokens(model: PreTrainedModel) -> tuple[int, int]:
 def without_experts(block: nn.Module) -> nn.Module:
     """Experts sort tokens by what they hold, which a pass without data cannot; they leave their shape as it is."""
     for module in block.modules():
-        stacked = any(value.ndim == 3 for value in module._parameters.values() if value is not None)
-        if stacked and not isinstance(module, nn.Conv1d):
+        if holds_experts(module):
             module.forward = lambda given, *_, **__: given
     return block

@@ -20,7 +20,7 @@ from hubbot.model.agreement import refuse_gaps
 from hubbot.model.architectures import sees_images
 from hubbot.model.borrowed import borrowed_tensors
 from hubbot.model.empty import build_model, decoder_blocks, is_tied
-from hubbot.model.mapping import CheckpointMap, Group, Place, map_checkpoint, places_of_experts
+from hubbot.model.mapping import CheckpointMap, Group, Place, holds_experts, map_checkpoint, places_of_experts
 from hubbot.model.parts import Part, PartKind, in_tower
 
 __all__ = ["InstalledModel", "Weights"]
@@ -183,8 +183,7 @@ class InstalledModel:
     def _is_of_experts(self, target: str) -> bool:
         """Whether a parameter holds one matrix for each of several experts."""
         module, attribute = self._places[target][0]
-        value = getattr(module, attribute)
-        return value.ndim == 3 and attribute in module._parameters and not isinstance(module, nn.Conv1d)
+        return getattr(module, attribute).ndim == 3 and attribute in module._parameters and holds_experts(module)
 
 
 def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], checkpoint: CheckpointMap) -> nn.ModuleList:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import datetime
+import difflib
 import faulthandler
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache
@@ -46,7 +48,10 @@ def main() -> None:
     path = DOCS / "architectures.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else {}
     rows = {name: {**_row(name), "outcomes": before.get(name, {}).get("outcomes", {})} for name in architectures()}
-    wanted = asked.architectures or [name for name in rows if model_type_of(name) or name in SEEING]
+    possible = [name for name in rows if model_type_of(name) or name in SEEING]
+    if strange := [name for name in asked.architectures if name not in possible]:
+        sys.exit(_unknown(strange[0], possible))
+    wanted = asked.architectures or possible
     llamacpp.conversion()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(asked.processes) as pool:
@@ -59,6 +64,12 @@ def main() -> None:
     (DOCS / "architectures.md").write_text(as_page(json.loads(path.read_text())), encoding="utf-8")
     if lost := [told for name in wanted for told in _lost(name, before.get(name, {}), rows[name])]:
         sys.exit("\n".join(["What passed before does not:", *lost]))
+
+
+def _unknown(name: str, possible: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, possible, 3)
+    said = f"did you mean {' or '.join(close)}?" if close else "docs/architectures.md has the classes that have one."
+    return f"There is no tiny model of {name}: {said} A new class needs a row of BEYOND or PLANS in tests/conformance."
 
 
 def _lost(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -118,6 +118,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "phimoe": {"attention_bias": True, "lm_head_bias": True},  # as on the Hub; llama.cpp takes them for granted
     "smollm3": {"num_hidden_layers": 4},
     "youtu": {"num_key_value_heads": 4},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 2, "mamba_dt_rank": 32, "attention_head_dim": 128, "num_key_value_heads": 4},
     "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "hybrid", "hybrid", "mamba", "hybrid"], "num_mem_blocks": 2, "num_key_value_heads": 4, "attention_head_dim": 128, "use_shared_attention_adapter": True, "adapter_rank": 32, "use_mem_rope": True, "n_mamba_heads": 32, "mamba_headdim": 16},  # two shared transformers, adapters, rotary positions: as one or the other is on the Hub
 }  # fmt: skip
 
@@ -197,11 +198,11 @@ _HUB_NAMES = {"MptForCausalLM": "MPTForCausalLM", "PhimoeForCausalLM": "PhiMoEFo
 _SENTENCEPIECE = frozenset(
     "llama mistral mixtral ministral3 gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_assistant "
     "gemma4_unified_assistant phi3 phimoe minicpm3 granite "
-    "granitemoe smollm3 zamba2 ernie4_5 ernie4_5_moe jamba nemotron".split()
+    "granitemoe smollm3 zamba zamba2 ernie4_5 ernie4_5_moe jamba nemotron".split()
 )
 _NO_PREFIX = frozenset("gemma gemma2 gemma3_text gemma3n_text gemma4_text".split())
 _TIED = frozenset(
-    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode bitnet lfm2_moe zamba2".split()
+    "gemma gemma2 gemma3_text gemma3n_text gemma4_text cohere cohere2 bloom falcon gpt2 gpt_bigcode bitnet lfm2_moe zamba zamba2".split()
 )
 
 # Keys of tokenizer_config.json beside GPT-2's.
@@ -226,6 +227,7 @@ BEYOND = (
     "OPTForCausalLM",
     "PhimoeForCausalLM",
     "Zamba2ForCausalLM",
+    "ZambaForCausalLM",
 )
 
 

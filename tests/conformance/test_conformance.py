@@ -2,11 +2,12 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.__main__ import DOCS, architectures
+from tests.conformance.__main__ import DOCS, architectures, main
 from tests.conformance.models import model_type_of
 from tests.conformance.page import as_page
 from tests.conformance.trial import try_architecture
@@ -23,6 +24,18 @@ def test_an_architecture_passes_in_every_family_in_its_own_runtime(tmp_path: Pat
 def test_a_model_that_cannot_be_made_is_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.conformance.trial.write_tiny", lambda *_: 1 / 0)
     assert try_architecture("LlamaForCausalLM", tmp_path)["base"].kind == "no model"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [("Zamba2ForCasualLM", "Zamba2ForCausalLM"), ("Whisper", r"docs/architectures\.md has the classes")],
+)
+def test_a_class_that_there_is_no_tiny_model_of_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, asked: str, told: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["conformance", "LlamaForCausalLM", asked])
+    with pytest.raises(SystemExit, match=rf"^There is no tiny model of {asked}: .*{told}"):
+        main()
 
 
 def test_the_page_is_what_the_rows_say() -> None:

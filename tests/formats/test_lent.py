@@ -41,6 +41,20 @@ def test_layers_that_several_blocks_compute_with_are_known_by_all_their_paths(fo
     assert not [path for path in found.routers if SHARED in path], "they are told by their modules"
 
 
+def test_matrices_by_heads_in_a_state_spaces_mixer_are_no_experts(tmp_path: Path) -> None:
+    values = {
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "n_mamba_heads": 2,
+        "mamba_dt_rank": 16,
+    }
+    facts = read_facts(make_other("ZambaConfig", {**values, "attention_head_dim": 32}, tmp_path / "tiny"))
+    assert [name for name, info in facts.tensors.items() if len(info.shape) == 3 and name.endswith("x_proj_weight")]
+    found = find_linears(facts)
+    assert not found.stacked
+    assert not [layer for layer in (*found.blocks, *found.lent) if layer.expert]
+
+
 def told_of(folder: Path) -> str:
     layers = find_linears(read_facts(folder))
     lent, rounded = (sum(layer.weights for layer in some) for some in (layers.lent, layers.blocks))
