@@ -47,7 +47,11 @@ def refuse_otherwise(config: Mapping[str, Any]) -> None:
     text = config.get("text_config", config)
     kind = str(text.get("model_type"))
     asked = chain(
-        _on_activation(text, kind), _on_attention(text, kind), _on_image_tokens(config), _on_positions(text, kind)
+        _on_weights(text, kind),
+        _on_activation(text, kind),
+        _on_attention(text, kind),
+        _on_image_tokens(config),
+        _on_positions(text, kind),
     )
     for told in asked:
         raise _untold(told)
@@ -55,6 +59,16 @@ def refuse_otherwise(config: Mapping[str, Any]) -> None:
 
 def _untold(told: str) -> Unsupported:
     return Unsupported(f"{told}, and no key of a file tells it otherwise. {_LEAVE}")
+
+
+def _on_weights(text: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """Of the BitNet that llama.cpp knows, an older one than transformers' and Microsoft's."""
+    if kind == "bitnet":
+        gate = {**config_defaults(kind), **text}["hidden_act"]
+        yield (
+            "llama.cpp's converter rounds every matrix of a bitnet model to three values, and its program computes 'silu' at the gate; "
+            f"this one computes with its weights as they are stored, and {gate!a}"
+        )
 
 
 def _on_activation(text: Mapping[str, Any], kind: str) -> Iterator[str]:

@@ -71,6 +71,11 @@ def test_the_architectures_own_activation_function_passes_under_any_of_its_names
     refuse_otherwise({"model_type": model_type, key: asked})
 
 
+def test_a_bitnet_is_refused_since_its_matrices_would_be_rounded_and_its_gate_is_anothers():
+    with pytest.raises(Unsupported, match=r"to three values, .* 'silu' at the gate; .* as they are stored, and 'relu2'"):
+        refuse_otherwise({"model_type": "bitnet"})
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_another_activation_function_than_the_architectures_is_refused_by_its_key(inside):
     text = {"model_type": "llama", "hidden_act": "gelu"}
