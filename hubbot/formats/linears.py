@@ -137,7 +137,7 @@ def find_linears(facts: ModelFacts) -> Linears:
     """
     model = build_model(facts.folder)
     checkpoint = map_checkpoint(model, facts.tensors)
-    stack = decoder_blocks(model, _in_blocks(facts, checkpoint), facts.layers)
+    stack = decoder_blocks(model, part_layout(facts), checkpoint)
     in_blocks = {id(module) for module in stack.modules()}
     sources = {target: name for name, target in checkpoint.alone.items()}
     head_module = model.get_output_embeddings()
@@ -264,13 +264,6 @@ def _linear(name: str, path: str, module: nn.Linear | Conv1D) -> Linear:
     if isinstance(module, Conv1D):
         return Linear(name, path, module.nf, module.nx, transposed=True)
     return Linear(name, path, module.out_features, module.in_features, own_class=type(module) is not nn.Linear)
-
-
-def _in_blocks(facts: ModelFacts, checkpoint: CheckpointMap) -> list[str]:
-    """Parameters that the tensors of the decoder blocks fill."""
-    blocks = [part for part in part_layout(facts) if part.kind is PartKind.BLOCK]
-    groups = [checkpoint.group_of[name] for part in blocks for name in part.tensors if name in checkpoint.group_of]
-    return [group.target for group in groups]
 
 
 def _experts(

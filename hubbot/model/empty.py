@@ -25,7 +25,10 @@ from transformers import (
 from hubbot.errors import Unsupported
 from hubbot.model.absent import parts_left_out
 from hubbot.model.architectures import sees_images
+from hubbot.model.body import Body
 from hubbot.model.foreign import foreign
+from hubbot.model.mapping import CheckpointMap
+from hubbot.model.parts import Part, PartKind
 
 __all__ = ["auto_class", "build_model", "config_defaults", "decoder_blocks", "is_tied", "plain_config"]
 
@@ -128,11 +131,17 @@ def _attention(config: PretrainedConfig) -> str | None:
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
-def decoder_blocks(model: PreTrainedModel, places: Iterable[str], count: int) -> nn.ModuleList:
-    """The list of `count` decoder blocks: the one that the parameters `places` (of the blocks' tensors) lie in.
+def decoder_blocks(model: PreTrainedModel, parts: Iterable[Part], checkpoint: CheckpointMap) -> nn.ModuleList:
+    """The list of decoder blocks: the one, as long as said, that the parameters of the blocks' tensors lie in, or the model's body
+    as one block.
 
     A model may have other lists of that length, such as a vision tower's. Raises Unsupported where there is none.
     """
+    blocks = [part for part in parts if part.kind is PartKind.BLOCK]
+    if blocks[0].in_turns:
+        return nn.ModuleList([Body(model)])
+    count = len(blocks)
+    places = (group.target for part in blocks for name in part.tensors if (group := checkpoint.group_of.get(name)))
     lists = {
         name: module
         for name, module in model.named_modules()

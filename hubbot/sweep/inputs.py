@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,14 @@ def given_to(positional: tuple[Any, ...], named: Mapping[str, Any]) -> torch.Ten
     return x
 
 
+_LAST = 16  # layers with one input are run soon after another
+
+
 class SharedInputs:
-    """The inputs of one forward, kept alive so that identity holds."""
+    """The last inputs of one forward, kept alive so that identity holds."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[torch.Tensor, str]] = []
+        self._seen: deque[tuple[torch.Tensor, str]] = deque(maxlen=_LAST)
 
     def leader(self, name: str, x: torch.Tensor) -> str:
         """The first layer that was given this very tensor; the layer itself where it is the first."""

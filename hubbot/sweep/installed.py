@@ -20,7 +20,7 @@ from hubbot.model.agreement import refuse_gaps
 from hubbot.model.architectures import sees_images
 from hubbot.model.borrowed import borrowed_tensors
 from hubbot.model.empty import build_model, decoder_blocks, is_tied
-from hubbot.model.mapping import CheckpointMap, Group, Place, holds_experts, map_checkpoint, places_of_experts
+from hubbot.model.mapping import Group, Place, holds_experts, map_checkpoint, places_of_experts
 from hubbot.model.parts import Part, PartKind, in_tower
 
 __all__ = ["InstalledModel", "Weights"]
@@ -41,7 +41,7 @@ class InstalledModel:
         self.model = build_model(folder)
         self._map = map_checkpoint(self.model, [name for part in parts for name in part.tensors])
         refuse_gaps(self.model, self._map)
-        self.blocks = _blocks(self.model, parts, self._map)
+        self.blocks = decoder_blocks(self.model, parts, self._map)
         self.largest_part = _largest(self.model, self.blocks)
         self._places = _places(self.model)
         self.borrowed = borrowed_tensors(self.model, self.blocks, parts, self._map)
@@ -69,15 +69,19 @@ class InstalledModel:
         return [module for target in targets for module, _ in self._places.get(target, ())]
 
     def linear_weights(self, part: Part) -> dict[str, nn.Module]:
-        """Checkpoint name -> module, of every linear layer whose weight belongs to the part and to no other block."""
+        """Checkpoint name -> module, of every linear layer whose weight belongs to the part and to no other block.
+
+        Of a tensor that is cut into the weights of several layers, which then are given the same, the first of them.
+        """
         lent = {name for names in self.borrowed.values() for name in names}
         found = {}
-        for name in part.tensors:
-            if name in lent:
+        for group in self._groups(part.tensors):
+            alone = group.converter is None or (len(group.members) == 1 and len(group.targets) > 1)
+            if not alone or group.members[0] in lent:
                 continue
-            for module, attribute in self._places.get(self._map.alone.get(name, ""), ()):
+            for module, attribute in self._places.get(group.target, ()):
                 if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
-                    found[name] = module
+                    found[group.members[0]] = module
         return found
 
     def expert_weights(self, part: Part) -> list[tuple[str, Place]]:
@@ -162,9 +166,10 @@ class InstalledModel:
                 _set(module, attribute, torch.empty_like(getattr(module, attribute), device="meta"))
 
     def _hollow(self) -> list[nn.Module]:
-        """The modules whose weights are not there now."""
+        """The modules whose weights are not there now, but for what is around the blocks and has weights of its own."""
         if self._weightless is None:
-            modules = self.model.modules()
+            base = self.model.base_model
+            modules = [module for module in self.model.modules() if module not in (self.model, base)]
             self._weightless = [
                 module
                 for module in modules
@@ -184,12 +189,6 @@ class InstalledModel:
         """Whether a parameter holds one matrix for each of several experts."""
         module, attribute = self._places[target][0]
         return getattr(module, attribute).ndim == 3 and attribute in module._parameters and holds_experts(module)
-
-
-def _blocks(model: PreTrainedModel, parts: tuple[Part, ...], checkpoint: CheckpointMap) -> nn.ModuleList:
-    blocks = [part for part in parts if part.kind is PartKind.BLOCK]
-    groups = [checkpoint.group_of[name] for part in blocks for name in part.tensors if name in checkpoint.group_of]
-    return decoder_blocks(model, [group.target for group in groups], len(blocks))
 
 
 def _largest(model: PreTrainedModel, blocks: nn.ModuleList) -> int:

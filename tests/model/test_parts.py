@@ -83,3 +83,34 @@ def test_blocks_are_ordered_by_number_and_not_by_name():
 def test_a_missing_block_is_refused():
     with pytest.raises(Unsupported, match="speaks of 3 decoder blocks"):
         part_layout_of(tensors(["model.layers.0.w.weight", "model.layers.2.w.weight"]), layers=3)
+
+
+def in_turns(lists, count, rest=("mlp.up_proj.weight", "attn.o_proj.weight")):
+    return [f"model.{name}.layers.{block}.{each}" for name in lists for block in range(count) for each in rest]
+
+
+@pytest.mark.parametrize("layers", [4, 32])
+def test_lists_that_are_gone_through_in_turns_are_one_block_with_what_lies_beside_them(layers):
+    blocks = [*in_turns(["low", "high"], 4), "model.first_state", "model.norm.weight"]
+    parts = part_layout_of(tensors(["model.embed_tokens.weight", *blocks, "lm_head.weight"]), layers)
+    assert [part.tensors for part in parts] == [("model.embed_tokens.weight",), tuple(blocks), ("lm_head.weight",)]
+    assert [part.in_turns for part in parts] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        (in_turns(["low", "high"], 4), 6),  # of which no list has as many
+        ([*in_turns(["low"], 4), *in_turns(["high"], 4, ("mlp.up_proj.weight",))], 8),
+        ([*in_turns(["low"], 2), *in_turns(["high"], 4)], 8),
+    ],
+)
+def test_lists_that_are_not_alike_or_do_not_go_into_the_count_are_no_turns(names, layers):
+    with pytest.raises(Unsupported, match=rf"config\.json speaks of {layers} decoder blocks"):
+        part_layout_of(tensors(["model.embed_tokens.weight", *names]), layers)
+
+
+def test_a_list_beside_a_tower_that_is_built_alike_is_the_decoder():
+    names = ["model.embed_tokens.weight", *in_turns(["vision_encoder", "text"], 4), "lm_head.weight"]
+    assert [part.name for part in part_layout_of(tensors(names), 4)][1:-1] == [f"block-0000{n}" for n in range(4)]
+    assert not any(part.in_turns for part in part_layout_of(tensors(names), 4))

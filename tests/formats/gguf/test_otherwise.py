@@ -72,7 +72,9 @@ def test_the_architectures_own_activation_function_passes_under_any_of_its_names
 
 
 def test_a_bitnet_is_refused_since_its_matrices_would_be_rounded_and_its_gate_is_anothers():
-    with pytest.raises(Unsupported, match=r"to three values, .* 'silu' at the gate; .* as they are stored, and 'relu2'"):
+    with pytest.raises(
+        Unsupported, match=r"to three values, .* 'silu' at the gate; .* as they are stored, and 'relu2'"
+    ):
         refuse_otherwise({"model_type": "bitnet"})
 
 
