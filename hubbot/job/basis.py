@@ -41,8 +41,8 @@ def basis(source: Source, settings: Settings) -> str | None:
     if environment["PYTHONPATH"] != str(HUBBOT.parent):
         return None  # modules that nobody installed
     folder = Path(source.folder)
-    fetched = replace(source, folder="") if source.repo else source  # where the Hub's files were put says nothing
-    question = SurveyQuestion(source=fetched, settings=settings, work=Path("/work"))
+    placeless = replace(source, folder=source.name)  # where the files lie says nothing
+    question = SurveyQuestion(source=placeless, settings=settings, work=Path("/work"))
     try:
         parts = [
             encode(SurveyQuestion, question).decode(),
@@ -116,6 +116,8 @@ def _header(path: Path) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced, though it be of the same length and its time be set back."""
+    """What changes when a file is written or replaced, though it be of the same length and its time be set back: of one with
+    several names, as a cache's files get, that last is not seen, for each name that is given or taken changes the same time."""
     found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+    changed = found.st_ctime_ns if found.st_nlink == 1 else 0
+    return found.st_size, found.st_mtime_ns, changed, found.st_ino, found.st_dev

@@ -653,7 +653,7 @@ def test_what_converter_and_readers_read_in_folders_below_comes_along_by_every_w
         assert {"modules.json", *below} <= source.files.keys()
         assert "old/tokenizer.json" not in source.files
         assert all((Path(source.folder) / name).is_file() for name in below)
-    assert not (tmp_path / "gathered" / "old").exists()
+    assert not (Path(gathered.folder) / "old").exists()
 
 
 def test_a_snapshot_of_the_clients_cache_is_gathered(hub: Hub, tmp_path: Path):
@@ -662,6 +662,7 @@ def test_a_snapshot_of_the_clients_cache_is_gathered(hub: Hub, tmp_path: Path):
     hub.model("ada/tiny", sharded())
     snapshot = snapshot_download("ada/tiny", endpoint=hub.endpoint, cache_dir=tmp_path / "cache", token=False)
     source = fetch(snapshot, Seen(), into=tmp_path / "in")
+    assert source.name == "tiny"
     assert not any(path.is_symlink() for path in Path(source.folder).iterdir())
     assert (Path(source.folder) / "model-00001-of-00002.safetensors").read_bytes() == weights(1)
     (Path(snapshot) / "tokenizer.json").symlink_to("/etc/passwd")

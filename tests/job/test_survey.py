@@ -24,7 +24,7 @@ from hubbot.confine.stage import Stage, decode, encode
 from hubbot.confine.walls import Walls
 from hubbot.errors import HubbotError, Unsupported
 from hubbot.hub.client import Hub
-from hubbot.hub.read.source import fetch_headers
+from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job import basis as following
 from hubbot.job import kept, pipeline
 from hubbot.job.basis import basis
@@ -72,7 +72,7 @@ def planned(folder: Path, call: Any, **changes: Any) -> Plan:
     return pipeline.plan(Run(model=str(folder), settings=load_settings(None, given)), call)
 
 
-def told(plan: Plan) -> object:
+def told(plan: Plan) -> Plan:
     """All but what is free at the moment."""
     return replace(plan, budget=plan.need)
 
@@ -85,6 +85,28 @@ def test_a_plan_that_was_made_before_starts_no_child_and_says_the_same(folder: P
     assert told(planned(folder, call, **other)) == told(first)
     assert len(call.questions) == 1
     assert (surveys.stat().st_mode & 0o777, len(list(surveys.iterdir()))) == (0o700, 1)
+
+
+def test_a_snapshot_of_the_clients_cache_is_asked_about_once_under_its_models_name(
+    folder: Path, surveys: Path, tmp_path: Path
+) -> None:
+    snapshot, blobs = (tmp_path / "hub" / "models--ada--tiny" / name for name in (f"snapshots/{'a' * 40}", "blobs"))
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in folder.iterdir():
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    call = Asked()
+    first = planned(snapshot, call, out=tmp_path / "first")
+    assert Path(first.model).name == "tiny"
+    fetch(str(snapshot), Hub(), into=tmp_path / "first" / ".hubbot" / "source")  # as a run does after its plan
+    for out in ("first", "second"):
+        assert replace(told(planned(snapshot, call, out=tmp_path / out)), model=first.model) == told(first)
+    assert len(call.questions) == 1
+    weights = blobs / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    planned(snapshot, call, out=tmp_path / "second")
+    assert len(call.questions) == 2
 
 
 def test_a_run_after_its_plan_begins_with_the_sweep(folder: Path, surveys: Path, tmp_path: Path) -> None:

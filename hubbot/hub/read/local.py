@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ def is_local(model: str) -> bool:
 
 
 def local_source(folder: Path, into: Path, revision: str | None, *, hashed: bool = True) -> Source:
-    """A folder of this machine. One of the client's cache, all links, is gathered into `into` by hard links.
+    """A folder of this machine. One of the client's cache, all links, is gathered below `into` by hard links, under its model's name.
 
     hashed: whether its files are read for their sha256, which is empty otherwise.
     """
@@ -48,10 +48,26 @@ def local_source(folder: Path, into: Path, revision: str | None, *, hashed: bool
 
 
 def _gathered(snapshot: Path, blobs: Path, into: Path) -> Path:
-    """The files of a cache snapshot without its links, which lead out of the folder on purpose."""
+    """The files of a cache snapshot without its links, which lead out of the folder on purpose. What is there already stays."""
+    folder = into / blobs.parent.name.rpartition("--")[2]
+    wanted = {folder / name: target for name, target in _linked(snapshot, blobs)}
+    there = {path for path in into.rglob("*") if not path.is_dir()}
+    if there == wanted.keys() and all(_is_copy(path, target) for path, target in wanted.items()):
+        return folder
     if into.exists():
         shutil.rmtree(into)
-    into.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    for path, target in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(target, path)
+        except OSError:  # another file system
+            shutil.copy2(target, path)
+    return folder
+
+
+def _linked(snapshot: Path, blobs: Path) -> Iterator[tuple[str, Path]]:
+    """The model's files of a snapshot, each with the file that it is a link to."""
     for link in sorted(snapshot.rglob("*")):
         name = link.relative_to(snapshot).as_posix()
         if not link.is_file() or name.startswith(".") or not _belongs(name):
@@ -60,12 +76,13 @@ def _gathered(snapshot: Path, blobs: Path, into: Path) -> Path:
         if not target.is_relative_to(blobs) and not target.is_relative_to(snapshot):
             msg = f"{name} is a symbolic link that leaves the cache it lies in. Fetch the model again."
             raise UnsafeSource(msg)
-        (into / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(target, into / name)
-        except OSError:  # another file system
-            shutil.copyfile(target, into / name)
-    return into
+        yield name, target
+
+
+def _is_copy(path: Path, target: Path) -> bool:
+    """The file itself under a further name, or a copy of it on another file system."""
+    own, other = path.stat(), target.stat()
+    return path.samefile(target) or (own.st_size, own.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 def _belongs(path: str) -> bool:
