@@ -134,7 +134,7 @@ def _as_stored(tensors: Mapping[str, Encoded], base: ModelFacts) -> dict[str, En
 
 def _under_names_of(base: ModelFacts, tensors: Mapping[str, Encoded], linears: Linears) -> dict[str, Encoded]:
     """GPTQ files of experts go under GPTQModel's names, those that the base has in one tensor by themselves."""
-    from hubbot.formats.gptq.layers import Stack
+    from hubbot.formats.stack import Stack
 
     theirs = {target: name for name, target in linears.targets.items()}
     theirs |= {f"{layer.module}.weight": layer.name for layer in linears.blocks}

@@ -33,17 +33,19 @@ _TOKENS = 8  # of a pass without values
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Where an expert's matrix, or its bias, lies in a tensor of all experts' [experts, …]: which of how many equal
-    lots of its outputs."""
+    """Where a layer's matrix, or its bias, lies in a tensor: which of how many equal lots of its outputs.
+
+    expert: which one's, in a tensor of all experts' [experts, …]; None in one that several layers are cut out of.
+    """
 
     tensor: str
-    expert: int
+    expert: int | None
     lot: int
     lots: int
 
     def of(self, stacked: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
         """A view of it, [out, in] or [out]. transposed: whether the tensor is [experts, in, out]."""
-        own = stacked[self.expert]
+        own = stacked if self.expert is None else stacked[self.expert]
         return (own.t() if transposed else own).chunk(self.lots)[self.lot]
 
 
@@ -59,7 +61,7 @@ class Linear:
     transposed: bool = False  # the checkpoint stores the weight [in, out], as GPT-2's does
     own_class: bool = False  # of a class of the architecture's own, such as FalconLinear
     deep: bool = False  # given tensors of more than three dimensions
-    cut: Cut | None = None  # an expert's, out of a tensor that holds those of all
+    cut: Cut | None = None  # out of a tensor that holds those of all experts, or of several layers
 
     @property
     def tensor(self) -> str:
@@ -69,7 +71,9 @@ class Linear:
     @property
     def statistics(self) -> str:
         """The name under which the statistics of its inputs go."""
-        return expert_name(self.cut.tensor, self.cut.expert) if self.cut else self.name
+        if self.cut and self.cut.expert is not None:
+            return expert_name(self.cut.tensor, self.cut.expert)
+        return self.tensor
 
     @property
     def weights(self) -> int:
@@ -102,7 +106,7 @@ class Linears:
     head_module: path of the output head's module, tied or not. outside: module paths of linear layers that are
     neither; every family leaves them alone. routers: stems of the checkpoint's further matrices in blocks, which fill no such layer.
     stacked: tensors of the checkpoint that each hold the matrices of all experts of a block. pieces: the layers in them,
-    of those tensors that fill a parameter as they stand. taken: those of blocks whose weight the model's own code takes
+    of those tensors that fill a parameter as they stand, and those that a tensor is cut into (query, key and value). taken: those of blocks whose weight the model's own code takes
     without calling them, and which no family can hold as codes; they are outside too. lent: those that further blocks compute with,
     under paths of their own; they are outside too, since what a block sees would round them for all. split_biases: module path and `.bias` -> where that lies.
     targets: checkpoint tensor -> the parameter that it fills as it stands. joined: those that fill one otherwise, as experts do.
@@ -128,6 +132,14 @@ class Linears:
     def by_name(self) -> dict[str, Linear]:
         return {linear.name: linear for linear in self.blocks}
 
+    @property
+    def held(self) -> dict[str, list[Linear]]:
+        """Checkpoint tensor -> those of blocks that lie in it."""
+        found: dict[str, list[Linear]] = {}
+        for linear in self.blocks:
+            found.setdefault(linear.tensor, []).append(linear)
+        return found
+
 
 def find_linears(facts: ModelFacts) -> Linears:
     """The linear layers of a snapshot; a header-only one will do.
@@ -141,9 +153,10 @@ def find_linears(facts: ModelFacts) -> Linears:
     in_blocks = {id(module) for module in stack.modules()}
     sources = {target: name for name, target in checkpoint.alone.items()}
     head_module = model.get_output_embeddings()
-    blocks, outside, taken, lent = [], [], [], []
+    blocks, outside, taken, lent, split = [], [], [], [], []
     uncalled, deep = _given(model, stack)
     borrowed = _borrowed(model, stack, facts, checkpoint)
+    cuts = _cut_out(model, checkpoint, facts)
     head = head_path = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
@@ -157,6 +170,8 @@ def find_linears(facts: ModelFacts) -> Linears:
         elif id(module.weight) in borrowed:
             lent += [_linear(name, path, module)] if name else []
             outside.append(path)
+        elif path in cuts:
+            split.append(cuts[path])
         elif name is None:
             raise Unsupported(_unfilled(path, checkpoint))
         elif module in uncalled:
@@ -166,7 +181,7 @@ def find_linears(facts: ModelFacts) -> Linears:
             blocks.append(replace(_linear(name, path, module), deep=module in deep))
     outside += _of_absent(model, facts)
     experts, stacked = _experts(model, stack, checkpoint, facts)
-    if not blocks and not experts:
+    if not (blocks or split or experts):
         msg = (
             f"The decoder blocks of {facts.architecture} hold no linear layers, so there is nothing that GPTQ or "
             "bitsandbytes could quantize; leave these variants out for this model."
@@ -179,16 +194,16 @@ def find_linears(facts: ModelFacts) -> Linears:
         head,
         head_path,
         tuple(outside),
-        _routers(facts, {layer.name for layer in (*layers, *taken)}),
+        _routers(facts, {layer.tensor for layer in (*layers, *split, *taken)}),
         tuple(stacked),
-        pieces,
+        (*split, *pieces),
         tuple(taken),
         biases,
         checkpoint.alone,
         tuple(
             name
             for group in checkpoint.groups
-            if group.converter is not None
+            if group.converter is not None and group.target.removesuffix(".weight") not in cuts
             for name in group.members
             if name not in facts.prediction  # transformers puts nothing together for blocks that it does not build
         ),
@@ -196,6 +211,26 @@ def find_linears(facts: ModelFacts) -> Linears:
         prediction_paths(facts.prediction),
         tuple(lent),
     )
+
+
+def _cut_out(model: PreTrainedModel, checkpoint: CheckpointMap, facts: ModelFacts) -> dict[str, Linear]:
+    """Module path -> layer, of matrices that transformers cuts into equal lots of their rows, seen by sending the rows' numbers."""
+    found: dict[str, Linear] = {}
+    for group in checkpoint.groups:
+        name, shape = group.members[0], facts.tensors[group.members[0]].shape
+        if len(group.members) > 1 or len(group.targets) < 2 or len(shape) != 2:
+            continue
+        rows = torch.arange(shape[0])[:, None]
+        lots = rows.chunk(len(group.targets))
+        values = group.convert({name: rows}, model)
+        if all(any(torch.equal(own, lot) for lot in lots) for own in values.values()):
+            for target, own in values.items():
+                number = next(number for number, lot in enumerate(lots) if torch.equal(own, lot))
+                cut = Cut(tensor=name, expert=None, lot=number, lots=len(lots))
+                found[target.removesuffix(".weight")] = Linear(
+                    target, target.removesuffix(".weight"), len(own), shape[1], cut=cut
+                )
+    return found
 
 
 def _borrowed(model: PreTrainedModel, stack: nn.ModuleList, facts: ModelFacts, checkpoint: CheckpointMap) -> set[int]:

@@ -22,7 +22,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from hubbot.errors import Unsupported
 
-__all__ = ["CheckpointMap", "Group", "Place", "holds_experts", "map_checkpoint", "places_of_experts"]
+__all__ = ["CheckpointMap", "Group", "Place", "cuts_tensors", "holds_experts", "map_checkpoint", "places_of_experts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,12 @@ class CheckpointMap:
     def filled(self) -> frozenset[str]:
         """Every parameter that some tensor fills, by itself or with others."""
         return frozenset(target for group in self.groups for target in group.targets)
+
+
+def cuts_tensors(model: PreTrainedModel) -> bool:
+    """Whether transformers cuts a tensor of such checkpoints into several parameters."""
+    rules = get_model_conversion_mapping(model)
+    return any(isinstance(rule, WeightConverter) and len(rule.target_patterns) > 1 for rule in rules)
 
 
 def holds_experts(module: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from hubbot.domain import Bnb, Family, Source
 from hubbot.formats.bnb.layout import BLOCK, SCALES_PER_BLOCK, note_on, quantized_linears, texts_of
 from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.formats.stack import by_tensor
 from hubbot.model import ModelFacts
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import BnbSettings
@@ -147,7 +148,7 @@ class BnbFormat:
         self.variants = tuple(variants)
         self._settings = settings
         linears = quantized_linears(facts)
-        self._linears = linears.by_name
+        self._linears, self._held = linears.by_name, linears.held
         self._note = note_on(linears)
         self._writer = FolderWriter()
         self._folders = {
@@ -177,17 +178,16 @@ class BnbFormat:
         for name in part.tensors:
             weight = weights[name]
             for variant in self.variants:
-                if name in self._linears:
-                    linear = self._linears[name]
+                for linear in self._held.get(name, ()):
                     tensor = _encode(linear.upright(weight), variant, self._settings)
-                    encoded[variant.name][name] = linear.as_stored(tensor)
-                    stored[variant.name] |= tensor.named(name)
-                else:
+                    encoded[variant.name][linear.name] = linear.as_stored(tensor)
+                    stored[variant.name] |= tensor.named(linear.name)
+                if name not in self._held:
                     stored[variant.name][name] = weight
         notes = [self._note] if self._note and part.kind is PartKind.EMBEDDING else []
         for key, folder in self._folders.items():
             self._writer.store(folder, part, stored[key], covers=part.tensors, notes=notes)
-        return encoded
+        return {key: by_tensor(found, self._linears, weights) for key, found in encoded.items()}
 
     def finish(self) -> Mapping[str, VariantFiles]:
         return finish_folders(self._folders)

@@ -41,7 +41,7 @@ def costs(
         if variant.kind == "int8" and deep:
             found[variant.name] = _too_deep(variant, deep)
             continue
-        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.by_name, variant, settings)]
+        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.held, variant, settings)]
         texts = texts_of(variant, facts, linears, settings)
         cost = folder_cost(specs, facts, source, texts, settings.shard_size)
         found[variant.name] = replace(cost, note=note_on(linears))
@@ -70,7 +70,8 @@ def quantized_linears(facts: ModelFacts) -> Linears:
     """
     everything = find_linears(facts)
     own = [linear for linear in everything.blocks if linear.own_class]
-    found = replace(everything, blocks=tuple(linear for linear in everything.blocks if not linear.own_class))
+    cut = [piece for piece in everything.pieces if not piece.expert]
+    found = replace(everything, blocks=tuple(linear for linear in (*everything.blocks, *cut) if not linear.own_class))
     if own and not found.blocks:
         msg = (
             f"{own[0].module} and all other layers of {facts.architecture}'s blocks are of a class of its own, and transformers "
@@ -80,7 +81,7 @@ def quantized_linears(facts: ModelFacts) -> Linears:
     experts = [linear.name for linear in found.blocks if linear.expert] or list(found.stacked)
     if not experts:
         return found
-    held, layers = _weights(experts, facts), _weights({linear.name for linear in found.blocks} | {*experts}, facts)
+    held, layers = _weights(experts, facts), _weights({linear.tensor for linear in found.blocks} | {*experts}, facts)
     msg = (
         f"{held / layers:.0%} of the weights in the layers of {facts.architecture}'s blocks are experts such as {experts[0]}. "
         "transformers keeps those as one tensor a block, which bitsandbytes leaves at 16 bits. "
@@ -94,12 +95,17 @@ def _weights(names: Iterable[str], facts: ModelFacts) -> int:
 
 
 def _specs(
-    name: str, facts: ModelFacts, linears: Mapping[str, Linear], variant: Bnb, settings: BnbSettings
+    name: str, facts: ModelFacts, held: Mapping[str, Sequence[Linear]], variant: Bnb, settings: BnbSettings
 ) -> list[TensorSpec]:
     info = facts.tensors[name]
-    if name not in linears:
+    if name not in held:
         return [TensorSpec(name, info.dtype, info.shape)]
-    rows, columns = linears[name].out_features, linears[name].in_features
+    return [spec for linear in held[name] for spec in _of_layer(linear, info.dtype, variant, settings)]
+
+
+def _of_layer(linear: Linear, dtype: str, variant: Bnb, settings: BnbSettings) -> list[TensorSpec]:
+    """dtype: as the weight is stored."""
+    name, rows, columns = linear.name, linear.out_features, linear.in_features
     module = name.removesuffix(".weight")
     if variant.kind == "int8":
         return [
@@ -109,7 +115,7 @@ def _specs(
         ]
     blocks = -(-rows * columns // BLOCK)
     state: dict[str, Any] = {
-        "quant_type": variant.kind, "blocksize": BLOCK, "dtype": _COMPUTE[info.dtype], "shape": (rows, columns)
+        "quant_type": variant.kind, "blocksize": BLOCK, "dtype": _COMPUTE[dtype], "shape": (rows, columns)
     }  # fmt: skip
     specs = [
         TensorSpec(name, "U8", (-(-rows * columns // 2), 1)),
@@ -127,7 +133,7 @@ def _specs(
 
 def texts_of(variant: Bnb, facts: ModelFacts, linears: Linears, settings: BnbSettings) -> dict[str, str]:
     four = variant.kind != "int8"
-    dtypes = {facts.tensors[linear.name].dtype for linear in linears.blocks}
+    dtypes = {facts.tensors[linear.tensor].dtype for linear in linears.blocks}
     head = (linears.head_module,) if linears.head_module else ()
     config = {
         "_load_in_4bit": four,

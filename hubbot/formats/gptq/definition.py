@@ -25,8 +25,8 @@ from hubbot.model.rotation import rotated_whole
 __all__ = ["GPTQMODEL_ALONE", "Definition", "Names", "definition_of", "names_for"]
 
 # Types of which transformers 5.23 wants to initialize weights that codes have replaced (c_proj, out_proj), or passes over the layers
-# (FalconLinear).
-GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon", "falcon_mamba"})
+# (FalconLinear, one of HRM's two lists of blocks).
+GPTQMODEL_ALONE = frozenset({"gpt2", "gpt-sw3", "gpt_bigcode", "falcon", "falcon_mamba", "hrm_text"})
 
 _PATIENCE = 600.0  # seconds; it takes ten, most of them for imports
 _LEFT = 1 / 3  # share of the layers' weights that may stay as they are because it takes no codes for them

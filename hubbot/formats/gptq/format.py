@@ -19,11 +19,12 @@ from hubbot.formats.gptq.choice import Choice
 from hubbot.formats.gptq.definition import refuse_other_rotation
 from hubbot.formats.gptq.end_to_end import NOTE, bands_of, is_weighed, refuse_undifferentiated, unweighed
 from hubbot.formats.gptq.experts import even_statistics, note_of, seldom_seen
-from hubbot.formats.gptq.layers import Layers, Stack, layers_of
+from hubbot.formats.gptq.layers import Layers, layers_of
 from hubbot.formats.gptq.solver import Curvature, Solution, prepare, solve_together, solve_weighed
-from hubbot.formats.linears import Cut, Linear
+from hubbot.formats.linears import Linear
 from hubbot.formats.protocol import Band, Cost, Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.shards import TensorSpec
+from hubbot.formats.stack import by_tensor
 from hubbot.model import ModelFacts
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GptqSettings
@@ -225,7 +226,7 @@ class GptqFormat:
                 *(unweighed(part, self._choices[key], here, known) if key in self._end_to_end else ()),
             ]
             self._writer.store(folder, part, stored[key], covers=part.tensors, notes=told, errors=errors[key])
-        return {key: self._by_tensor(found, weights) for key, found in encoded.items()}
+        return {key: by_tensor(found, self._rounded, weights) for key, found in encoded.items()}
 
     def _asked_beside(self, group: Sequence[Solvable], *, weighed: bool) -> Iterator[tuple[Gptq, Choice]]:
         """Of what is ready for these. Without gradients nobody may be left to ask for what they weigh."""
@@ -239,21 +240,6 @@ class GptqFormat:
             yield NOTE
         if left := self._layers.note(self._choices[key]):
             yield left
-
-    def _by_tensor(self, encoded: Mapping[str, Encoded], weights: Mapping[str, torch.Tensor]) -> dict[str, Encoded]:
-        """Layers -> the checkpoint's tensors."""
-        found: dict[str, Encoded] = {}
-        stacks: dict[str, list[tuple[Cut, Encoded]]] = {}
-        for name, one in encoded.items():
-            layer = self._rounded[name]
-            if layer.cut is None:
-                found[name] = one
-                continue
-            if layer.tensor not in stacks:
-                pieces = stacks[layer.tensor] = []
-                found[layer.tensor] = Stack(weights[layer.tensor], layer.transposed, pieces)
-            stacks[layer.tensor].append((layer.cut, one))
-        return found
 
     def finish(self) -> Mapping[str, VariantFiles]:
         return finish_folders(self._folders)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,10 +12,9 @@ from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.gptq.choice import Choice, choose
 from hubbot.formats.gptq.definition import GPTQMODEL_ALONE, Names, definition_of, names_for
 from hubbot.formats.linears import Cut, Linear, Linears, find_linears
-from hubbot.formats.protocol import Encoded
 from hubbot.model import ModelFacts
 
-__all__ = ["Layers", "Stack", "layers_of"]
+__all__ = ["Layers", "layers_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class Layers:
             return choice.note
         name, theirs = next(iter(called.items()))
         told = (
-            f"the files call tensors as GPTQModel does, {theirs} for {name}: a reader that looks for the checkpoint's own names, "
+            f"the files call tensors as {'GPTQModel' if self.gptqmodel else 'transformers'} does, {theirs} for {name}: a reader that looks for the checkpoint's own names, "
             "as vLLM does, may not find them"
         )
         return f"{choice.note}; {told}" if choice.note else told
@@ -79,24 +77,6 @@ class Layers:
             for layer in self.held[tensor]
             if layer.name not in choice.rounded
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """A tensor of all experts, of which some layers are encoded.
-
-    transposed: whether it is [experts, in, out]. pieces: where each encoded layer lies.
-    """
-
-    source: torch.Tensor
-    transposed: bool
-    pieces: Sequence[tuple[Cut, Encoded]]
-
-    def decode(self) -> torch.Tensor:
-        whole = self.source.float().clone()
-        for cut, encoded in self.pieces:
-            cut.of(whole, transposed=self.transposed).copy_(encoded.decode())
-        return whole
 
 
 def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool) -> Layers:
@@ -144,6 +124,13 @@ def _refuse_undecoded(linears: Linears, choice: Choice, layout: Gptq) -> None:
         msg = (
             f"transformers, which reads these files, puts {plain} together with other tensors, which it can do of codes alone "
             "while it decodes any. Leave compressed-tensors variants out for this model."
+        )
+        raise UnsupportedShape(msg)
+    cut = next((piece.tensor for piece in linears.pieces if not piece.expert), None)
+    if cut and not layout.symmetric:
+        msg = (
+            f"transformers, which reads these files, cuts {cut} into several layers. It decodes no codes of such a model while it "
+            "loads, and stops at packed zero points. Leave -asym out of the variant's name for this model."
         )
         raise UnsupportedShape(msg)
     if linears.joined and not layout.symmetric:

@@ -20,9 +20,10 @@ from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.definition import Definition, definition_of, names_for
 from hubbot.formats.gptq.experts import even_statistics, seldom_seen
 from hubbot.formats.gptq.format import GPTQ, costs
-from hubbot.formats.gptq.layers import Stack, _refuse_experts
+from hubbot.formats.gptq.layers import _refuse_experts
 from hubbot.formats.linears import Linear, Linears, find_linears
 from hubbot.formats.protocol import InputStatistics
+from hubbot.formats.stack import Stack
 from hubbot.model import read_facts
 from hubbot.settings import load_settings
 from tests.formats.mixtures import swept
