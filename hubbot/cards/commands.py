@@ -40,7 +40,7 @@ def also_of(record: Record) -> tuple[Layout, ...]:
     """What the model and the settings of a run make of its GPTQ variants."""
     settings = record.config.get("gptq")
     head = bool(settings.get("lm_head")) if isinstance(settings, dict) else False
-    return layouts_of_run(quantized_head=head, experts=record.source.experts)
+    return layouts_of_run(quantized_head=head, experts=record.source.experts, architecture=record.source.architecture)
 
 
 def _gguf(record: Record, repo: Repo, where: str, *, chat: bool) -> Iterator[tuple[str, str]]:

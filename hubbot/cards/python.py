@@ -39,19 +39,20 @@ def python_lines(
     """
     shown = picture if sees and chat else None
     reader = "AutoProcessor" if shown else "AutoTokenizer"
-    alone = bool(also) and not answer(variant, Runtime.TRANSFORMERS, also).reads  # GPTQModel without transformers
+    layouts = layouts_of(variant, also)
+    alone = Layout.GPTQ_ALONE in layouts or not answer(variant, Runtime.TRANSFORMERS, also).reads  # by GPTQModel
     auto = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
     others = ", ".join(json.dumps(line(each, limit=96)) for each in revisions[:8])
     named = bool(revisions) or revision != "main"
     branch = ", revision=revision" if named else ""
     choice = f"revision = {json.dumps(line(revision, limit=96))}{f'  # or {others}' if others else ''}"
     return [
-        *_imports(variant, auto, reader, kernel, alone=alone, sees=sees),
+        *_imports(variant, auto, reader, _config(variant, also, kernel), alone=alone, sees=sees),
         "",
         f"name = {json.dumps(name)}",
         *([choice] if named else []),
         f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(name{branch})",
-        f"model = {_loading(variant, auto, branch, kernel, alone=alone)}",
+        f"model = {_loading(auto, branch, _config(variant, also, kernel), kernel, alone=alone)}",
         *(_chat(new_tokens or 200, shown) if chat else _text(new_tokens or 50)),
     ]
 
@@ -65,29 +66,33 @@ _CONFIGS = {
 }
 
 
-def _config(variant: str, kernel: str | None) -> tuple[str, str] | None:
+def _config(variant: str, also: Sequence[Layout], kernel: str | None) -> tuple[str, str] | None:
     """Name and arguments of a configuration, where a variant needs one."""
     if kernel:
         return "GPTQConfig", f'bits={variant.removeprefix("gptq-")[:1]}, backend="{kernel}"'
-    found = next((_CONFIGS[layout] for layout in layouts_of(variant) if layout in _CONFIGS), None)
+    layouts = layouts_of(variant, also)
+    if Layout.PACKED_CUT in layouts:  # which cannot be decoded on loading
+        return None
+    found = next((_CONFIGS[layout] for layout in layouts if layout in _CONFIGS), None)
     return (found[0], found[1].format(bits=variant.removeprefix("gptq-")[:1])) if found else None
 
 
-def _imports(variant: str, auto: str, reader: str, kernel: str | None, *, alone: bool, sees: bool) -> list[str]:
+def _imports(
+    variant: str, auto: str, reader: str, config: tuple[str, str] | None, *, alone: bool, sees: bool
+) -> list[str]:
     packages = answer(variant, Runtime.TRANSFORMERS).packages + (" pillow torchvision" if sees else "")
     compiler = "; gptqmodel compiles kernels on a CPU: apt install g++" if "gptqmodel" in packages else ""
     install = f"# pip install transformers {packages}{compiler}"
     if alone:
         return [install, "from gptqmodel import GPTQModel", f"from transformers import {reader}"]
-    names = sorted([auto, reader, *((config[0],) if (config := _config(variant, kernel)) else ())])
+    names = sorted([auto, reader, *((config[0],) if config else ())])
     return [install, f"from transformers import {', '.join(names)}"]
 
 
-def _loading(variant: str, auto: str, branch: str, kernel: str | None, *, alone: bool) -> str:
+def _loading(auto: str, branch: str, config: tuple[str, str] | None, kernel: str | None, *, alone: bool) -> str:
     if alone:
         chosen = f', backend="{kernel}"' if kernel else ""
         return f"GPTQModel.load(name{branch}{chosen}).model"
-    config = _config(variant, kernel)
     told = f", quantization_config={config[0]}({config[1]})" if config else ""
     return f'{auto}.from_pretrained(name{branch}, device_map="auto"{told})'
 

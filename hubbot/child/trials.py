@@ -126,7 +126,11 @@ def gptq_last(variants: Sequence[VariantRecord]) -> list[VariantRecord]:
 
 
 def _also(question: CheckQuestion) -> Sequence[Layout]:
-    return layouts_of_run(quantized_head=question.settings.gptq.lm_head, experts=question.source.experts)
+    return layouts_of_run(
+        quantized_head=question.settings.gptq.lm_head,
+        experts=question.source.experts,
+        architecture=question.source.architecture,
+    )
 
 
 def _folders(question: CheckQuestion, variants: Sequence[VariantRecord]) -> dict[str, Path]:

@@ -374,7 +374,9 @@ def device_elsewhere(settings: Settings) -> str:
 
 
 def _planned(variant: Variant, cost: Cost, source: Source, settings: Settings) -> PlannedVariant:
-    also = layouts_of_run(quantized_head=settings.gptq.lm_head, experts=source.experts)
+    also = layouts_of_run(
+        quantized_head=settings.gptq.lm_head, experts=source.experts, architecture=source.architecture
+    )
     split = cost.file_bytes > settings.gguf.shard_size or settings.gguf.first_shard == "metadata"
     return PlannedVariant(
         name=variant.name,

@@ -25,10 +25,12 @@ class Layout(StrEnum):
     GPTQ_ASYM = "GPTQ, `-asym`"
     GPTQ_HEAD = "GPTQ, a quantized head (`gptq.lm_head`)"
     GPTQ_EXPERTS = "GPTQ, of a mixture of experts"
+    GPTQ_ALONE = "GPTQ, of GPT-2, GPT BigCode, Falcon and HRM Text"
     PACKED_4 = "compressed-tensors, 4 bits"
     PACKED_8 = "compressed-tensors, 8 bits"
     PACKED_ASYM = "compressed-tensors, `-asym`"
     PACKED_EXPERTS = "compressed-tensors, of a mixture of experts"
+    PACKED_CUT = "compressed-tensors, of layers cut out of one tensor (HRM Text)"
     BNB_4 = "bitsandbytes, nf4 and fp4"
     BNB_8 = "bitsandbytes, int8"
 
@@ -44,10 +46,12 @@ EXAMPLES = {
     Layout.GPTQ_ASYM: "gptq-4bit-128g-asym",
     Layout.GPTQ_HEAD: "gptq-4bit-128g",
     Layout.GPTQ_EXPERTS: "gptq-4bit-128g",
+    Layout.GPTQ_ALONE: "gptq-4bit-128g",
     Layout.PACKED_4: "w4a16-128g",
     Layout.PACKED_8: "w8a16-128g",
     Layout.PACKED_ASYM: "w4a16-128g-asym",
     Layout.PACKED_EXPERTS: "w4a16-128g",
+    Layout.PACKED_CUT: "w4a16-128g",
     Layout.BNB_4: "bnb-nf4",
     Layout.BNB_8: "bnb-int8",
 }
@@ -70,19 +74,38 @@ _NAMES = {
 
 
 # No name tells these.
-OF_RUN = (Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS, Layout.PACKED_EXPERTS)
+OF_RUN = (
+    Layout.GPTQ_HEAD,
+    Layout.GPTQ_EXPERTS,
+    Layout.PACKED_EXPERTS,
+    Layout.GPTQ_ALONE,
+    Layout.PACKED_CUT,
+)
+
+# Classes that are read otherwise than others of the same layout; the first are `hubbot.formats.gptq.definition`'s.
+_CLASSES = {
+    Layout.GPTQ_ALONE: {
+        "FalconForCausalLM",
+        "FalconMambaForCausalLM",
+        "GPT2LMHeadModel",
+        "GPTBigCodeForCausalLM",
+        "HrmTextForCausalLM",
+    },
+    Layout.PACKED_CUT: {"HrmTextForCausalLM"},
+}
 
 
-def layouts_of_run(*, quantized_head: bool, experts: int) -> tuple[Layout, ...]:
+def layouts_of_run(*, quantized_head: bool, experts: int, architecture: str) -> tuple[Layout, ...]:
     """What the settings and the model of a run make of its variants of GPTQ's codes."""
-    head, *of_experts = OF_RUN
-    return (*((head,) if quantized_head else ()), *(of_experts if experts > 1 else ()))
+    asked = {Layout.GPTQ_HEAD: quantized_head, Layout.GPTQ_EXPERTS: experts > 1, Layout.PACKED_EXPERTS: experts > 1}
+    asked |= {layout: architecture in classes for layout, classes in _CLASSES.items()}
+    return tuple(layout for layout in OF_RUN if asked[layout])
 
 
 def layouts_of(name: str, also: Sequence[Layout] = ()) -> tuple[Layout, ...]:
     """All that a variant's files are, by its name; nothing where no row is about them.
 
-    also: what the model or the run's settings make of files of codes: with a quantized head, of a mixture of experts.
+    also: what the model or the run's settings make of files of codes: with a quantized head, of a mixture of experts, of one class.
     """
     found = tuple(layout for layout, pattern in _NAMES.items() if re.fullmatch(pattern, name))
     if found:

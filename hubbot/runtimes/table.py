@@ -130,13 +130,13 @@ ROWS: tuple[Row, ...] = (
     ),
     _no(Runtime.HUMMING, (Layout.GGUF, *_BNB), "no such schema", "read: humming-kernels 0.1.19"),
     _yes(
-        Runtime.HUMMING, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
+        Runtime.HUMMING, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_ORDER, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS, Layout.GPTQ_ALONE),
         "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
         "read: vLLM 0.32.0, humming-kernels 0.1.19", only="GPU", packages="humming-kernels",
         options="--quantization humming",
     ),
     _yes(
-        Runtime.HUMMING, _without(_PACKED, Layout.PACKED_EXPERTS), "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
+        Runtime.HUMMING, _without(_PACKED, Layout.PACKED_EXPERTS, Layout.PACKED_CUT), "`--quantization humming`, with `humming-kernels` and CUDA's compiler",
         "read: vLLM 0.32.0, humming-kernels 0.1.19", only="GPU", packages="humming-kernels",
         options="--quantization humming",
     ),
@@ -155,7 +155,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _yes(Runtime.SGLANG, (Layout.GPTQ_HEAD,), "as the layers' layout", "read: SGLang 0.5.23", only="GPU"),
     _yes(
-        Runtime.SGLANG, _without(_PACKED, Layout.PACKED_EXPERTS), "as it is", "read: SGLang 0.5.23", only="GPU",
+        Runtime.SGLANG, _without(_PACKED, Layout.PACKED_EXPERTS, Layout.PACKED_CUT), "as it is", "read: SGLang 0.5.23", only="GPU",
     ),
     _yes(
         Runtime.SGLANG, _BNB, "`--load-format bitsandbytes`, with `bitsandbytes`", "read: SGLang 0.5.23", only="GPU",
@@ -168,7 +168,7 @@ ROWS: tuple[Row, ...] = (
         "read: transformers 5.23.0", packages="gguf",
     ),
     _yes(
-        Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS),
+        Runtime.TRANSFORMERS, _without(_GPTQ, Layout.GPTQ_ROW, Layout.GPTQ_GROUPS, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS, Layout.GPTQ_ALONE),
         "with `gptqmodel` and `optimum`, and a C++ compiler for its CPU kernels; on an H100 with CUDA's compiler it fetches sources and "
         "builds kernels, where `GPTQConfig(backend=\"gptq_torch\")` needs neither",
         "run: transformers 5.23.0 + gptqmodel 7.7.0", packages=_GPTQMODEL,
@@ -190,6 +190,25 @@ ROWS: tuple[Row, ...] = (
         "run: transformers 5.23.0 + gptqmodel 7.7.0",
     ),
     _yes(
+        Runtime.TRANSFORMERS, (Layout.GPTQ_ALONE,),
+        "with its layers put in by `GPTQModel.load` of gptqmodel alone; `from_pretrained` wants weights that codes have replaced, or fills "
+        "layers of codes that it passes over with random weights",
+        "run: transformers 5.23.0 + gptqmodel 7.7.0", packages=_GPTQMODEL,
+    ),
+    *(
+        _no(runtime, (Layout.GPTQ_ALONE,), "nobody has tried", "read: nothing that says so")
+        for runtime in (Runtime.VLLM, Runtime.HUMMING, Runtime.SGLANG, Runtime.EXLLAMA)
+    ),
+    *(
+        _no(runtime, (Layout.PACKED_CUT,), "nobody has tried", "read: nothing that says so")
+        for runtime in (Runtime.VLLM, Runtime.HUMMING, Runtime.SGLANG)
+    ),
+    _yes(
+        Runtime.TRANSFORMERS, (Layout.PACKED_CUT,),
+        "with `compressed-tensors` and without `CompressedTensorsConfig(dequantize=True)`, with which it stops at such a model",
+        "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",
+    ),
+    _yes(
         Runtime.VLLM, (Layout.GPTQ_EXPERTS,), "kernels for experts, where the files keep the checkpoint's own names",
         _VLLM_EXPERTS, only="GPU",
     ),
@@ -204,7 +223,7 @@ ROWS: tuple[Row, ...] = (
         _VLLM_EXPERTS, only="GPU",
     ),
     _yes(
-        Runtime.TRANSFORMERS, _PACKED,
+        Runtime.TRANSFORMERS, _without(_PACKED, Layout.PACKED_CUT),
         "with `compressed-tensors` and `CompressedTensorsConfig(dequantize=True)`, which decodes the weights on loading; without, dense "
         "models of symmetric codes load too, and are decoded when they are first used",
         "run: transformers 5.23.0 + compressed-tensors 0.20.0", packages="accelerate compressed-tensors",

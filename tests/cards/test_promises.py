@@ -94,7 +94,12 @@ def test_the_lines_of_every_card_were_run_and_gave_what_the_sweep_gave(head: boo
         printed = [_bare(code) for code in re.findall(r"```python\n(.*?)\n```", card.read_text(), re.DOTALL)]
         for one in repo.variants if repo.about.folder else ():
             assert [(trial.verdict, trial.error) for trial in one.trials] == [("agrees", None)], one.name
-            run = python_lines("x", one.name, also=layouts_of_run(quantized_head=head, experts=0), chat=True)
+            run = python_lines(
+                "x",
+                one.name,
+                also=layouts_of_run(quantized_head=head, experts=0, architecture="LlamaForCausalLM"),
+                chat=True,
+            )
             assert _bare("\n".join(run)) in printed, "what was run is what is printed"
 
 

@@ -7,9 +7,11 @@ import re
 from importlib.metadata import version
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hubbot.cards.python import python_lines
 from hubbot.formats.gguf import TYPES
+from hubbot.formats.gptq.definition import GPTQMODEL_ALONE
 from hubbot.formats.names import PRESETS, parse_variant
 from hubbot.runtimes.layouts import EXAMPLES, OF_RUN, Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import ROWS, Runtime, answer, readers, runs_in, versions_seen
@@ -88,7 +90,7 @@ def test_gptq_files_of_experts_are_promised_to_vllm_on_a_gpu_alone() -> None:
 
 
 def test_what_a_mixture_makes_of_a_layout_counts_for_its_own_container_alone() -> None:
-    also = layouts_of_run(quantized_head=True, experts=8)
+    also = layouts_of_run(quantized_head=True, experts=8, architecture="MixtralForCausalLM")
     assert layouts_of("gptq-4bit-128g", also) == (Layout.GPTQ_4, Layout.GPTQ_HEAD, Layout.GPTQ_EXPERTS)
     assert layouts_of("w4a16-128g", also) == (Layout.PACKED_4, Layout.PACKED_EXPERTS)
     assert layouts_of("Q4_K_M", also) == (Layout.GGUF,)
@@ -96,6 +98,29 @@ def test_what_a_mixture_makes_of_a_layout_counts_for_its_own_container_alone() -
     assert "quantization_config=CompressedTensorsConfig(dequantize=True)" in "".join(
         python_lines("x", "w4a16-128g", also=also)
     )
+
+
+def test_classes_whose_codes_transformers_does_not_read_itself_are_loaded_by_gptqmodel() -> None:
+    also = layouts_of_run(quantized_head=False, experts=0, architecture="FalconForCausalLM")
+    lines = "\n".join(python_lines("x", "gptq-4bit-128g", also=also))
+    assert "model = GPTQModel.load(name).model" in lines
+    assert "AutoModel" not in lines
+    assert [row.runtime for row in readers("gptq-4bit-128g", also)] == [Runtime.TRANSFORMERS]
+    assert "AutoModelForCausalLM.from_pretrained" in "".join(python_lines("x", "bnb-nf4", also=also))
+
+
+def test_cards_load_by_gptqmodel_what_the_load_check_does() -> None:
+    for kind in GPTQMODEL_ALONE:
+        also = layouts_of_run(quantized_head=False, experts=0, architecture=MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
+        assert Layout.GPTQ_ALONE in also, kind
+
+
+def test_codes_of_layers_that_are_cut_out_of_one_tensor_are_not_decoded_on_loading() -> None:
+    also = layouts_of_run(quantized_head=False, experts=0, architecture="HrmTextForCausalLM")
+    lines = "\n".join(python_lines("x", "w4a16-128g", also=also))
+    assert 'model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")' in lines
+    assert "CompressedTensorsConfig" not in lines
+    assert [row.runtime for row in readers("w4a16-128g", also)] == [Runtime.TRANSFORMERS]
 
 
 def test_files_in_shards_are_not_promised_to_ollama_and_transformers() -> None:
