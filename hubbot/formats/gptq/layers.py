@@ -29,7 +29,7 @@ class Layers:
 
     def choose(self, layout: Gptq) -> Choice:
         """Raises UnsupportedShape for a layout that cannot hold the model, or hold it for its readers."""
-        choice = choose(self.linears, layout, head=self.head, left=self.names.left)
+        choice = choose(self.linears, layout, head=self.head, left=self.names.left, any_rows=not self.gptqmodel)
         if not self.gptqmodel:
             _refuse_undecoded(self.linears, choice, layout)
         return choice

@@ -15,6 +15,7 @@ from hubbot.formats.gptq.checkpoint import quantization_config
 from hubbot.formats.gptq.choice import choose
 from hubbot.formats.gptq.format import costs
 from hubbot.formats.linears import Linear, Linears, find_linears
+from hubbot.formats.packed.checkpoint import PACKED
 from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import GptqSettings
@@ -54,11 +55,50 @@ def test_layers_of_the_same_place_stay_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "told"), [(1000, 1024, "1000 outputs"), (1024, 96, "group size 32 instead")]
+    ("rows", "columns", "told"),
+    [
+        (1000, 1024, r"1000 outputs; .* w4a16-128g, of the same codes, and GGUF types such as Q8_0 have no such limit"),
+        (1004, 1024, r"1004 outputs; .* for this model\. GGUF types such as Q8_0 have no such limit"),
+        (1024, 96, "group size 32 instead"),
+    ],
 )
 def test_what_holds_much_of_the_model_is_refused(rows: int, columns: int, told: str) -> None:
     with pytest.raises(UnsupportedShape, match=told):
         choose(with_layer("mamba.in_proj", rows, columns), LAYOUT)
+
+
+def test_rows_that_fill_words_are_taken_of_layers_that_hold_too_much_to_stay_where_the_reader_takes_them() -> None:
+    choice = choose(with_layer("mamba.in_proj", 1000, 1024), LAYOUT, any_rows=True)
+    assert [layer.name for layer in choice.odd] == ["model.layers.1.mamba.in_proj.weight"]
+    assert len(choice.rounded) == 3
+    assert not choice.kept
+    assert choice.note is not None
+    assert choice.note.startswith("1 layer has rows that are no multiple of 32")
+    assert choose(with_layer("mamba.x_proj", 48, 512), LAYOUT, any_rows=True).odd == (), "little, which stays"
+    for rows, layout in ((1004, LAYOUT), (1000, Gptq(bits=3, group_size=128))):
+        with pytest.raises(UnsupportedShape, match=f"has {rows} outputs"):
+            choose(with_layer("mamba.in_proj", rows, 1024), layout, any_rows=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["w4a16-32g", "w4a16-32g-asym", "w8a16-32g"])
+def test_transformers_computes_layers_of_compressed_tensors_with_such_rows(name: str, tmp_path: Path) -> None:
+    values = {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 16, "expand": 2}
+    folder = make_other("Mamba2Config", values, tmp_path / "tiny")
+    family = packed_format(folder, [name], tmp_path)
+    decoded = encode_all(family, folder)[name]
+    assert decoded["backbone.layers.0.mixer.in_proj.weight"].shape == (296, 64)
+    (made,) = family.finish().values()
+    (cost,) = costs(family.variants, read_facts(folder), source_of(folder), GptqSettings(), PACKED).values()
+    assert isinstance(cost, Cost)
+    assert made.weight_bytes == cost.weight_bytes
+    assert "rows that are no multiple of 32" in (cost.note or "")
+    reference = tmp_path / "reference.safetensors"
+    found = logits(folder, decoded)[:, 8:].contiguous()
+    save_file({"tokens": tokens(2, 48), "logits": found, "first": torch.tensor([8])}, reference)
+    check = packed.read(made.paths, reference).check
+    assert check.passed, check
+    assert check.kld < 1e-5
 
 
 def test_a_head_that_was_asked_for_and_does_not_fit_is_refused() -> None:
