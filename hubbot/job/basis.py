@@ -24,6 +24,7 @@ from hubbot.confine.stage import encode
 from hubbot.domain import Source
 from hubbot.environment import PROCESS
 from hubbot.machine import nvidia
+from hubbot.model.digests import file_digest
 from hubbot.settings import Settings
 
 __all__ = ["basis"]
@@ -50,7 +51,7 @@ def basis(source: Source, settings: Settings) -> str | None:
             [sys.version, sys.executable, platform.platform(), Path("/etc/os-release").read_text("utf-8", "replace")],
             [(card.name, card.total, card.driver) for card in nvidia.gpus_of("auto")],
             list(_model(folder, fetched=source.repo is not None)),
-            [(name, _digest(path)) for name, path in _files(HUBBOT) if "__pycache__" not in name],
+            [(name, file_digest(path)) for name, path in _files(HUBBOT) if "__pycache__" not in name],
             list(_packages()),
             [(part, name, _stamp(path)) for part in _LLAMA_CPP for name, path in _files(llamacpp.place() / part)],
         ]
@@ -68,7 +69,7 @@ def _model(folder: Path, *, fetched: bool) -> Iterator[tuple[object, ...]]:
         if name.endswith(".safetensors"):
             yield name, _header(path), path.stat().st_size if fetched else _stamp(path)
         elif fetched or path.stat().st_size <= _LARGE:
-            yield name, _digest(path)
+            yield name, file_digest(path)
         else:
             yield name, _stamp(path)
 
@@ -93,15 +94,10 @@ def _packages() -> Iterator[tuple[str, object]]:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = Path(entry.path)
             if entry.name.endswith(".pth"):
-                yield entry.path, _digest(path)
+                yield entry.path, file_digest(path)
             elif entry.name.endswith((".dist-info", ".egg-info")):
                 record = path / "RECORD"
                 yield entry.path, _stamp(record if record.exists() else path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(path: Path) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hubbot.domain import File
 from hubbot.errors import UnsafeSource
+from hubbot.model.digests import file_digest
 
 __all__ = ["hashed"]
 
@@ -27,6 +27,4 @@ def _hashed(path: Path, out: Path) -> File:
     if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(out.resolve()):
         msg = f"{path} is no plain file below {out}, so it is no artefact to publish. Remove it and run again."
         raise UnsafeSource(msg)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(path=path.relative_to(out).as_posix(), size=path.stat().st_size, sha256=digest)
+    return File(path=path.relative_to(out).as_posix(), size=path.stat().st_size, sha256=file_digest(path))

@@ -23,6 +23,7 @@ from hubbot.hub.read.rows import EMPTY, Kind, Row, as_line, as_row, length
 from hubbot.hub.retry import TransientFailure
 from hubbot.log.redact import redact
 from hubbot.machine.shortage import translated_shortages
+from hubbot.model.digests import file_digest
 from hubbot.settings import CalibrationSettings, ConversationSettings, EvaluationSettings
 
 __all__ = ["fetch_text", "size_of_local"]
@@ -78,7 +79,7 @@ def _local(path: Path, section: TextSettings, into: Path, characters: int | None
     if not total:
         out.unlink()
         raise BadText(f"{path} holds no text. Give a file with some.")
-    return Text(path=out, name=path.name, revision=None, sha256=_sha256(out))
+    return Text(path=out, name=path.name, revision=None, sha256=file_digest(out))
 
 
 def _kind(section: TextSettings) -> Kind:
@@ -175,7 +176,7 @@ def _streamed(section: TextSettings, into: Path, characters: int | None, hub: Hu
         retry = replace(hub.retry, attempts=min(hub.retry.attempts, _ATTEMPTS))
         retry(lambda: _stream(request, name, into, hub.endpoint))
         partial.replace(out)
-    return Text(path=out, name=name, revision=revision, sha256=_sha256(out))
+    return Text(path=out, name=name, revision=revision, sha256=file_digest(out))
 
 
 def _pinned(section: TextSettings, hub: Hub) -> str:
@@ -247,8 +248,3 @@ def _digest(*parts: object) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:80]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

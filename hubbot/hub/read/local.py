@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from hubbot.domain import Source
 from hubbot.errors import SourceNotFound, SourceRefused, UnsafeSource
 from hubbot.model.companions import check_companions, is_carried, is_fetched
+from hubbot.model.digests import file_digest
 from hubbot.model.snapshot import visible_files
 
 __all__ = ["is_local", "local_source"]
@@ -104,5 +104,4 @@ def _sha256(path: Path) -> str:
 @lru_cache(maxsize=1024)
 def _sha256_of(path: Path, _size: int, _changed: int) -> str:
     """A run reads the folder for its plan and once more as its source: what has not changed is hashed once."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(path)
