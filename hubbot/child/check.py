@@ -26,9 +26,9 @@ from hubbot.child.trials import Answers, gptq_last, run_lines, try_as_users
 from hubbot.domain import Family, LoadCheck, Source, Trial, VariantRecord
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES, samples
-from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import is_vision
 from hubbot.formats.protocol import Reading
+from hubbot.machine import cores
 from hubbot.machine.room import room_on
 from hubbot.model.chat import differences, settled
 from hubbot.model.digests import tokenizer_digest

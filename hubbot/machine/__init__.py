@@ -15,7 +15,7 @@ import psutil
 from hubbot.machine import nvidia
 from hubbot.machine.peak import disk_used
 
-__all__ = ["Machine", "measure_machine"]
+__all__ = ["Machine", "cores", "measure_machine"]
 
 _NO_LIMIT = 2**60  # cgroup v1 writes a number near 2^63 where there is no limit
 
@@ -61,7 +61,7 @@ def measure_machine(work: Path, device: str, *, ours: Path | None = None) -> Mac
     cards = nvidia.gpus_of(device)
     return Machine(
         cpu=_cpu_name(),
-        cores=_cores(),
+        cores=cores(),
         ram=min(memory.total, limit),
         ram_free=max(0, min(memory.available, limit - used)),
         disk_free=shutil.disk_usage(_existing(work)).free + (disk_used(ours) if ours else 0),
@@ -86,9 +86,9 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, by affinity and by the container's share of time."""
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_text("cpu.max", "cpu,cpuacct/cpu.cfs_quota_us").split()
     if quota and quota[0].lstrip("-").isdecimal() and int(quota[0]) > 0:
         period = int(quota[1]) if len(quota) > 1 else 100_000

@@ -17,9 +17,9 @@ from hubbot import llamacpp, log
 from hubbot.confine.ask import NoAnswer, ask
 from hubbot.domain import LoadCheck
 from hubbot.errors import ToolMissing
-from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import text_file
 from hubbot.formats.protocol import Reading
+from hubbot.machine import cores
 from hubbot.machine.nvidia import number_of
 from hubbot.model.chat import Chat, Tokens
 from hubbot.model.digests import PROBE, template_digest, tokenizer_digest

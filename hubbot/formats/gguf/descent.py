@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from hubbot.formats.gguf import compiled
-from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.state import State
+from hubbot.machine import cores
 
 __all__ = ["SPAN", "Loops", "build", "loops_on"]
 

@@ -7,7 +7,6 @@ tensors go through one queue, so no core waits where one tensor ends and the nex
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +20,7 @@ import torch
 from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.store import GgufFile
 
-__all__ = ["EncodingQueue", "Job", "RawRows", "as_floats", "cores"]
+__all__ = ["EncodingQueue", "Job", "RawRows", "as_floats"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -30,11 +29,6 @@ _CHUNK = 2**15  # weights in a chunk: float32 of it stays in a core's cache, and
 _WAITING = 3  # evaluated tensors that may wait for a core: bounds memory
 
 _RAW_KINDS = {torch.float32: codec.F32, torch.float16: codec.F16, torch.bfloat16: codec.BF16}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

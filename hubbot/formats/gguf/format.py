@@ -17,7 +17,7 @@ from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.converter import Captured
 from hubbot.formats.gguf.cuda.queue import CardQueue
 from hubbot.formats.gguf.decoded import DecodedTensor
-from hubbot.formats.gguf.encode import EncodingQueue, Job, cores
+from hubbot.formats.gguf.encode import EncodingQueue, Job
 from hubbot.formats.gguf.graph import evaluate
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.inputs import Inputs
@@ -31,6 +31,7 @@ from hubbot.formats.gguf.rounded import Curvatures, write_rounded
 from hubbot.formats.gguf.snapshot import Snapshot
 from hubbot.formats.gguf.store import GgufFile
 from hubbot.formats.protocol import Cost, Encoded, InputStatistics, Needs, VariantFiles
+from hubbot.machine import cores
 from hubbot.model.parts import Part, PartKind
 from hubbot.settings import GgufSettings
 

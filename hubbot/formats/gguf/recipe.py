@@ -20,9 +20,9 @@ from hubbot import llamacpp
 from hubbot.errors import Unsupported
 from hubbot.formats.gguf.codec import type_named
 from hubbot.formats.gguf.converter import Converted
-from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
 from hubbot.formats.gguf.layout import Shard, lay_out
+from hubbot.machine import cores
 
 __all__ = ["Recipe", "ask_recipes", "hollow_file", "hollow_shard"]
 

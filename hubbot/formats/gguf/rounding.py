@@ -29,11 +29,11 @@ from hubbot.formats.gguf import codec
 from hubbot.formats.gguf.blocks import LAYOUTS, Blocks, Layout
 from hubbot.formats.gguf.cuda.rows import encoded
 from hubbot.formats.gguf.descent import SPAN, loops_on
-from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.refinement import NEIGHBOURS, inverse, left_over, refined
 from hubbot.formats.gguf.state import PARTS, State
 from hubbot.formats.gptq.solver import prepare
 from hubbot.kernels import kernels_on
+from hubbot.machine import cores
 
 __all__ = ["DAMPING", "Curvature", "curvature_of", "round_columns", "round_rows"]
 

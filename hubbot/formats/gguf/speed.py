@@ -16,8 +16,8 @@ from hubbot.confine.environment import allowed
 from hubbot.domain import Speed
 from hubbot.errors import ToolMissing
 from hubbot.formats.gguf.check import sees_cards
-from hubbot.formats.gguf.encode import cores
 from hubbot.formats.gguf.naming import text_file
+from hubbot.machine import cores
 from hubbot.machine.nvidia import number_of
 from hubbot.machine.peak import PeakMeter
 
