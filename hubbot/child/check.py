@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +95,7 @@ def _read_all(
         with _begun(run) if beside else nullcontext(run) as lines:
             for variant in here:
                 _let_go()
-                with _aside(question.work / "load-check.log"):
+                with log.aside(question.work / "load-check.log"):
                     reading = read(variant, device)
                 keep(variant, reading)
             _let_go()
@@ -166,7 +165,7 @@ def _judged(variant: VariantRecord, reading: Reading, question: CheckQuestion, o
     checked = Checked(load_check=check, samples=variant.samples, speed=variant.speed, notes=notes)
     paths = _paths(variant, question)
     if check.loaded and any(is_vision(path.name) for path in paths):
-        with _aside(question.work / "load-check.log"):
+        with log.aside(question.work / "load-check.log"):
             checked = replace(checked, images=original.gallery.show(paths))
     if check.loaded and original.said:
         found = samples.compare(original.tokenizer, original.said, reading.continuations)
@@ -194,25 +193,6 @@ def _device_for(paths: Sequence[Path], device: str, *, grown: float = 1.0) -> st
 def _grown(variant: VariantRecord) -> float:
     """transformers decodes compressed-tensors' codes on loading, to 16 bits."""
     return 16 / variant.bits_per_weight if variant.family is Family.PACKED and variant.bits_per_weight else 1.0
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[None]:
-    """Send what the runtimes print, also from native code, to a file: banners and hints of other programs."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    try:
-        with path.open("ab") as file:
-            for number, _ in kept:
-                os.dup2(file.fileno(), number)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, copy in kept:
-            os.dup2(copy, number)
-            os.close(copy)
 
 
 class _Original:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hubbot.environment import in_github_actions
 from hubbot.log import github
+from hubbot.log.screen import aside, copied, screen
 from hubbot.log.visible import visible
 
-__all__ = ["add_mask", "error", "notice", "progress", "say", "stage", "warning"]
+__all__ = ["add_mask", "aside", "error", "notice", "progress", "say", "stage", "warning"]
 
 _QUIET = 30.0  # seconds between two plain lines of one progress
 
 
 def say(text: str) -> None:
     """One line for the reader, on standard error: standard output belongs to `--json`."""
-    sys.stderr.write(f"{visible(text)}\n")
-    sys.stderr.flush()
+    screen().write(f"{visible(text)}\n")
+    screen().flush()
 
 
 def add_mask(secret: str | None) -> None:
@@ -39,8 +39,8 @@ def stage(name: str) -> Iterator[None]:
     started = time.monotonic()
     if in_github_actions():
         github.command("group", name)
-    elif sys.stderr.isatty():
-        Console(stderr=True).rule(f"[bold]{name}", align="left")
+    elif screen().isatty():
+        Console(file=screen()).rule(f"[bold]{name}", align="left")
     else:
         say(f"== {name}")
     try:
@@ -54,9 +54,10 @@ def stage(name: str) -> Iterator[None]:
 @contextmanager
 def progress(what: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show work that has `total` steps; call the function it gives with how many more are done."""
-    if sys.stderr.isatty() and not in_github_actions():
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    if screen().isatty() and not in_github_actions():
+        counted = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        columns = (*counted, TimeElapsedColumn(), TimeRemainingColumn())
+        with copied() as terminal, Progress(*columns, console=Console(file=terminal)) as bar:
             task = bar.add_task(what, total=total)
             yield lambda steps=1: bar.advance(task, steps)  # type: ignore[misc]
         return

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hubbot.log.screen import screen
 from hubbot.log.visible import visible
 
 __all__ = ["SUMMARY_LIMIT", "append_summary", "command", "guarded", "set_output"]
@@ -45,8 +45,8 @@ def command(name: str, message: str = "", **properties: str | int) -> None:
     if _resume:
         word = _resume[-1]
         line = f"::{word}::\n{line}::stop-commands::{word}\n"
-    sys.stderr.write(line)
-    sys.stderr.flush()
+    screen().write(line)
+    screen().flush()
 
 
 @contextmanager
