@@ -117,7 +117,7 @@ def open_formats(
     return [
         FAMILIES[family].open_format(
             mine,
-            beside=[variant for variant in whole if variant not in mine],
+            beside=[variant for variant in variants if variant not in mine],
             source=source,
             facts=facts,
             work=work,

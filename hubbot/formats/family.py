@@ -101,7 +101,7 @@ class FamilyModule(Protocol[V]):
         variants: Sequence[V],
         /,
         *,
-        beside: Sequence[V],
+        beside: Sequence[Variant],
         source: Source,
         facts: ModelFacts,
         work: Path,
@@ -113,7 +113,7 @@ class FamilyModule(Protocol[V]):
     ) -> Format:
         """The encoder of variants that `costs` has a size for, ready for the first part.
 
-        beside: the family's others, which a further encoder of the same sweep makes.
+        beside: all others, which further encoders of the same sweep make.
         calibration: the text that the statistics come from. decoded: whether decoded weights are wanted.
         """
         ...

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbot.domain import Bnb, Source, Speed, TextRecord
+from hubbot.domain import Bnb, Source, Speed, TextRecord, Variant
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading, beyond_float16
@@ -80,7 +80,7 @@ def overflows(
 def open_format(
     variants: Sequence[Bnb],
     *,
-    beside: Sequence[Bnb],  # noqa: ARG001
+    beside: Sequence[Variant],  # noqa: ARG001
     source: Source,
     facts: ModelFacts,
     work: Path,

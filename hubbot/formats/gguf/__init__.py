@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbot.domain import GGUF_SUFFIXES, Gguf, Source, Speed, TextRecord
+from hubbot.domain import GGUF_SUFFIXES, Gguf, Source, Speed, TextRecord, Variant
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
@@ -115,7 +115,7 @@ def overflows(
 def open_format(
     variants: Sequence[Gguf],
     *,
-    beside: Sequence[Gguf],  # noqa: ARG001
+    beside: Sequence[Variant],  # noqa: ARG001
     source: Source,
     facts: ModelFacts,
     work: Path,

@@ -11,8 +11,9 @@ from hubbot.domain import Family, Gptq
 from hubbot.errors import Unsupported, UnsupportedShape
 from hubbot.formats.gptq.choice import Choice, choose
 from hubbot.formats.gptq.definition import GPTQMODEL_ALONE, Names, definition_of, names_for
-from hubbot.formats.linears import Cut, Linear, Linears, find_linears
+from hubbot.formats.linears import Cut, Linear, Linears
 from hubbot.model import ModelFacts
+from hubbot.settings import GptqSettings
 
 __all__ = ["Layers", "layers_of"]
 
@@ -79,13 +80,14 @@ class Layers:
         }
 
 
-def layers_of(facts: ModelFacts, family: Family, *, head: bool, gptqmodel: bool) -> Layers:
-    """head: whether it is to be quantized. gptqmodel: whether GPTQModel is the reader, which splits stacks of experts and takes
-    transposed layers; the others take an expert's matrix by the checkpoint's own name.
+def layers_of(linears: Linears, facts: ModelFacts, family: Family, settings: GptqSettings) -> Layers:
+    """What folders of a family round. GPTQ's are read by GPTQModel, which splits stacks of experts and takes transposed layers
+    and a head; others' readers take an expert's matrix by the checkpoint's own name.
 
     Raises Unsupported for a model that they could not read.
     """
-    linears = find_linears(facts)
+    gptqmodel = family is Family.GPTQ
+    head = gptqmodel and settings.lm_head
     _refuse_experts(linears, family, gptqmodel=gptqmodel)
     if gptqmodel:
         _refuse_timm(linears)

@@ -19,7 +19,7 @@ Matrices are held transposed, [in, out], so that a column of the paper is a cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +33,6 @@ from hubbot.formats.gptq.grid import Grid, fit_grid
 from hubbot.formats.gptq.groups import refine_groups, round_groups, stacked, subtract_product
 from hubbot.formats.gptq.memory import COPIES
 from hubbot.formats.gptq.turns import GROUPS, Turns
-from hubbot.formats.protocol import Band
 from hubbot.kernels.products import tf32
 from hubbot.machine.room import room_on
 
@@ -156,29 +155,28 @@ def solve_together(
 
 
 def solve_weighed(
-    weights: Mapping[str, torch.Tensor], bands: Sequence[Band], curvature: Curvature, layout: Gptq
+    weights: Sequence[torch.Tensor], bands: Sequence[Turns], curvature: Curvature, layout: Gptq
 ) -> list[Solution]:
     """Layers with the same inputs, rounded by the loss of the whole model: the errors of a band's outputs count together.
 
-    weights: by the names in the bands. The loss of an error E is tr(G E H E'), G the band's matrix (Tseng et al. 2025,
+    bands: by `turns_of` these layers. The loss of an error E is tr(G E H E'), G the band's matrix (Tseng et al. 2025,
     arXiv:2505.22988). Outputs are rounded in groups, each group for what the errors of those before it in its band have
     left, as GPTQ does with columns and H.
     """
-    device, sizes = curvature.hessian.device, [len(weight) for weight in weights.values()]
-    wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights.values()], dim=1)
+    device, sizes = curvature.hessian.device, [len(weight) for weight in weights]
+    wanted = torch.cat([weight.to(device, torch.float32).t()[curvature.order] for weight in weights], dim=1)
     found: list[tuple[torch.Tensor, Grid]] = []
-    layers = dict(zip(weights, sizes, strict=True))
-    turns = [Turns(band, layers, wanted) for band in bands if not layers.keys().isdisjoint(band.rows)]
+    rests = [wanted[:, band.order] for band in bands]
     with tf32():
         for turn in range(GROUPS):
-            moved = torch.cat([band.rest(turn) for band in turns], dim=1)
+            moved = torch.cat([rest[:, band.groups[turn]] for band, rest in zip(bands, rests, strict=True)], dim=1)
             codes, grid = _coded(moved, curvature, layout, SWEEPS)
             found.append((codes, grid))
             errors = moved - _decoded(codes, grid, curvature)
-            counts = [len(band.places(turn)) for band in turns]
-            for band, own in zip(turns, torch.split(errors, counts, dim=1), strict=True):
-                band.pass_on(turn, own)
-        back = torch.cat([band.places(turn) for turn in range(GROUPS) for band in turns]).argsort()
+            counts = [len(band.places(turn)) for band in bands]
+            for band, rest, own in zip(bands, rests, torch.split(errors, counts, dim=1), strict=True):
+                band.pass_on(turn, own, rest)
+        back = torch.cat([band.places(turn) for turn in range(GROUPS) for band in bands]).argsort()
         codes = torch.cat([codes for codes, _ in found], dim=1)[:, back]
         scale = torch.cat([grid.scale for _, grid in found], dim=1)[:, back]
         zero = torch.cat([grid.zero for _, grid in found], dim=1)[:, back]

@@ -7,14 +7,15 @@ With G the matrix of their gradients, an error e of some outputs costs least if 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from hubbot.errors import Unsupported
 from hubbot.formats.protocol import Band
 
-__all__ = ["GROUPS", "Turns"]
+__all__ = ["GROUPS", "Turns", "turns_of"]
 
 GROUPS = 8  # of a band's outputs; docs/quality.md has what others bring
 DAMPING = 0.1  # of the mean diagonal of G: it is a mean over few tokens
@@ -22,33 +23,44 @@ _MAX_DAMPING = 16.0  # a matrix that needs more is not finite
 _SEED = 0
 
 
+@dataclass(frozen=True, slots=True)
 class Turns:
-    """A band's outputs in groups, and their weights with what the errors so far ask of them.
+    """A band's outputs in groups, and what an error of each asks of those to come: alike for all layouts of these layers.
 
-    layers: name -> outputs of the layers that are rounded, end to end in `wanted`, float32 [in, outputs of all].
+    order: int64, the outputs as their turns come, among those of all layers end to end. groups: where in it each turn's are.
+    answers: for each turn but the last, float32 [outputs of the turn, all later ones].
     """
 
-    def __init__(self, band: Band, layers: Mapping[str, int], wanted: torch.Tensor) -> None:
-        kept, places = _where(band, layers)
-        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(_SEED))
-        self._places = places[order].to(wanted.device)
-        self._rest = wanted[:, self._places]
-        ends = [len(places) * turn // GROUPS for turn in range(GROUPS + 1)]
-        self._turns = [slice(first, last) for first, last in itertools.pairwise(ends)]
-        self._answers = _answers(_factor(band.matrix.to(wanted.device), kept[order].to(wanted.device)), self._turns)
+    order: torch.Tensor
+    groups: Sequence[slice]
+    answers: Sequence[torch.Tensor]
 
     def places(self, turn: int) -> torch.Tensor:
         """int64, of the outputs whose turn it is."""
-        return self._places[self._turns[turn]]
+        return self.order[self.groups[turn]]
 
-    def rest(self, turn: int) -> torch.Tensor:
-        """float32 [in, outputs of this turn]."""
-        return self._rest[:, self._turns[turn]]
-
-    def pass_on(self, turn: int, errors: torch.Tensor) -> None:
-        """errors: what was wanted of the outputs of this turn less what they were rounded to, [in, outputs]."""
+    def pass_on(self, turn: int, errors: torch.Tensor, rest: torch.Tensor) -> None:
+        """errors: what was wanted of the outputs of this turn less what they were rounded to, [in, outputs]. rest: float32
+        [in, outputs of the band], what is wanted of those to come, in their order, which changes."""
         if turn + 1 < GROUPS:
-            self._rest[:, self._turns[turn].stop :].addmm_(errors, self._answers[turn])
+            rest[:, self.groups[turn].stop :].addmm_(errors, self.answers[turn])
+
+
+def turns_of(bands: Iterable[Band], layers: Mapping[str, int], device: torch.device) -> list[Turns]:
+    """Of the bands that outputs of these layers are in. layers: name -> outputs of those that are rounded together.
+
+    Raises Unsupported where a band's matrix is not finite.
+    """
+    return [_turns(band, layers, device) for band in bands if not layers.keys().isdisjoint(band.rows)]
+
+
+def _turns(band: Band, layers: Mapping[str, int], device: torch.device) -> Turns:
+    kept, places = _where(band, layers)
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(_SEED))
+    ends = [len(places) * turn // GROUPS for turn in range(GROUPS + 1)]
+    groups = [slice(first, last) for first, last in itertools.pairwise(ends)]
+    factor = _factor(band.matrix.to(device), kept[order].to(device))
+    return Turns(order=places[order].to(device), groups=groups, answers=_answers(factor, groups))
 
 
 def _where(band: Band, layers: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:

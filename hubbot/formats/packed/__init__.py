@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from hubbot.domain import Family, Gptq, Packed, Source, Speed, TextRecord
+from hubbot.domain import Family, Gptq, Packed, Source, Speed, TextRecord, Variant
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading, beyond_float16
@@ -101,7 +101,7 @@ def overflows(
 def open_format(
     variants: Sequence[Packed],
     *,
-    beside: Sequence[Packed],
+    beside: Sequence[Variant],
     source: Source,
     facts: ModelFacts,
     work: Path,

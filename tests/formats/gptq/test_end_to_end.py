@@ -19,8 +19,7 @@ from hubbot.child.survey import survey
 from hubbot.domain import Gptq, Packed
 from hubbot.errors import Unsupported
 from hubbot.formats import costs_of, open_formats
-from hubbot.formats.gptq import format as solving
-from hubbot.formats.gptq import solver
+from hubbot.formats.gptq import sharing, solver, turns
 from hubbot.formats.gptq.format import GptqFormat
 from hubbot.formats.names import find_variant, parse_variant, parse_variants
 from hubbot.formats.protocol import VariantFiles
@@ -126,22 +125,41 @@ def test_the_plain_variant_is_the_same_beside_it_and_alone(made: Swept, tmp_path
 
 
 @pytest.mark.slow
-def test_a_variant_and_its_twin_share_a_factored_hessian_and_are_the_files_that_they_are_alone(
+def test_variants_of_both_containers_share_their_factors_and_are_the_files_that_they_are_alone(
     narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    factored: list[int] = []
-    prepare = solver.prepare
+    hessians, gradients = [], []
+    prepare, factor = solver.prepare, turns._factor
 
-    def counted(hessian: torch.Tensor, *rest: Any) -> Any:
-        factored.append(len(hessian))
+    def of_inputs(hessian: torch.Tensor, *rest: Any) -> Any:
+        hessians.append(len(hessian))
         return prepare(hessian, *rest)
 
-    monkeypatch.setattr(solving, "prepare", counted)
-    both = opened(narrow, tmp_path / "both", NAMES)
-    assert sorted(factored) == [*6 * [64], *2 * [96]]  # of each block: query, key and value; output; gate and up; down
-    for name in NAMES:
+    def of_outputs(matrix: torch.Tensor, *rest: Any) -> Any:
+        gradients.append(len(matrix))
+        return factor(matrix, *rest)
+
+    monkeypatch.setattr(sharing, "prepare", of_inputs)
+    monkeypatch.setattr(turns, "_factor", of_outputs)
+    names = [PLAIN, "w4a16-32g-e2e", "gptq-3bit--1g-e2e"]
+    both = opened(narrow, tmp_path / "both", names)
+    # of each block: query, key and value; output; gate and up; down
+    assert sorted(hessians) == [*12 * [64], *4 * [96]]  # ready for groups of 32 and for whole columns
+    assert sorted(gradients) == [*4 * [64], *2 * [128], *2 * [192]]
+    for name in names:
         alone = _tensors(opened(narrow, tmp_path / name, [name]).files[name])
         assert all(torch.equal(alone[tensor], found) for tensor, found in _tensors(both.files[name]).items())
+
+
+@pytest.mark.slow
+def test_gradients_that_are_not_finite_cost_a_twin_in_another_container_nothing(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_MAX_DAMPING", 0.0)
+    found = opened(narrow, tmp_path, [PLAIN, "w4a16-32g-e2e"])
+    assert set(found.failed) == {"w4a16-32g-e2e"}
+    assert "Leave -e2e out" in found.failed["w4a16-32g-e2e"]
+    assert set(found.files) == {PLAIN}
 
 
 @pytest.mark.slow

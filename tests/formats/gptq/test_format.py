@@ -107,7 +107,7 @@ def test_a_hessian_is_made_ready_once_for_each_pair_of_group_size_and_order_and_
         ready.append((layout, weakref.ref(made.factor)))
         return made
 
-    monkeypatch.setattr("hubbot.formats.gptq.format.prepare", told)
+    monkeypatch.setattr("hubbot.formats.gptq.sharing.prepare", told)
     names = ["gptq-4bit-128g", "gptq-4bit-32g", "gptq-8bit-128g", "gptq-4bit-32g-actorder"]
     part = part_layout(read_facts(llama))[1]
     weights = checkpoint(llama)

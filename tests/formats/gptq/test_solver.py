@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hubbot.domain import Gptq
 from hubbot.errors import Unsupported
 from hubbot.formats.gptq import solver
-from hubbot.formats.gptq.solver import prepare, solve, solve_together, solve_weighed
+from hubbot.formats.gptq.solver import Curvature, Solution, prepare, solve, solve_together, solve_weighed
+from hubbot.formats.gptq.turns import turns_of
 from hubbot.formats.protocol import Band
 
 COLUMNS, ROWS = 128, 32
@@ -183,6 +184,11 @@ def _band(rows: dict[str, slice], seed: int = 5, tokens: int = 4000) -> Band:
     return Band(rows=rows, matrix=gradients.T @ gradients / tokens)
 
 
+def _weighed(weights: dict[str, torch.Tensor], bands: list[Band], curvature: Curvature, layout: Gptq) -> list[Solution]:
+    turns = turns_of(bands, {name: len(weight) for name, weight in weights.items()}, curvature.hessian.device)
+    return solve_weighed([*weights.values()], turns, curvature, layout)
+
+
 def _loss(error: torch.Tensor, band: Band, hessian: torch.Tensor) -> float:
     return float(torch.trace(band.matrix @ error @ hessian @ error.T))
 
@@ -194,7 +200,7 @@ def test_rounding_by_gradients_lowers_the_loss_of_outputs_together(bits):
     band = _band({"query": slice(0, ROWS), "key": slice(0, ROWS)})
     curvature, whole = prepare(hessian, layout, 0.01), torch.cat(list(weights.values()))
     plain = torch.cat([solve(weight, curvature, layout).decode() for weight in weights.values()])
-    weighed = torch.cat([found.decode() for found in solve_weighed(weights, [band], curvature, layout)])
+    weighed = torch.cat([found.decode() for found in _weighed(weights, [band], curvature, layout)])
     assert _loss(whole - weighed, band, hessian) < 0.8 * _loss(whole - plain, band, hessian)
 
 
@@ -205,7 +211,7 @@ def test_outputs_whose_gradients_do_not_meet_are_rounded_as_without_them():
         Band(rows={"gate": slice(0, 20), "up": slice(0, 12)}, matrix=3 * torch.eye(ROWS)),
         Band(rows={"gate": slice(20, ROWS), "up": slice(12, ROWS)}, matrix=torch.eye(ROWS)),
     ]
-    for found, weight in zip(solve_weighed(weights, bands, curvature, layout), weights.values(), strict=True):
+    for found, weight in zip(_weighed(weights, bands, curvature, layout), weights.values(), strict=True):
         plain = solve(weight, curvature, layout)
         assert torch.equal(found.codes, plain.codes)
         assert torch.equal(found.scales, plain.scales)
@@ -216,7 +222,7 @@ def test_a_layer_that_is_left_out_has_no_part_in_the_others():
     layout, curvature = Gptq(bits=4, group_size=32), prepare(_hessian(_inputs()), Gptq(bits=4, group_size=32), 0.01)
     both = _band({"left": slice(0, ROWS), "kept": slice(0, ROWS)})
     alone = Band(rows={"kept": slice(0, ROWS)}, matrix=both.matrix[ROWS:, ROWS:])
-    one, other = (solve_weighed({"kept": _weight()}, [band], curvature, layout)[0] for band in (both, alone))
+    one, other = (_weighed({"kept": _weight()}, [band], curvature, layout)[0] for band in (both, alone))
     assert torch.equal(one.codes, other.codes)
 
 
@@ -224,4 +230,4 @@ def test_gradients_that_are_not_finite_are_refused():
     layout, band = Gptq(bits=4, group_size=32), _band({"layer": slice(0, ROWS)})
     band.matrix[0, 0] = torch.nan
     with pytest.raises(Unsupported, match="Leave -e2e out"):
-        solve_weighed({"layer": _weight()}, [band], prepare(_hessian(_inputs()), layout, 0.01), layout)
+        _weighed({"layer": _weight()}, [band], prepare(_hessian(_inputs()), layout, 0.01), layout)

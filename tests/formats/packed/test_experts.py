@@ -17,7 +17,7 @@ from hubbot.formats import packed
 from hubbot.formats.foreign import read_artefact
 from hubbot.formats.gptq.format import GPTQ, costs
 from hubbot.formats.gptq.layers import _refuse_experts, layers_of
-from hubbot.formats.linears import Linears
+from hubbot.formats.linears import Linears, find_linears
 from hubbot.formats.packed.checkpoint import PACKED
 from hubbot.model import read_facts
 from hubbot.settings import load_settings
@@ -81,7 +81,7 @@ def test_a_block_of_experts_that_predicts_further_tokens_stays_whole_and_readers
     facts, settings = read_facts(folder), load_settings(None, {}).gptq
     told = costs([VARIANT], facts, source(facts.folder), settings, PACKED)
     assert not isinstance(told[VARIANT.name], Unsupported)
-    choice = layers_of(facts, Family.PACKED, head=False, gptqmodel=False).choose(LAYOUT)
+    choice = layers_of(find_linears(facts), facts, Family.PACKED, settings).choose(LAYOUT)
     assert not any("layers.2." in name for name in choice.rounded)
     patterns = [
         re.compile(word[3:]) for word in PACKED.config(LAYOUT, settings, choice)["ignore"] if word.startswith("re:")

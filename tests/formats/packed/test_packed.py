@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hubbot.formats import packed
-from hubbot.formats.gptq import format as gptq
+from hubbot.formats.gptq import sharing
 from hubbot.formats.gptq.solver import solve_together
 from tests.models import make_model
 from tests.quantized import encode_all, gptq_format, logits, packed_format, statistics, tokens
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
         return solve_together(weights, *words)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gptq, "solve_together", counted)
+        patch.setattr(sharing, "solve_together", counted)
         first, second = (
             gptq_format(folder, [*TWINS.values()], work / "out"),
             packed_format(folder, [*TWINS], work / "out"),

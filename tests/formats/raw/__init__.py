@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbot.domain import Raw, Source, Speed, TextRecord  # type: ignore[attr-defined]
+from hubbot.domain import Raw, Source, Speed, TextRecord, Variant  # type: ignore[attr-defined]
 from hubbot.errors import Unsupported
 from hubbot.formats.family import About, Kind
 from hubbot.formats.protocol import Cost, Encoded, Format, Needs, Reading
@@ -53,7 +53,7 @@ def costs(
 def open_format(
     variants: Sequence[Raw],
     *,
-    beside: Sequence[Raw],
+    beside: Sequence[Variant],
     source: Source,
     facts: ModelFacts,
     work: Path,
