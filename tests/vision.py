@@ -172,6 +172,7 @@ VISION: dict[str, Vision] = {
         text=_TEXT | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
         vision=_SIGLIP
         | {"model_type": "internvl_vision", "image_size": [112, 112], "patch_size": [14, 14]}
+        | {"num_hidden_layers": 4}  # the converter takes the numbers of its projector's layers, up to 3, for blocks
         | {"architectures": ["InternVisionModel"]},
         values={"downsample_ratio": 0.5, "image_seq_length": 16},
         marks={"image_token_id": "<IMG_CONTEXT>", "begin": "<img>", "end": "</img>"},

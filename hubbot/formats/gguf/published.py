@@ -18,11 +18,15 @@ _BY_SIGMOID = frozenset({"deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "
 _TWICE = re.compile(
     r"^(model\.){2,}(?=(embed_tokens|layers|norm)\.)"
 )  # saved out of a wrapper, which transformers sees through
+_TILES = "min_dynamic_tiles"  # of the converter's class for InternVL's tower, which knows it inside `model.` alone
+_SEEING = re.compile(r"^(vision_tower|multi_modal_projector)\.")
 _BREAK = "img_break_tok_id"  # of the converter's class for Pixtral's tower, which writes that token's embedding too
 
 
 def name_for(converter: object, tensors: Iterable[str]) -> Callable[[str], str]:
     """A tensor's name -> what this class of the converter calls it."""
+    if hasattr(converter, _TILES):
+        return lambda name: _SEEING.sub(r"model.\g<0>", name)
     if any(_CLIP in key for key in tensors):  # transformers 5 saves such a tower without `vision_model.`
         return lambda name: _TOWER.sub(r"\g<0>vision_model.", name)
     if hasattr(converter, _BREAK):  # it passes over what is called the text's

@@ -40,13 +40,21 @@ def test_the_files_are_tensor_for_tensor_what_the_converter_itself_writes(tmp_pa
         assert all(np.array_equal(ours[name].data, wanted[name].data) for name in wanted)
 
 
+def test_a_tower_of_internvl_is_called_as_the_converter_knows_it(tmp_path: Path) -> None:
+    facts = read_facts(make_vision("internvl", tmp_path / "tiny"))
+    plan = plan_vision(source_of(facts.folder), facts, Snapshot(facts).read)
+    held = {leaf for placed in plan.files["mmproj-tiny-F16.gguf"].tensors for leaf in placed.tensor.leaves}
+    assert held == {name for name in facts.tensors if name.startswith(("vision_tower.", "multi_modal_projector."))}
+
+
 @pytest.mark.parametrize(("kind", "why"), [
-    ("internvl", "leaves out 34 of the 34 tensors that see, vision_tower.embeddings.cls_token the first"),
+    ("internvl", "leaves out 64 of the 64 tensors that see, vision_tower.embeddings.cls_token the first"),
     ("llava", "Unsupported model type: clip_vision_model"),
 ])  # fmt: skip
 def test_where_the_converter_makes_no_such_file_the_plan_says_that_the_text_alone_is_read(
-    kind: str, why: str, tmp_path: Path
+    kind: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(published, "_TILES", "of no class")  # the converter's filter passes over InternVL's own names
     folder = make_vision(kind, tmp_path / "tiny")
     facts = read_facts(folder)
     plan = plan_vision(source_of(folder), facts, Snapshot(facts).read)
