@@ -21,7 +21,7 @@ from hubbot.formats.gguf.plan import VariantPlan
 from hubbot.formats.gguf.probes import Probes, matrices_of
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
-from hubbot.model.own_tokenizer import load_tokenizer
+from hubbot.model.own_tokenizer import load_tokenizer, loading_once
 from hubbot.settings import GgufType
 from hubbot.sweep.windows import Windows
 
@@ -31,6 +31,7 @@ Groups = Mapping[str, tuple[Matrix, ...]]
 Costs = Mapping[str, Mapping[str, float]]  # group -> type -> nats
 
 
+@loading_once()
 def allocate(question: AllocateQuestion) -> AllocateAnswer:
     """The types of every mix that is asked for, in at most the bytes of llama.cpp's own. Raises Unsupported, BadText."""
     settings = question.settings

@@ -28,7 +28,7 @@ from hubbot.model.config import alike_at_all_distances
 from hubbot.model.digests import tokenizer_digest
 from hubbot.model.empty import plain_config
 from hubbot.model.finite import Large
-from hubbot.model.own_tokenizer import load_tokenizer, read_chat
+from hubbot.model.own_tokenizer import load_tokenizer, loading_once, read_chat
 from hubbot.sweep.group import ALONE, Group
 from hubbot.sweep.references import References
 from hubbot.sweep.streams import timed
@@ -46,6 +46,7 @@ def make(question: MakeQuestion) -> MakeAnswer:
     return make_on(question, devices[0]) if len(devices) == 1 else make_together(question, devices, make_on)
 
 
+@loading_once()
 def make_on(question: MakeQuestion, device: str, group: Group = ALONE) -> MakeAnswer:
     """The same on one device. group: the processes that share the walk, of which this is one."""
     if device.startswith("cuda"):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hubbot import environment
 from hubbot.child import survey as surveying
-from hubbot.child.messages import SurveyAnswer, SurveyQuestion
+from hubbot.child.messages import MAKE, SurveyAnswer, SurveyQuestion
 from hubbot.child.survey import survey
 from hubbot.confine import isolate, places
 from hubbot.confine.isolate import Answer
@@ -354,6 +354,33 @@ def test_transformers_reads_a_tokenizer_once_for_a_survey_which_says_the_same(
     monkeypatch.setattr(surveying, "loading_once", nullcontext)
     assert survey(question) == found
     assert len(loads) == 1 + alone
+
+
+@pytest.mark.slow
+def test_transformers_reads_a_tokenizer_once_for_all_that_is_made(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def noted(kind: Any, *args: Any, **options: Any) -> Any:
+        loads.append(kind.__name__)
+        return load(kind, *args, **options)
+
+    def made(stage: Stage[Any, Any], question: Any, **_: Any) -> Any:
+        loads.clear()
+        answer = unconfined(stage, question)
+        if stage is MAKE:
+            raise _Again
+        return answer
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(noted))
+    given = {"variants": "Q8_0,Q4_0", "licence.allow_unlicensed": True, "device": "cpu"}
+    with pytest.raises(_Again):
+        pipeline.run(
+            Run(model=str(tiny_model("gpt2")), settings=load_settings(None, {**flags(tmp_path), **given})), made
+        )
+    assert len(loads) == 1
 
 
 def test_the_oldest_entries_go(folder: Path, surveys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -409,11 +409,11 @@ class GgufFormat:
         if not (self._plan.imatrix_file and self._text and entries):
             return None
         path = self._out / self._plan.imatrix_file
-        plan = self._make_plan(len(entries))
-        for name, files in self._files.items():
-            for file, shard in zip(files, plan.variants[name].shards, strict=True):
-                file.replace_header(shard)
-        self._plan = plan
+        if len(entries) != self._plan.entries:
+            self._plan = self._make_plan(len(entries))
+            for name, files in self._files.items():
+                for file, shard in zip(files, self._plan.variants[name].shards, strict=True):
+                    file.replace_header(shard)
         self._out.mkdir(parents=True, exist_ok=True)
         partial = self._work / f"{path.name}.partial"
         write_imatrix(partial, entries, dataset=self._text.dataset, chunks=self._text.windows, length=self._text.length)

@@ -120,6 +120,7 @@ class GgufPlan:
     variants: Mapping[str, VariantPlan]
     refused: Mapping[str, Unsupported]  # those that llama.cpp has no recipe for
     imatrix_file: str | None  # its name, where one is used
+    entries: int  # matrices that headers say it covers
 
 
 def plan_files(
@@ -185,7 +186,7 @@ def plan_files(
         except Unsupported as refusal:
             left[variant.name] = refusal
     notes = notes_on(facts.config, model.metadata, [tensor.name for tensor in model.tensors], folder)
-    return GgufPlan(model=model, notes=notes, variants=ordered, refused=left, imatrix_file=file)
+    return GgufPlan(model=model, notes=notes, variants=ordered, refused=left, imatrix_file=file, entries=guessed)
 
 
 def _recipes(model: Converted, weighed: Mapping[str, bool], work: Path) -> dict[str, Recipe | Unsupported]:

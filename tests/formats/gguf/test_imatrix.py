@@ -7,7 +7,17 @@ import transformers
 
 from hubbot import llamacpp
 from hubbot.formats.gguf.imatrix import ImportanceEntry, write_imatrix
-from tests.formats.gguf.chain import TEXT, TOKENS, checkpoint, convert, keys_and_tensors, make, parts, statistics_of
+from tests.formats.gguf.chain import (
+    TEXT,
+    TOKENS,
+    checkpoint,
+    convert,
+    keys_and_tensors,
+    make,
+    open_format,
+    parts,
+    statistics_of,
+)
 from tests.models import texts
 
 LENGTH = 64
@@ -51,6 +61,17 @@ def test_the_matrix_is_published_beside_the_files_and_they_tell_where_they_have_
     entry = read_imatrix(matrix)["blk.0.ffn_down.weight"]
     np.testing.assert_array_equal(entry.sums, squares)
     assert entry.tokens == TOKENS
+
+
+def test_headers_count_what_the_matrix_covers_where_a_layer_was_never_reached(llama, tmp_path):
+    form, weights = open_format(llama, ["Q4_K_M"], tmp_path, imatrix=True), checkpoint(llama)
+    for part in parts(weights):
+        seen = statistics_of(part, weights)
+        seen.pop("model.layers.0.mlp.down_proj.weight", None)
+        form.encode(part, {name: weights[name] for name in part.tensors}, seen)
+    file, matrix = form.finish()["Q4_K_M"].paths
+    keys, _ = keys_and_tensors(file)
+    assert keys["quantize.imatrix.entries_count"] == len(read_imatrix(matrix)) == 13
 
 
 @pytest.mark.slow
