@@ -17,8 +17,7 @@ from hubbot.errors import HubbotError
 from hubbot.formats.gguf.check import ask_sight
 from hubbot.formats.gguf.naming import is_vision, text_file, vision_kind
 from hubbot.formats.gguf.runtime import compare
-from hubbot.formats.images import Layout, Sight, apart, draw_image, see_as_base
-from hubbot.model.config import read_values
+from hubbot.formats.images import Layout, Sight, apart, image_for, see_as_base
 from hubbot.model.own_tokenizer import text_of
 
 __all__ = ["TOLERANCES", "Gallery"]
@@ -48,7 +47,7 @@ class Gallery:
     ) -> None:
         self._folder, self._work, self._tokenizer, self._ends = folder, work, tokenizer, list(ends)
         self._fits, self._device = fits, torch.device(device)
-        self._image = draw_image(read_values(folder / "config.json"))
+        self._image = image_for(folder)
         self._known: dict[str, Sight | str] = {}  # layout -> the original's answer, or why there is none
 
     def show(self, paths: Sequence[Path]) -> tuple[ImageCheck, ...]:

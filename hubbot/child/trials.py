@@ -26,9 +26,8 @@ from hubbot.confine.ask import NoAnswer, ask_each
 from hubbot.confine.environment import allowed
 from hubbot.domain import Family, Trial, VariantRecord
 from hubbot.formats import FAMILIES
-from hubbot.formats.images import draw_image
+from hubbot.formats.images import image_for
 from hubbot.model.architectures import sees_images
-from hubbot.model.config import read_values
 from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
 
@@ -178,7 +177,7 @@ def _picture(folder: Path, place: Path) -> str:
     from PIL import Image
 
     path = place / "picture.png"
-    Image.fromarray(draw_image(read_values(folder / "config.json"))).save(path)
+    Image.fromarray(image_for(folder)).save(path)
     return str(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy.typing as npt
 import torch
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from hubbot.model.companions import PROCESSORS
+from hubbot.model.config import read_values
 from hubbot.model.foreign import foreign
 from hubbot.model.whole import load_whole
 
-__all__ = ["Layout", "Sight", "apart", "draw_image", "see_as_base"]
+__all__ = ["Layout", "Sight", "apart", "draw_image", "image_for", "see_as_base"]
 
 Layout = Sequence[Sequence[int] | int]  # stretches of a prompt: token ids, or how many embeddings an image is there
 Pixels = npt.NDArray[np.uint8]
@@ -41,14 +44,25 @@ class Sight:
     said: list[int]
 
 
-def draw_image(config: Mapping[str, Any]) -> Pixels:
+def image_for(folder: Path) -> Pixels:
+    """The test image of the size that a folder's model takes."""
+    cutting: Mapping[str, Any] = {}
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            found = read_values(folder / name)
+            cutting = found.get("image_processor", found)
+            break
+    return draw_image(read_values(folder / "config.json"), cutting if isinstance(cutting, Mapping) else {})
+
+
+def draw_image(config: Mapping[str, Any], cutting: Mapping[str, Any] | None = None) -> Pixels:
     """uint8 [side, side, 3] of the size that the model takes: smooth, so that all ways of resizing give the same.
 
-    config: config.json.
+    config: config.json. cutting: how the source's own processor cuts pictures.
     """
     vision = config.get("vision_config")
     side = vision.get("image_size") if isinstance(vision, Mapping) else None
-    side = side[0] if isinstance(side, list) and side else side  # height and width
+    side = side[0] if isinstance(side, list) and side else side or _side_of(cutting or {})  # height and width
     side = side if isinstance(side, int) and 0 < side <= _LARGEST_SIDE else _SIDE
     y, x = np.mgrid[0:side, 0:side].astype(np.float64) / side
     disc = 1 / (1 + np.exp(40 * (np.hypot(x - 0.6, y - 0.4) - 0.25)))
@@ -56,6 +70,14 @@ def draw_image(config: Mapping[str, Any]) -> Pixels:
     painted = (1 - disc[..., None]) * colours + disc[..., None] * np.array([0.9, 0.2, 0.1])
     pixels: Pixels = np.round(255 * painted).astype(np.uint8)
     return pixels
+
+
+def _side_of(cutting: Mapping[str, Any]) -> int | None:
+    """Of as many pieces as a picture may come to, to which Gemma 4's processor enlarges all."""
+    pieces, patch, pool = (cutting.get(key) for key in ("max_soft_tokens", "patch_size", "pooling_kernel_size"))
+    if isinstance(pieces, int) and isinstance(patch, int) and isinstance(pool, int) and pieces > 0:
+        return math.isqrt(pieces) * patch * pool
+    return None
 
 
 def see_as_base(

@@ -211,7 +211,7 @@ PLANS: dict[str, Vision] = VISION | {
             "image_std": [1.0] * 3,
             "patch_size": 16,
             "pooling_kernel_size": 3,
-            "max_soft_tokens": 70,
+            "max_soft_tokens": 140,  # of which llama.cpp makes 70 or more
         },
         processor={"processor_class": "Gemma4Processor"},
         bytes_vocabulary=False,
