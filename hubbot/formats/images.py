@@ -46,12 +46,8 @@ class Sight:
 
 def image_for(folder: Path) -> Pixels:
     """The test image of the size that a folder's model takes."""
-    cutting: Mapping[str, Any] = {}
-    for name in PROCESSORS:
-        if (folder / name).is_file():
-            found = read_values(folder / name)
-            cutting = found.get("image_processor", found)
-            break
+    said = next((read_values(folder / name) for name in PROCESSORS if (folder / name).is_file()), {})
+    cutting = said.get("image_processor", said)
     return draw_image(read_values(folder / "config.json"), cutting if isinstance(cutting, Mapping) else {})
 
 

@@ -463,7 +463,7 @@ PLANS: dict[str, Vision] = VISION | {
         | {"dense_intermediate_size": 512, "shared_intermediate_size": 256, "mlp_layer_types": ["dense", "sparse"]}
         | {"index_n_heads": 2, "index_head_dim": 64, "layer_types": ["full_attention", "minimax_m3_sparse"]}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}},
-        vision=_SIGLIP | {"image_size": 112, "patch_size": 14},
+        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "num_hidden_layers": 4},  # as InternVL's
         values={"projector_hidden_size": 256},
         marks={"image_token_index": "<image>", "video_token_index": "<video>"},
         preprocessor={"image_processor_type": "MiniMaxM3VLImageProcessor", **_PATCHES},
