@@ -376,13 +376,15 @@ PLANS: dict[str, Vision] = VISION | {
             "mm_posemb_size": 128,
             "output_proj_dims": 64,
         },
-        values={"audio_config": None},
+        values={"audio_config": {"audio_embed_dim": 64}},  # which the converter takes for granted
         marks=_GEMMA4,
         preprocessor={
             "image_processor_type": "Gemma4UnifiedImageProcessor",
+            "image_mean": [0.0] * 3,
+            "image_std": [1.0] * 3,
             "patch_size": 16,
             "pooling_kernel_size": 3,
-            "max_soft_tokens": 70,
+            "max_soft_tokens": 140,
         },
         processor={"processor_class": "Gemma4UnifiedProcessor"},
         bytes_vocabulary=False,
@@ -463,7 +465,13 @@ PLANS: dict[str, Vision] = VISION | {
         | {"dense_intermediate_size": 512, "shared_intermediate_size": 256, "mlp_layer_types": ["dense", "sparse"]}
         | {"index_n_heads": 2, "index_head_dim": 64, "layer_types": ["full_attention", "minimax_m3_sparse"]}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}},
-        vision=_SIGLIP | {"image_size": 112, "patch_size": 14, "num_hidden_layers": 4},  # as InternVL's
+        vision=_SIGLIP
+        | {
+            "image_size": 112,
+            "patch_size": 14,
+            "num_hidden_layers": 4,
+            "hidden_size": 160,
+        },  # heads of 80, as on the Hub; four as InternVL's
         values={"projector_hidden_size": 256},
         marks={"image_token_index": "<image>", "video_token_index": "<video>"},
         preprocessor={"image_processor_type": "MiniMaxM3VLImageProcessor", **_PATCHES},
