@@ -10,7 +10,7 @@ import pytest
 from hubbot.child.source import examine
 from hubbot.errors import HubbotError, SourceRefused, Unsupported
 from hubbot.model import read_facts
-from hubbot.model.own_tokenizer import load_tokenizer
+from hubbot.model.own_tokenizer import load_tokenizer, loading_once
 from hubbot.model.tokens import check_vocabulary
 from tests.model.folders import change, copied
 
@@ -174,3 +174,10 @@ def test_a_tokenizer_that_wants_the_authors_code_is_told_with_the_key_that_asks_
         Unsupported, match=r"asks for Python code of the author's \(auto_map\), which hubbot never runs"
     ):
         load_tokenizer(folder)
+
+
+def test_whoever_asks_a_tokenizer_that_is_shared_has_a_vocabulary_of_his_own(folder):
+    alone = load_tokenizer(folder).get_vocab()
+    with loading_once():
+        load_tokenizer(folder).get_vocab().clear()
+        assert load_tokenizer(folder).get_vocab() == load_tokenizer(folder).vocab == alone
