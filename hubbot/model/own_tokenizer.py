@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return _loaded(folder)
     if folder not in _held[-1]:
         held = _held[-1][folder] = _loaded(folder)
-        held.get_vocab = held.get_vocab().copy  # type: ignore[method-assign]  # the library makes it anew each time
+        held.get_vocab = held.get_vocab().copy  # the library makes it anew each time
     return _held[-1][folder]
 
 
