@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from hubbot import log
 from hubbot.child.device import settle_device, settle_devices
+from hubbot.child.folder import FolderQuestion, read_folder
 from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
@@ -41,6 +41,7 @@ _SPACED = "its runtime reads a blank behind every special token, where the sourc
 _CORES = 4  # of a file that is read beside others
 _MORE = 1.3  # memory of a file that is loaded, by its bytes
 _CONTEXT = 1 << 30  # bytes of a process's own on a card: kernels, buffers, what it has said so far
+_PROCESS = 4 << 30  # bytes of the same in the machine's memory, torch's and CUDA's libraries among them
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
 
 
@@ -68,76 +69,98 @@ def _with_speeds(read: Mapping[str, Checked], question: CheckQuestion, device: s
 def _read_all(
     question: CheckQuestion, original: _Original, device: str, advance: Callable[[int], None]
 ) -> dict[str, Checked]:
-    """Files whose runtime has a process of its own are read side by side, folders here, one after another.
-
-    Both at the same time where there are cards, of which the first holds the folders.
-    """
-    apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
-    here = gptq_last([one for one in question.variants if one not in apart])
-    run = partial(run_lines, question, here, chat=bool(original.chat.prompt), device=device)
-    beside = device.startswith("cuda") and room_on(torch.device(device)) >= 2 * _largest(here, question)
-    slots = _slots(
-        apart,
-        settle_devices(question.settings.device),
-        taken=(1 + beside) * _largest(here, question),
-        largest=_largest(apart, question),
-    )
-    checked = {}
-
-    def read(variant: VariantRecord, place: str) -> Reading:
-        return _read(variant, question, original, place)
+    """On cards all is read side by side, a process each; else the folders here one after another, then the files."""
+    checked: dict[str, Checked] = {}
 
     def keep(variant: VariantRecord, reading: Reading) -> None:
         checked[variant.name] = _judged(variant, reading, question, original)
         advance(1)
 
-    def read_here() -> None:
-        with _begun(run) if beside else nullcontext(run) as lines:
-            for variant in here:
-                _let_go()
-                with log.aside(question.work / "load-check.log"):
-                    reading = read(variant, device)
-                keep(variant, reading)
-            _let_go()
-            tried = try_as_users(question, checked, lines(), device=device)
-        checked.update({name: _with_trials(checked[name], trials) for name, trials in tried.items()})
+    places = _places(question, original) if device.startswith("cuda") else []
+    read = _read_on_cards(question, original, places, keep) if places else _read_here(question, original, device, keep)
+    tried = try_as_users(question, checked, read, device=device)
+    return checked | {name: _with_trials(checked[name], trials) for name, trials in tried.items()}
 
-    if not device.startswith("cuda"):
-        read_here()
-    with side_by_side(read, apart, slots) as readings:
-        if device.startswith("cuda"):
-            read_here()
+
+def _read_on_cards(
+    question: CheckQuestion, original: _Original, places: Sequence[str], keep: Callable[[VariantRecord, Reading], None]
+) -> Answers:
+    """What the cards' lines came to. The largest begin, for they take longest."""
+
+    def work(task: tuple[VariantRecord, bool], place: str) -> Reading | Answers:
+        variant, lines = task
+        if lines:
+            return run_lines(question, [variant], chat=bool(original.chat.prompt), device=place)
+        return _read(variant, question, original, place, apart=True)
+
+    found: Answers = {}
+    with side_by_side(work, _tasks(question.variants), places) as answers:
+        original.speak()
+        for (variant, _), answer in answers:
+            if isinstance(answer, Reading):
+                keep(variant, answer)
+            else:
+                found = {**found, **answer}
+    return found
+
+
+def _tasks(variants: Sequence[VariantRecord]) -> list[tuple[VariantRecord, bool]]:
+    """Each variant to be read and, True beside it, a folder's lines of the card to be run; folders first, the largest of all."""
+    by_size = sorted(variants, key=lambda one: -sum(file.size for file in one.files))
+    folders = [one for one in by_size if not FAMILIES[one.family].ABOUT.apart]
+    files = [one for one in by_size if FAMILIES[one.family].ABOUT.apart]
+    return [*((one, lines) for one in folders for lines in (True, False)), *((one, False) for one in files)]
+
+
+def _read_here(
+    question: CheckQuestion, original: _Original, device: str, keep: Callable[[VariantRecord, Reading], None]
+) -> Answers:
+    """The same where no card has room, or none is there."""
+    here = gptq_last([one for one in question.variants if not FAMILIES[one.family].ABOUT.apart])
+    apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
+    original.speak()
+    for variant in here:
+        _let_go()
+        with log.aside(question.work / "load-check.log"):
+            reading = _read(variant, question, original, device)
+        keep(variant, reading)
+    _let_go()
+    lines = run_lines(question, here, chat=bool(original.chat.prompt), device=device)
+    largest = max((_memory(one, question) for one in apart), default=1)
+    at_once = max(1, min(cores() // _CORES, int(psutil.virtual_memory().available / largest), len(apart)))
+
+    def read(variant: VariantRecord, place: str) -> Reading:
+        return _read(variant, question, original, place)
+
+    with side_by_side(read, apart, ["cpu"] * at_once) as readings:
         for variant, reading in readings:
             keep(variant, reading)
-    return checked
+    return lines
 
 
-@contextmanager
-def _begun(run: Callable[[], Answers]) -> Iterator[Callable[[], Answers]]:
-    """What it answers when it is asked for, while it runs from now on."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(run).result
+def _memory(variant: VariantRecord, question: CheckQuestion) -> int:
+    """Bytes that a variant takes in its runtime, at most."""
+    return int(_MORE * _grown(variant) * sum(path.stat().st_size for path in _paths(variant, question)))
 
 
-def _largest(variants: Sequence[VariantRecord], question: CheckQuestion) -> int:
-    """Bytes that the largest of them takes in its runtime, at most."""
-    sizes = (_grown(one) * sum(path.stat().st_size for path in _paths(one, question)) for one in variants)
-    return int(_MORE * max(sizes, default=0))
+def _places(question: CheckQuestion, original: _Original) -> list[str]:
+    """Where variants are read at the same time, a card for each: a core for every one, and memory for the largest that fits.
 
-
-def _slots(apart: Sequence[VariantRecord], devices: Sequence[str], *, taken: int, largest: int) -> list[str]:
-    """Where files are read at the same time, a device for each: four cores for every one, and memory for the largest.
-
-    Cards take turns; of the first one as many bytes are taken. The CPU reads where no card has room for a file.
+    Cards take turns. The original speaks on the first one meanwhile; before, where that leaves no room.
     """
-    at_once = max(1, min(cores() // _CORES, int(psutil.virtual_memory().available / max(largest, 1)), len(apart)))
-    if not devices[0].startswith("cuda"):
-        return ["cpu"] * at_once
-    rooms = [room_on(torch.device(card)) - (0 if number else taken) for number, card in enumerate(devices)]
-    turns = [
-        (turn, card) for card, room in zip(devices, rooms, strict=True) for turn in range(room // (largest + _CONTEXT))
-    ]
-    return [card for _, card in sorted(turns)][:at_once] or ["cpu"] * at_once
+    cards = settle_devices(question.settings.device)
+    rooms = [room_on(torch.device(card)) for card in cards]
+    fit = [size for size in (_memory(one, question) + _CONTEXT for one in question.variants) if size <= max(rooms)]
+    if not fit:
+        return []
+    if rooms[0] - original.speaking < max(fit):
+        original.speak()
+        _let_go()
+    else:
+        rooms[0] -= original.speaking
+    turns = [(turn, card) for card, room in zip(cards, rooms, strict=True) for turn in range(room // max(fit))]
+    at_once = min(cores(), psutil.virtual_memory().available // (max(fit) + _PROCESS), len(_tasks(question.variants)))
+    return [card for _, card in sorted(turns)][: max(1, at_once)]
 
 
 def _with_trials(checked: Checked, trials: Sequence[Trial]) -> Checked:
@@ -146,15 +169,29 @@ def _with_trials(checked: Checked, trials: Sequence[Trial]) -> Checked:
     return replace(checked, trials=tuple(trials), notes=(*checked.notes, *notes))
 
 
-def _read(variant: VariantRecord, question: CheckQuestion, original: _Original, device: str) -> Reading:
+def _read(
+    variant: VariantRecord, question: CheckQuestion, original: _Original, device: str, *, apart: bool = False
+) -> Reading:
+    """apart: a folder too in a process of its own, as files always are."""
     paths = _paths(variant, question)
+    device = _device_for(paths, device, grown=_grown(variant))
+    if apart and not FAMILIES[variant.family].ABOUT.apart:
+        asked = FolderQuestion(
+            family=variant.family,
+            paths=tuple(paths),
+            reference=question.references.get(variant.name),
+            prompts=tuple(map(tuple, original.prompts)),
+            new_tokens=samples.NEW_TOKENS,
+            chat=original.chat,
+        )
+        return read_folder(asked, device)
     return FAMILIES[variant.family].read(
         paths,
         question.references.get(variant.name),
         prompts=original.prompts,
         new_tokens=samples.NEW_TOKENS,
         chat=original.chat,
-        device=_device_for(paths, device, grown=_grown(variant)),
+        device=device,
     )
 
 
@@ -198,7 +235,7 @@ def _grown(variant: VariantRecord) -> float:
 class _Original:
     """What variants are compared with: the source's tokens of a chat, and what it says to the prompts.
 
-    `prompts` is empty where no samples are wanted, `said` also where the model does not fit into memory.
+    `prompts` is empty where no samples are wanted, `said` also where the model does not fit into memory, or before it spoke.
     """
 
     def __init__(self, source: Source, settings: Settings, work: Path) -> None:
@@ -208,12 +245,22 @@ class _Original:
         self.tokenizer = load_tokenizer(folder)
         self.chat = read_chat(folder, self.tokenizer, conversation(facts.chat_templates, self.tokenizer))
         self.prompts = samples.encode_prompts(self.tokenizer) if settings.evaluation.samples else []
-        self.said: list[list[int]] = []
-        if not self.prompts:
+        self.said: list[list[int]] | None = None
+
+    @property
+    def speaking(self) -> int:
+        """Bytes that the model takes while it speaks."""
+        return int(_MORE * self._facts.decoded_bytes) if self.prompts and self._fits_whole and self.said is None else 0
+
+    def speak(self) -> None:
+        """Have the model say what follows the prompts, where they are wanted and it fits into memory; once."""
+        if self.said is not None:
             return
-        if self._fits_whole:
-            self.said = samples.continue_base(folder, self.prompts, self.chat.tokens.ends, torch.device(self._device))
-        else:
+        self.said = []
+        if self.prompts and self._fits_whole:
+            device = torch.device(self._device)
+            self.said = samples.continue_base(self._facts.folder, self.prompts, self.chat.tokens.ends, device)
+        elif self.prompts:
             log.warning("The base model does not fit into memory whole, so no samples are compared.")
 
     @cached_property

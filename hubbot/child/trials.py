@@ -27,6 +27,7 @@ from hubbot.confine.environment import allowed
 from hubbot.domain import Family, Trial, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.images import image_for
+from hubbot.machine.nvidia import no_other
 from hubbot.model.architectures import sees_images
 from hubbot.runtimes.layouts import Layout, layouts_of, layouts_of_run
 from hubbot.runtimes.table import Runtime, answer
@@ -69,7 +70,7 @@ Answers: TypeAlias = Mapping[str, Mapping[str, Any]]  # variant -> what came of 
 
 
 def run_lines(question: CheckQuestion, variants: Sequence[VariantRecord], *, chat: bool, device: str) -> Answers:
-    """The card's lines of these variants, run one after another in a process of their own.
+    """The card's lines of these variants, run one after another in a process of their own, which sees no card but `device`.
 
     chat: whether the model has a chat template that renders. device: `cpu` or `cuda:N`.
     """
@@ -79,7 +80,7 @@ def run_lines(question: CheckQuestion, variants: Sequence[VariantRecord], *, cha
     families = {variant.name: variant.family for variant in variants}
     sees = sees_images(question.source.architecture)
     command = [sys.executable, "-P", "-m", "hubbot.child.card_lines"]
-    environment = allowed() | ({} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""})
+    environment = allowed() | no_other(device)
     with TemporaryDirectory() as place:
         pictures = folders and shows_pictures(question.source)
         picture = _picture(next(iter(folders.values())), Path(place)) if pictures else None

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from hubbot.child.messages import MakeAnswer
-from hubbot.domain import SCHEMA_VERSION, Conversations, Gguf, Peak, Record, Source, Status, VariantRecord
+from hubbot.domain import SCHEMA_VERSION, Conversations, File, Gguf, Peak, Record, Source, Status, VariantRecord
 from hubbot.formats import FAMILIES
 from hubbot.formats.names import names_made, parse_variant
 from hubbot.machine import measure_machine
 from hubbot.machine.versions import commit, tools, version
 from hubbot.planning.plan import FailedVariant
-from hubbot.record.files import hashed
+from hubbot.record.files import listed
 from hubbot.record.fingerprint import shaping
 from hubbot.settings import Settings
 
-__all__ = ["recorded", "spent"]
+__all__ = ["recorded", "spent", "with_digests"]
 
 
 def recorded(
@@ -32,7 +32,7 @@ def recorded(
     out: Path,
     types: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> Record:
-    """The record before load check and gate; every file of every variant is hashed for it.
+    """The record before load check and gate; no file is hashed yet.
 
     types: mix -> tensor -> type, of variants that have their types by measured divergence.
     failed: what the plan found that cannot be made.
@@ -64,6 +64,12 @@ def recorded(
     )
 
 
+def with_digests(record: Record, digest: Callable[[File], File]) -> Record:
+    """With the sha256 of every file, which `digest` puts in."""
+    variants = (replace(variant, files=tuple(map(digest, variant.files))) for variant in record.variants)
+    return replace(record, variants=tuple(variants))
+
+
 def spent(stages: Mapping[str, float], sweeps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Seconds of every stage, the sweep's taken apart into its steps, so that nothing is counted twice.
 
@@ -84,8 +90,6 @@ def spent(stages: Mapping[str, float], sweeps: Sequence[Mapping[str, float]]) ->
 
 
 def _made(sweep: MakeAnswer, out: Path, types: Mapping[str, Mapping[str, str]]) -> Iterator[VariantRecord]:
-    with ThreadPoolExecutor() as pool:  # each variant's hashes at once
-        files = {name: pool.submit(hashed, made.paths, out) for name, made in sweep.made.items()}
     for name, made in sweep.made.items():
         variant = parse_variant(name)
         mix = variant.type if isinstance(variant, Gguf) and variant.allocated else ""
@@ -93,7 +97,7 @@ def _made(sweep: MakeAnswer, out: Path, types: Mapping[str, Mapping[str, str]]) 
             name=name,
             family=variant.family,
             status=Status.PASSED,
-            files=tuple(files[name].result()),
+            files=listed(made.paths, out),
             bits_per_weight=made.bits_per_weight,
             score=made.score,
             seconds=made.seconds,

@@ -1,6 +1,6 @@
 """The story of one job, a line a stage.
 
-    plan -> fetch -> types -> sweep -> hash -> load check -> gate -> card -> publish
+    plan -> fetch -> types -> sweep -> load check, hash -> gate -> card -> publish
 
 This process holds the token, fetches and publishes. What reads and runs the model's files happens in
 confined children (`hubbot.child`), which have neither token nor network; `hubbot.child.messages` is all that passes.
@@ -42,7 +42,7 @@ from hubbot.hub.client import Hub
 from hubbot.hub.publish.repo_release import Receipt
 from hubbot.hub.read.source import fetch, fetch_headers
 from hubbot.job.clock import Clock
-from hubbot.job.compose import recorded, spent
+from hubbot.job.compose import recorded, spent, with_digests
 from hubbot.job.resume import finished, forget_sweeps, keep_answer, kept_answer, probes_folder, sweep_folder
 from hubbot.job.survey import Survey, refuse_others, survey
 from hubbot.job.texts import conversations_of, evaluation_text, fetch_texts
@@ -50,6 +50,7 @@ from hubbot.job.upload import release
 from hubbot.machine.peak import PeakMeter
 from hubbot.planning.plan import Plan, PlannedProbing, PlannedSweep, require
 from hubbot.record.file import FILE_NAME, write_record
+from hubbot.record.files import hashing
 from hubbot.release.gate import gate
 from hubbot.release.licence import judge_licence, require_licence
 from hubbot.release.licence_texts import keep_licences
@@ -126,18 +127,20 @@ def run(job: Run, call: Call = isolate.call) -> Finished:
         for work, planned in _sweeps(typed, source, texts, found.plan).items():
             with clock.stage("sweep"):
                 made.append(_sweep(typed, call, source, texts, planned, work))
-        with clock.stage("hash"):
-            record = recorded(
-                made,
-                found.plan.failed,
-                source=source,
-                settings=job.settings,
-                command=job.command,
-                out=job.out,
-                types=typed.settings.gguf.allocation,
-            )
-        with clock.stage("load check"):
-            record = _checked(job, call, record, made)
+        record = recorded(
+            made,
+            found.plan.failed,
+            source=source,
+            settings=job.settings,
+            command=job.command,
+            out=job.out,
+            types=typed.settings.gguf.allocation,
+        )
+        with hashing([file for variant in record.variants for file in variant.files], job.out) as digest:
+            with clock.stage("load check"):
+                record = _checked(job, call, record, made)
+            with clock.stage("hash"):
+                record = with_digests(record, digest)
     record = replace(record, peak=meter.peak, timings=spent(clock.seconds, [sweep.seconds for sweep in made]))
     with clock.stage("gate and card"):
         record = _judged(job, record, made)

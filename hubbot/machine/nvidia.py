@@ -15,7 +15,7 @@ from typing import Any
 
 from hubbot.environment import PROCESS
 
-__all__ = ["Gpu", "gpu_of", "gpus_of", "number_of"]
+__all__ = ["Gpu", "gpu_of", "gpus_of", "no_other", "number_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,11 @@ class _Memory(ctypes.Structure):
 def number_of(device: str) -> int:
     """Of the card that auto, cuda or cuda:N stands for, as CUDA counts them."""
     return int(device.partition(":")[2] or 0)
+
+
+def no_other(device: str, environ: Mapping[str, str] = PROCESS) -> dict[str, str]:
+    """What has a process see that card alone, as its first; none for cpu."""
+    return {"CUDA_VISIBLE_DEVICES": _word(number_of(device), environ) if device.startswith("cuda") else ""}
 
 
 def gpu_of(device: str) -> Gpu | None:
@@ -78,9 +83,7 @@ def _library() -> Any:
 
 
 def _handle(library: Any, index: int, environ: Mapping[str, str]) -> ctypes.c_void_p | None:
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(number) for number in range(index + 1)] if visible is None else visible.split(",")
-    word = names[index].strip() if index < len(names) else ""
+    word = _word(index, environ)
     if not word:
         return None
     handle = ctypes.c_void_p()
@@ -89,3 +92,10 @@ def _handle(library: Any, index: int, environ: Mapping[str, str]) -> ctypes.c_vo
     else:
         found = library.nvmlDeviceGetHandleByUUID(word.encode(), ctypes.byref(handle))
     return handle if found == 0 else None
+
+
+def _word(index: int, environ: Mapping[str, str]) -> str:
+    """What the driver calls a card that CUDA counts so; nothing where there is no such card."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(index + 1)] if visible is None else visible.split(",")
+    return names[index].strip() if index < len(names) else ""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hubbot.child import check as checks
 from hubbot.child.messages import Checked, CheckQuestion
 from hubbot.child.trials import gptq_last
-from hubbot.domain import Family, LoadCheck
+from hubbot.domain import Family, File, LoadCheck
 from hubbot.errors import ToolMissing
 from hubbot.formats import FAMILIES
 from hubbot.settings import load_settings
@@ -71,22 +72,69 @@ def test_folders_that_gptqmodel_reads_come_last_for_it_changes_the_classes_that_
     assert [each.name for each in order] == ["1", "3", "0", "2"]
 
 
+GIB = 2**30
+
+
 @pytest.mark.parametrize(
-    ("free", "expected"),
+    ("free", "speaking", "expected", "spoke"),
     [
-        ({"cuda:0": 80, "cuda:1": 80}, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]),
-        ({"cuda:0": 30, "cuda:1": 80}, ["cuda:1"] * 4),  # the folders need what the first one has
-        ({"cuda:0": 39, "cuda:1": 30}, ["cuda:0", "cuda:1", "cuda:1"]),
-        ({"cuda:0": 30}, ["cpu"] * 4),
+        ({"cuda:0": 80, "cuda:1": 80}, 24, ["cuda:0", "cuda:1", "cuda:0"], False),  # a task each
+        ({"cuda:0": 30, "cuda:1": 80}, 24, ["cuda:0", "cuda:1", "cuda:0"], True),  # before the others
+        ({"cuda:0": 39, "cuda:1": 30}, 24, ["cuda:0", "cuda:1", "cuda:1"], False),
+        ({"cuda:0": 5}, 1, [], False),
     ],
 )
-def test_files_take_turns_on_cards_with_room_beside_the_folders(
-    free: dict[str, int], expected: list[str], monkeypatch: pytest.MonkeyPatch
+def test_variants_take_turns_on_cards_with_room_beside_the_original(
+    free: dict[str, int],
+    speaking: int,
+    expected: list[str],
+    spoke: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    gib = 2**30
+    monkeypatch.setattr(checks, "cores", lambda: 4)
+    monkeypatch.setattr(checks, "settle_devices", lambda _: list(free))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
+    monkeypatch.setattr(checks, "room_on", lambda device: free[str(device)] * GIB)
+    monkeypatch.setattr(checks, "_memory", lambda *_: 11 * GIB)
+    said: list[bool] = []
+    original: Any = SimpleNamespace(speaking=speaking * GIB, speak=lambda: said.append(True))
+    assert checks._places(_question(tmp_path), original) == expected
+    assert bool(said) == spoke
+
+
+def test_the_largest_that_fits_a_card_decides_how_many_are_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = iter([100 * GIB, 5 * GIB])
     monkeypatch.setattr(checks, "cores", lambda: 16)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * gib))
-    monkeypatch.setattr(checks, "room_on", lambda device: free[str(device)] * gib)
-    files = [record().variants[0]] * 12
-    assert checks._slots(files, list(free), taken=24 * gib, largest=12 * gib) == expected
-    assert checks._slots(files, ["cpu"], taken=24 * gib, largest=2**20) == ["cpu"] * 4
+    monkeypatch.setattr(checks, "settle_devices", lambda _: ["cuda:0"])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=40 * GIB))
+    monkeypatch.setattr(checks, "room_on", lambda _: 80 * GIB)
+    monkeypatch.setattr(checks, "_memory", lambda *_: next(sizes))
+    silent: Any = SimpleNamespace(speaking=0, speak=None)
+    places = checks._places(_question(tmp_path), silent)
+    assert (
+        places == ["cuda:0"] * 3
+    )  # not thirteen: the machine's memory holds so many processes, and there is no more to do
+
+
+def _question(out: Path) -> CheckQuestion:
+    made = record()
+    variants = (made.variants[0], replace(made.variants[0], name="gptq-4bit-128g", family=Family.GPTQ))
+    return CheckQuestion(
+        source=made.source, settings=load_settings(None, {}), work=out, out=out, variants=variants, references={}
+    )
+
+
+def test_folders_come_first_the_largest_of_all_with_its_lines():
+    one = record().variants[0]
+    sized = [
+        replace(one, name=name, family=family, files=(File(path=name, size=size, sha256="0" * 64),))
+        for name, family, size in (
+            ("Q4", Family.GGUF, 50),
+            ("g4", Family.GPTQ, 10),
+            ("Q8", Family.GGUF, 90),
+            ("b8", Family.BNB, 20),
+        )
+    ]
+    tasks = [(variant.name, lines) for variant, lines in checks._tasks(sized)]
+    assert tasks == [("b8", True), ("b8", False), ("g4", True), ("g4", False), ("Q8", False), ("Q4", False)]

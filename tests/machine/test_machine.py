@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from hubbot.machine import measure_machine
+from hubbot.machine.nvidia import no_other
 from hubbot.machine.peak import PeakMeter, disk_used
 from hubbot.model.architectures import known_to_llama_cpp, known_to_transformers, other_purpose, sees_images
 
@@ -77,3 +78,18 @@ def test_the_dense_families_are_known_to_both():
         assert known_to_transformers(f"{family}ForCausalLM"), family
         assert known_to_llama_cpp(f"{family}ForCausalLM"), family
     assert not known_to_llama_cpp("NobodyKnowsThisForCausalLM")
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("cuda:2", None, "2"),
+        ("cuda", None, "0"),
+        ("cuda:1", "3, GPU-5d1", "GPU-5d1"),  # as the driver calls it, and counted from the first that is visible
+        ("cuda:2", "3,5", ""),
+        ("cpu", "3,5", ""),
+    ],
+)
+def test_a_process_sees_one_card_and_no_other(device: str, visible: str | None, expected: str):
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert no_other(device, environ) == {"CUDA_VISIBLE_DEVICES": expected}
