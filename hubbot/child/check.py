@@ -39,6 +39,7 @@ _NOTE = 1_000  # characters
 _SPACED = "its runtime reads a blank behind every special token, where the source's tokenizer reads none"
 _CORES = 4  # of a file that is read beside others
 _MORE = 1.3  # memory of a file that is loaded, by its bytes
+_ENOUGH = 3  # places, from which on it pays that every folder has a process
 _CONTEXT = 1 << 30  # bytes of a process's own on a card: kernels, buffers, what it has said so far
 _PROCESS = 4 << 30  # bytes of the same in the machine's memory, torch's and CUDA's libraries among them
 _PROMPT_TOKENS, _GENERATED_TOKENS = 512, 64  # of the benchmark; fewer where the model's context is shorter
@@ -68,7 +69,7 @@ def _with_speeds(read: Mapping[str, Checked], question: CheckQuestion, device: s
 def _read_all(
     question: CheckQuestion, original: _Original, device: str, advance: Callable[[int], None]
 ) -> dict[str, Checked]:
-    """On cards all is read side by side, a process each; else the folders here one after another, then the files."""
+    """On cards all is read side by side, a process each; else the folders here one after another, then the files side by side."""
     checked: dict[str, Checked] = {}
 
     def keep(variant: VariantRecord, reading: Reading) -> None:
@@ -76,8 +77,11 @@ def _read_all(
         advance(1)
 
     places = _places(question, original) if device.startswith("cuda") else []
-    read = _read_on_cards(question, original, places, keep) if places else _read_here(question, original, device, keep)
-    tried = try_as_users(question, checked, read, device=device)
+    if len(places) >= _ENOUGH:
+        lines = _read_on_cards(question, original, places, keep)
+    else:
+        lines = _read_here(question, original, device, places, keep)
+    tried = try_as_users(question, checked, lines, device=device)
     return checked | {name: _with_trials(checked[name], trials) for name, trials in tried.items()}
 
 
@@ -112,9 +116,16 @@ def _tasks(variants: Sequence[VariantRecord]) -> list[tuple[VariantRecord, bool]
 
 
 def _read_here(
-    question: CheckQuestion, original: _Original, device: str, keep: Callable[[VariantRecord, Reading], None]
+    question: CheckQuestion,
+    original: _Original,
+    device: str,
+    places: Sequence[str],
+    keep: Callable[[VariantRecord, Reading], None],
 ) -> Answers:
-    """The same where no card has room, or none is there."""
+    """The same where no card is there, or none has room for many: a folder of its own process begins with seconds of imports.
+
+    places: cards for the files; the CPU, where there are none.
+    """
     here = gptq_last([one for one in question.variants if not FAMILIES[one.family].ABOUT.apart])
     apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
     original.speak()
@@ -131,7 +142,7 @@ def _read_here(
     def read(variant: VariantRecord, place: str) -> Reading:
         return _read(variant, question, original, place)
 
-    with side_by_side(read, apart, ["cpu"] * at_once) as readings:
+    with side_by_side(read, apart, places or ["cpu"] * at_once) as readings:
         for variant, reading in readings:
             keep(variant, reading)
     return lines

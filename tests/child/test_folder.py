@@ -73,7 +73,7 @@ def test_folder_and_its_lines_are_read_side_by_side_as_on_cards(
     made: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
     out, folder, reference = made
-    monkeypatch.setattr(checks, "_places", lambda *_: ["cpu", "cpu"])
+    monkeypatch.setattr(checks, "_places", lambda *_: ["cpu"] * 3)
     files = tuple(
         File(path=str(path.relative_to(out)), size=path.stat().st_size, sha256="0" * 64)
         for path in folder.iterdir()
