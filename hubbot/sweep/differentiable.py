@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hubbot.errors import Unsupported
+from hubbot.model.body import Body
 from hubbot.model.foreign import foreign, said
 from hubbot.sweep.blocks import BlockModel, without_experts
 from hubbot.sweep.given import BlockArguments
@@ -22,8 +23,10 @@ def obstacle(model: BlockModel) -> str | None:
 
     One block of each kind is asked. Not for models whose blocks are given more of earlier blocks than hidden states. None where
     nothing speaks against it: a block that cannot even pass forth without data is not judged, and experts, which sort tokens by
-    what they hold, are left out.
+    what they hold, are left out. A body that is gone through in turns may compute some of them without gradients, as HRM's does.
     """
+    if any(isinstance(block, Body) for block in model.blocks):
+        return "it goes through its blocks in turns, and may keep no gradients of some"
     asked: set[str] = set()
     hidden = model.passage.layout.given(torch.empty((1, _TOKENS, model.passage.layout.width), device="meta"))
     for block, arguments in zip(model.blocks, model.arguments(_TOKENS), strict=True):

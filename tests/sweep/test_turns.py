@@ -13,8 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hubbot.child.source import examine
+from hubbot.errors import Unsupported
+from hubbot.formats import costs_of
+from hubbot.formats.names import parse_variants
+from hubbot.formats.protocol import Cost
 from hubbot.model import part_layout, read_facts
+from hubbot.settings import Settings
 from tests.models import make_other
+from tests.quantized import source_of
 from tests.sweep.rounding import RoundingFormat, decoded_checkpoint
 from tests.sweep.test_architectures import perplexity
 from tests.sweeps import run_sweep, windows
@@ -80,3 +86,11 @@ def test_a_plan_knows_of_one_block_that_is_all_but_embedding_and_head(folder: Pa
     assert (embedding.tensors, head.tensors) == (("model.embed_tokens.weight",), ("lm_head.weight",))
     assert {*block.tensors} == facts.tensors.keys() - {*embedding.tensors, *head.tensors}
     assert (facts.stream_width, facts.companions, facts.borrowed) == (64, (), {})
+
+
+def test_gradients_are_refused_in_the_plan_since_some_turns_keep_none(folder: Path, tmp_path: Path) -> None:
+    facts = examine(read_facts(folder), gradients=True)
+    costs = costs_of(parse_variants("w4a16-32g,w4a16-32g-e2e"), source_of(folder), facts, tmp_path, Settings())
+    assert isinstance(costs["w4a16-32g"], Cost)
+    assert isinstance(costs["w4a16-32g-e2e"], Unsupported)
+    assert "goes through its blocks in turns, and may keep no gradients of some" in str(costs["w4a16-32g-e2e"])
