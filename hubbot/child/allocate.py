@@ -16,9 +16,9 @@ from hubbot.domain import Gguf
 from hubbot.errors import BadText, Unsupported
 from hubbot.formats.gguf.allocation import TOKENS, Matrix, allocated, grouped
 from hubbot.formats.gguf.format import plan_unread
-from hubbot.formats.gguf.journal import write_json
 from hubbot.formats.gguf.plan import VariantPlan
 from hubbot.formats.gguf.probes import Probes, matrices_of
+from hubbot.formats.notes import write_json
 from hubbot.model import ModelFacts, check_finite
 from hubbot.model.agreement import agreed
 from hubbot.model.own_tokenizer import load_tokenizer, loading_once

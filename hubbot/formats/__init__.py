@@ -133,7 +133,7 @@ def open_formats(
 
 
 def put_in_place(work: Path, out: Path) -> list[Path]:
-    """The files under `out` that a killed sweep, whose parts wait in `work`, has put under their final names."""
+    """The files under `out` that a killed sweep, which made them in `work`, has put under their final names."""
     finished = [path for family in FAMILIES.values() for path in family.finished(work, out)]
     files = [file for path in finished for file in (path, *path.rglob("*"))]
     return [path for path in files if path.is_file() and not path.is_symlink()]

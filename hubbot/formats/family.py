@@ -46,7 +46,7 @@ class About:
     kinds: tuple[Kind, ...]  # the repos of its variants; the first one for all that no other is for
     section: str | None  # of the settings: all of it shapes the bytes
     weights: str  # suffix of the files that hold weights
-    folder: bool  # a variant is a whole folder: merged from parts, loaded whole, a branch of its own on the Hub
+    folder: bool  # a variant is a whole folder: loaded whole, a branch of its own on the Hub
     apart: bool  # its runtime reads in a process of its own, on the CPU
     library: Literal["gguf", "transformers"]  # the Hub's name for what loads it
     packages: tuple[str, ...] = ()  # of its own, which encode or read it: the record names their versions
@@ -119,7 +119,7 @@ class FamilyModule(Protocol[V]):
         ...
 
     def finished(self, work: Path, out: Path, /) -> list[Path]:
-        """The files and folders that a killed sweep, whose parts wait in `work`, has put under their final names."""
+        """The files and folders that a killed sweep, which made them in `work`, has put under their final names."""
         ...
 
     def read(

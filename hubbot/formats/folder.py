@@ -1,8 +1,9 @@
 """A variant as a complete Hugging Face folder: shards, config.json, tokenizer and what else loads with it.
 
-Parts are kept under the work folder, one file a part, until all are there; then they are merged into
-`<name>.partial` beside the final folder, which takes its name when it is whole. So a folder under
-the final name is always complete, and a killed run finds its parts.
+The shards are laid out in `<name>.partial` under the work folder before the first part, and every part's tensors go straight
+to their places in them. What a part has left behind is noted beside, one file a part: with that note it counts as stored.
+The folder takes its name when it is whole. So a folder under the final name is always complete, and a killed run finds
+its parts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,18 @@ import torch
 
 from hubbot.domain import Source
 from hubbot.errors import Unsupported
+from hubbot.formats.notes import write_json
 from hubbot.formats.protocol import Cost, VariantFiles
-from hubbot.formats.shards import (
-    TensorSpec,
-    index_json,
-    pack_shards,
-    read_metadata,
-    read_specs,
-    save_part,
-    shard_bytes,
-    split_shards,
-)
+from hubbot.formats.shards import TensorSpec, index_json, shard_bytes, split_shards
+from hubbot.formats.store import ShardStore
 from hubbot.model import ModelFacts
 from hubbot.model.companions import is_carried
 from hubbot.model.parts import Part
 
-__all__ = ["FolderWriter", "VariantFolder", "companions", "finish_folders", "folder_cost", "merged_folders", "to_json"]
+__all__ = ["FolderWriter", "VariantFolder", "companions", "finished_folders", "folder_cost", "to_json"]
 
-_SIDE_BY_SIDE = 4  # folders that are written at a time
+_PARTIAL = ".partial"
+_SIDE_BY_SIDE = 4  # parts that are written at a time
 
 
 def to_json(value: object) -> str:
@@ -66,26 +60,52 @@ def folder_cost(
     )
 
 
-def merged_folders(parts: Path, out: Path) -> list[Path]:
-    """The finished folders of a run. parts: where it keeps its parts, one folder a variant; out: where folders go."""
-    begun = [summary.with_suffix("") for summary in sorted(parts.glob("*.json"))]
-    return [out / folder.name for folder in begun if (out / folder.name).exists() and not folder.exists()]
+def finished_folders(work: Path, out: Path) -> list[Path]:
+    """The finished folders of a run. work: where it made them, one folder a variant; out: where folders go."""
+    return [out / summary.stem for summary in sorted(work.glob("*.json")) if _has_its_name(summary, out / summary.stem)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _has_its_name(summary: Path, out: Path) -> bool:
+    """Whether a folder was renamed after its summary, which is written when nothing lies under the final name."""
+    return summary.exists() and out.exists() and not summary.with_suffix(_PARTIAL).exists()
+
+
 class VariantFolder:
-    """Where one variant is made, and what besides tensors goes into it.
+    """Where one variant is made, and what besides tensors goes into it."""
 
-    parts: folder of the part files. out: the finished folder. texts: file name -> contents, config.json
-    among them. shard_size: bytes.
-    """
+    def __init__(
+        self,
+        *,
+        source: Source,
+        facts: ModelFacts,
+        work: Path,
+        out: Path,
+        texts: Mapping[str, str],
+        specs: Iterable[TensorSpec],
+        shard_size: int,
+    ) -> None:
+        """Lay out the shards, or take up those that a killed run left.
 
-    source: Source
-    facts: ModelFacts
-    parts: Path
-    out: Path
-    texts: Mapping[str, str]
-    shard_size: int
+        work: folder of the notes on its parts; the shards are made beside it. out: the finished folder. texts: file name ->
+        contents, config.json among them. specs: all tensors. shard_size: bytes.
+        Raises Unsupported where two tensors have one name.
+        """
+        self.out = out
+        self._source = source
+        self._facts = facts
+        self._notes = work
+        self._partial = work.with_suffix(_PARTIAL)
+        self._summary = work.with_suffix(".json")
+        self._texts = texts
+        self._shards = split_shards(specs, shard_size)
+        self._store = ShardStore(self._partial, self._shards)
+        if not (self._finished or self._store.is_laid_out()):
+            self._forget()  # first: shards of a new layout hold nothing yet
+            self._store.lay_out()
+
+    def refuse_others(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raise Unsupported for tensors that the files were not laid out for."""
+        self._store.refuse_others(tensors)
 
     def store(
         self,
@@ -96,44 +116,33 @@ class VariantFolder:
         notes: Iterable[str] = (),
         errors: Mapping[str, float] | None = None,
     ) -> None:
-        """Keep a part's tensors; nothing is done where a killed run had merged them all already.
+        """Put a part's tensors into the files; nothing is done where a killed run had finished them already.
 
         covers: the source's tensors that they stand for. notes and errors: for the record.
+        Raises Unsupported for tensors that the files were not laid out for.
         """
-        if self._merged:
+        if self._finished:
             return
-        remarks = {"covers": list(covers), "notes": list(notes), "errors": dict(errors or {})}
-        save_part(tensors, self._part(part), {"format": "pt", "hubbot": json.dumps(remarks)})
+        self._store.write(tensors)
+        note = {"tensors": list(tensors), "covers": list(covers), "notes": list(notes), "errors": dict(errors or {})}
+        self._notes.mkdir(parents=True, exist_ok=True)
+        write_json(self._note(part), note)
 
     def holds(self, part: Part) -> bool:
-        """Whether a killed run has stored this part, or merged them all."""
-        return self._merged or self._part(part).exists()
-
-    def _part(self, part: Part) -> Path:
-        return self.parts / f"{part.name}.safetensors"
-
-    @property
-    def _merged(self) -> bool:
-        return self.out.name in {folder.name for folder in merged_folders(self.parts.parent, self.out.parent)}
+        """Whether a killed run has stored this part, or finished them all."""
+        return self._finished or self._note(part).exists()
 
     def finish(self) -> VariantFiles:
-        """Merge the parts, write the other files, rename, and drop the parts. Repeating it is harmless."""
-        summary = self.parts.with_suffix(".json")
-        if self.parts.exists():
-            parts = sorted(self.parts.glob("*.safetensors"))
-            text = to_json(self._summary(parts))
-            partial = self.out.with_name(f"{self.out.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self._fill(partial, parts)
-            summary.write_text(text, encoding="utf-8")
+        """Write the other files, rename, and drop the notes. Repeating it is harmless."""
+        if not self._finished:
+            summary = self._summed_up()
+            self._write_others()
             shutil.rmtree(self.out, ignore_errors=True)
-            partial.replace(self.out)
-            done = self.parts.with_suffix(".done")
-            shutil.rmtree(done, ignore_errors=True)
-            self.parts.replace(done)  # in one step: a half-emptied folder would look like one to merge
-            shutil.rmtree(done)
-        found = json.loads(summary.read_text(encoding="utf-8"))
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._summary, summary)
+            self._partial.replace(self.out)
+        shutil.rmtree(self._notes, ignore_errors=True)
+        found = json.loads(self._summary.read_text(encoding="utf-8"))
         return VariantFiles(
             paths=tuple(sorted(path for path in self.out.rglob("*") if path.is_file())),
             weight_bytes=found["weight_bytes"],
@@ -141,30 +150,48 @@ class VariantFolder:
             layer_errors=found["errors"],
         )
 
-    def _summary(self, parts: Sequence[Path]) -> dict[str, Any]:
-        remarks = [json.loads(read_metadata(path)["hubbot"]) for path in parts]
-        covered = {name for remark in remarks for name in remark["covers"]}
-        missing = [name for name in self.facts.tensors if name not in covered]
-        if missing:
-            msg = (
-                f"{self.out.name} lacks {len(missing)} of {len(self.facts.tensors)} tensors of the source, {missing[0]} the "
-                "first: no part of the model holds them. Leave GPTQ and bitsandbytes variants out for this model."
-            )
-            raise Unsupported(msg)
+    @property
+    def _finished(self) -> bool:
+        return _has_its_name(self._summary, self.out)
+
+    def _note(self, part: Part) -> Path:
+        return self._notes / f"{part.name}.json"
+
+    def _forget(self) -> None:
+        """Drop what was noted: it tells of files that are gone, or of another layout."""
+        self._summary.unlink(missing_ok=True)
+        shutil.rmtree(self._notes, ignore_errors=True)
+
+    def _summed_up(self) -> dict[str, Any]:
+        """Of all parts. Raises Unsupported where tensors of the source, or of the files, are in none of them."""
+        notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self._notes.glob("*.json"))]
+        covered = {name for note in notes for name in note["covers"]}
+        self._refuse_missing([name for name in self._facts.tensors if name not in covered], len(self._facts.tensors))
+        stored = {name for note in notes for name in note["tensors"]}
+        self._refuse_missing(sorted(self._store.names - stored), len(self._store.names))
         return {
-            "weight_bytes": sum(_weight_bytes(read_specs(path)) for path in parts),
-            "notes": [note for remark in remarks for note in remark["notes"]],
-            "errors": {name: error for remark in remarks for name, error in remark["errors"].items()},
+            "weight_bytes": _weight_bytes(spec for shard in self._shards for spec in shard),
+            "notes": [said for note in notes for said in note["notes"]],
+            "errors": {name: error for note in notes for name, error in note["errors"].items()},
         }
 
-    def _fill(self, folder: Path, parts: Sequence[Path]) -> None:
-        pack_shards(parts, folder, self.shard_size)
-        for name, text in self.texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        for name in companions(self.source):
-            target = folder / name
+    def _refuse_missing(self, missing: Sequence[str], count: int) -> None:
+        if missing:
+            msg = (
+                f"{self.out.name} lacks {len(missing)} of {count} tensors, {missing[0]} the first: no part of the model "
+                "holds them. Leave GPTQ and bitsandbytes variants out for this model."
+            )
+            raise Unsupported(msg)
+
+    def _write_others(self) -> None:
+        if len(self._shards) > 1:
+            (self._partial / "model.safetensors.index.json").write_text(index_json(self._shards), encoding="utf-8")
+        for name, text in self._texts.items():
+            (self._partial / name).write_text(text, encoding="utf-8")
+        for name in companions(self._source):
+            target = self._partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(self.source.folder) / name, target)
+            shutil.copyfile(Path(self._source.folder) / name, target)
 
 
 class FolderWriter:
@@ -176,6 +203,7 @@ class FolderWriter:
 
     def store(self, folder: VariantFolder, part: Part, tensors: Mapping[str, torch.Tensor], **remarks: Any) -> None:
         """As the folder does. tensors must not change until `wait`."""
+        folder.refuse_others(tensors)  # while the caller can leave this variant behind
         if any(tensor.is_cuda for tensor in tensors.values()):
             self._running.append(self._pool.submit(folder.store, part, tensors, **remarks))
         else:
@@ -187,13 +215,6 @@ class FolderWriter:
         wait(running)
         for future in running:
             future.result()
-
-
-def finish_folders(folders: Mapping[str, VariantFolder]) -> dict[str, VariantFiles]:
-    """Finish several side by side: a disk takes more than one file at a time."""
-    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="folder") as pool:
-        finished = pool.map(VariantFolder.finish, folders.values())
-        return dict(zip(folders, finished, strict=True))
 
 
 def _weight_bytes(specs: Iterable[TensorSpec]) -> int:

@@ -166,13 +166,11 @@ def sweep_need(
     host, computing = _working_memory(variants, shapes, costs, settings, device)
     gpu = device.startswith("cuda")
     files = sum(costs[variant.name].file_bytes for variant in variants)
-    # Folders of safetensors are merged from parts, so the largest of them is there twice for a moment; and the
-    # load check takes one into memory, where llama.cpp maps a GGUF file and lets go of it as others need room.
+    # The load check takes a folder of safetensors into memory, where llama.cpp maps a GGUF file and lets go of it as others need room.
     folder = max((costs[v.name].file_bytes for v in variants if FAMILIES[v.family].ABOUT.folder), default=0)
     return Need(
         disk=source_bytes
         + files
-        + folder
         + _kept_of_gradients(going_back.forth, min(cards, len(variants)), shapes)
         + (min(cards, len(variants)) + len(variants)) * _companions(shapes, settings),
         ram=_PROCESSES

@@ -89,7 +89,9 @@ def test_what_a_killed_sweep_has_finished_is_known_and_nothing_else(tmp_path: Pa
         path.write_text("{}")
     assert put_in_place(work, out) == []
     Journal(work / "gguf").complete(["m-Q8_0.gguf", "m-Q6_K.gguf"])  # killed before the second renaming
-    (work / "bnb" / "bnb-int8").mkdir(parents=True)
+    (work / "bnb" / "bnb-int8.partial").mkdir(parents=True)  # killed before the renaming, an earlier release beside it
+    (out / "bnb" / "bnb-int8").mkdir()
+    (out / "bnb" / "bnb-int8" / "quantize_config.json").touch()
     for variant in ("bnb-nf4", "bnb-int8"):
         (work / "bnb" / f"{variant}.json").write_text("{}")
     assert [path.name for path in put_in_place(work, out)] == ["m-Q8_0.gguf", "config.json"]

@@ -81,6 +81,12 @@ def test_variants_are_cut_into_sweeps_that_stay_under_the_memory_budget(planned,
     assert all(sweep.need.ram <= whole - 2 * stream for sweep in found.sweeps)
 
 
+def test_a_folder_takes_no_more_of_the_disk_than_a_file_of_its_size_and_all_of_it_in_memory(planned):
+    file, folder = (planned(name, evaluation__dataset="none", gguf__imatrix=False).need for name in ("Q8_0", "bnb-nf4"))
+    assert file.disk == folder.disk
+    assert file.ram <= folder.ram
+
+
 def test_what_passes_between_blocks_and_goes_with_tokens_is_counted(planned, facts):
     plain = planned("Q8_0", gguf__imatrix=False).need
     streams = (plain.disk - planned("Q8_0", gguf__imatrix=False, evaluation__dataset="none").need.disk) // 2

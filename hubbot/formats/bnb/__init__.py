@@ -88,17 +88,19 @@ def open_format(
     settings: Settings,
     calibration: TextRecord | None,  # noqa: ARG001
     decoded: bool,  # noqa: ARG001
-    device: str,  # noqa: ARG001
+    device: str,
 ) -> Format:
     from hubbot.formats.bnb.format import BnbFormat
 
-    return BnbFormat(variants=variants, source=source, facts=facts, work=work, out=out, settings=settings.bnb)
+    return BnbFormat(
+        variants=variants, source=source, facts=facts, work=work, out=out, settings=settings.bnb, device=device
+    )
 
 
 def finished(work: Path, out: Path) -> list[Path]:
-    from hubbot.formats.folder import merged_folders
+    from hubbot.formats.folder import finished_folders
 
-    return merged_folders(work / "bnb", out / "bnb")
+    return finished_folders(work / "bnb", out / "bnb")
 
 
 def read(

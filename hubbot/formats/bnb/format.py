@@ -27,8 +27,18 @@ import bitsandbytes.functional as bnb
 import torch
 
 from hubbot.domain import Bnb, Family, Source
-from hubbot.formats.bnb.layout import BLOCK, SCALES_PER_BLOCK, note_on, quantized_linears, texts_of
-from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders
+from hubbot.formats.bnb.layout import (
+    BLOCK,
+    SCALES_PER_BLOCK,
+    has_mean_scales,
+    note_on,
+    quantized_linears,
+    specs_of,
+    texts_of,
+)
+from hubbot.formats.bnb.scales import mean_scales
+from hubbot.formats.folder import FolderWriter, VariantFolder
+from hubbot.formats.linears import Linear
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.formats.stack import by_tensor
 from hubbot.model import ModelFacts
@@ -78,22 +88,23 @@ class Int8Tensor:
         return {name: self.data, f"{module}.SCB": self.largest, f"{module}.weight_format": row_major}
 
 
-def encode_4bit(weight: torch.Tensor, kind: str, *, double_quant: bool) -> PackedTensor:
-    """weight: [out, in] as stored in the source; kind: nf4 or fp4. The bytes are those of bitsandbytes on a CPU."""
-    if weight.is_cuda and _card_agrees(kind, weight.device):
-        return _encode_4bit_on_card(weight, kind, double_quant=double_quant)
-    data, state = bnb.quantize_4bit(
-        weight.cpu().contiguous(), blocksize=BLOCK, compress_statistics=double_quant, quant_type=kind
-    )
-    return PackedTensor(data, state)
+def encode_4bit(
+    weight: torch.Tensor, kind: str, *, double_quant: bool, mean_scale: float | None = None
+) -> PackedTensor:
+    """The bytes are those of bitsandbytes on a CPU.
+
+    weight: [out, in] as stored in the source. kind: nf4 or fp4. mean_scale: of its blocks, where it is known.
+    """
+    on_card = weight.is_cuda and _card_agrees(kind, weight.device)
+    return _encode_4bit(weight if on_card else weight.cpu(), kind, double_quant=double_quant, mean_scale=mean_scale)
 
 
-def _encode_4bit_on_card(weight: torch.Tensor, kind: str, *, double_quant: bool) -> PackedTensor:
-    """Codes by the card; the scales' own scales by the CPU, whose mean of them has other last bits than a card's."""
+def _encode_4bit(weight: torch.Tensor, kind: str, *, double_quant: bool, mean_scale: float | None) -> PackedTensor:
+    """Codes where the weight lies; the scales' own scales by the CPU, whose mean of them has other last bits than a card's."""
     data, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type=kind)
     if double_quant:
         scales = state.absmax.cpu()
-        state.offset = scales.mean()
+        state.offset = scales.mean() if mean_scale is None else torch.tensor(mean_scale, dtype=torch.float32)
         state.absmax, state.state2 = bnb.quantize_blockwise(scales - state.offset, blocksize=SCALES_PER_BLOCK)
         state.nested = True
         state.to(weight.device)
@@ -104,8 +115,9 @@ def _encode_4bit_on_card(weight: torch.Tensor, kind: str, *, double_quant: bool)
 def _card_agrees(kind: str, device: torch.device) -> bool:
     """Whether a card's codes are the CPU's; bitsandbytes 0.50 rounds fp4 by another rule there."""
     weight = torch.randn((512, 1024), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    ours = _encode_4bit_on_card(weight.to(device), kind, double_quant=True).named("w")
-    theirs = encode_4bit(weight, kind, double_quant=True).named("w")
+    ours, theirs = (
+        _encode_4bit(each, kind, double_quant=True, mean_scale=None).named("w") for each in (weight.to(device), weight)
+    )
     return all(torch.equal(ours[name].cpu(), value) for name, value in theirs.items())
 
 
@@ -119,16 +131,11 @@ def encode_int8(weight: torch.Tensor) -> Int8Tensor:
     return Int8Tensor(data, largest)
 
 
-def _encode(weight: torch.Tensor, variant: Bnb, settings: BnbSettings) -> PackedTensor | Int8Tensor:
-    if variant.kind == "int8":
-        return encode_int8(weight)
-    return encode_4bit(weight, variant.kind, double_quant=settings.double_quant)
-
-
 class BnbFormat:
     """`Format` of the bitsandbytes variants.
 
-    work: where parts wait, one folder a variant. out: gets `bnb/<variant name>`.
+    work: where the files are made, two folders a variant. out: gets `bnb/<variant name>`. device: what computes the mean
+    scales of all layers, which takes a reading of the model before the first part.
     Raises as `costs` does.
     """
 
@@ -144,6 +151,7 @@ class BnbFormat:
         work: Path,
         out: Path,
         settings: BnbSettings,
+        device: str = "cpu",
     ) -> None:
         self.variants = tuple(variants)
         self._settings = settings
@@ -151,13 +159,18 @@ class BnbFormat:
         self._linears, self._held = linears.by_name, linears.held
         self._note = note_on(linears)
         self._writer = FolderWriter()
+        nested = any(has_mean_scales(variant, settings) for variant in self.variants)
+        self._mean_scales = (
+            mean_scales(facts, linears, torch.device(device), work / "bnb" / "mean_scales") if nested else {}
+        )
         self._folders = {
             variant.name: VariantFolder(
                 source=source,
                 facts=facts,
-                parts=work / "bnb" / variant.name,
+                work=work / "bnb" / variant.name,
                 out=out / "bnb" / variant.name,
                 texts=texts_of(variant, facts, linears, settings),
+                specs=specs_of(variant, facts, linears, settings, self._mean_scales),
                 shard_size=settings.shard_size,
             )
             for variant in self.variants
@@ -179,7 +192,7 @@ class BnbFormat:
             weight = weights[name]
             for variant in self.variants:
                 for linear in self._held.get(name, ()):
-                    tensor = _encode(linear.upright(weight), variant, self._settings)
+                    tensor = self._encode(linear, weight, variant)
                     encoded[variant.name][linear.name] = linear.as_stored(tensor)
                     stored[variant.name] |= tensor.named(linear.name)
                 if name not in self._held:
@@ -190,4 +203,12 @@ class BnbFormat:
         return {key: by_tensor(found, self._linears, weights) for key, found in encoded.items()}
 
     def finish(self) -> Mapping[str, VariantFiles]:
-        return finish_folders(self._folders)
+        self._writer.wait()
+        return {name: folder.finish() for name, folder in self._folders.items()}
+
+    def _encode(self, linear: Linear, weight: torch.Tensor, variant: Bnb) -> PackedTensor | Int8Tensor:
+        upright = linear.upright(weight)
+        if variant.kind == "int8":
+            return encode_int8(upright)
+        mean_scale = self._mean_scales.get(linear.name)
+        return encode_4bit(upright, variant.kind, double_quant=self._settings.double_quant, mean_scale=mean_scale)

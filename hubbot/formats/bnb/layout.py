@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from hubbot.domain import Bnb, Source
@@ -17,13 +18,22 @@ from hubbot.formats.staying import LENT, TAKEN, note_on_staying
 from hubbot.model import ModelFacts
 from hubbot.settings import BnbSettings
 
-__all__ = ["BLOCK", "SCALES_PER_BLOCK", "costs", "note_on", "quantized_linears", "texts_of"]
+__all__ = [
+    "BLOCK",
+    "SCALES_PER_BLOCK",
+    "costs",
+    "has_mean_scales",
+    "note_on",
+    "quantized_linears",
+    "specs_of",
+    "texts_of",
+]
 
 BLOCK = 64  # weights that share a scale
 SCALES_PER_BLOCK = 256  # scales that share a scale of their own under double quantization
 _STATE = ".quant_state.bitsandbytes__"
 _COMPUTE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_TYPICAL_OFFSET = 0.05205090716481209  # mean scale of a layer; only its number of digits matters here
+_TYPICAL_MEAN = 0.05205090716481209  # of a layer's scales; only its number of digits matters here
 
 
 def costs(
@@ -41,7 +51,7 @@ def costs(
         if variant.kind == "int8" and deep:
             found[variant.name] = _too_deep(variant, deep)
             continue
-        specs = [spec for name in facts.tensors for spec in _specs(name, facts, linears.held, variant, settings)]
+        specs = specs_of(variant, facts, linears, settings)
         texts = texts_of(variant, facts, linears, settings)
         cost = folder_cost(specs, facts, source, texts, settings.shard_size)
         found[variant.name] = replace(cost, note=note_on(linears))
@@ -94,16 +104,29 @@ def _weights(names: Iterable[str], facts: ModelFacts) -> int:
     return sum(facts.tensors[name].count for name in names)
 
 
-def _specs(
-    name: str, facts: ModelFacts, held: Mapping[str, Sequence[Linear]], variant: Bnb, settings: BnbSettings
+def has_mean_scales(variant: Bnb, settings: BnbSettings) -> bool:
+    """Whether the text of a quantization state holds the mean of a layer's scales, digit by digit."""
+    return variant.kind != "int8" and settings.double_quant
+
+
+def specs_of(
+    variant: Bnb,
+    facts: ModelFacts,
+    linears: Linears,
+    settings: BnbSettings,
+    mean_scales: Mapping[str, float] = MappingProxyType({}),
 ) -> list[TensorSpec]:
-    info = facts.tensors[name]
-    if name not in held:
-        return [TensorSpec(name, info.dtype, info.shape)]
-    return [spec for linear in held[name] for spec in _of_layer(linear, info.dtype, variant, settings)]
+    """All tensors of a folder. mean_scales: of the layers, by the names of their weights; without them, texts may be a few bytes longer or shorter."""
+    held, found = linears.held, []
+    for name, info in facts.tensors.items():
+        if name not in held:
+            found.append(TensorSpec(name, info.dtype, info.shape))
+        for linear in held.get(name, ()):
+            found += _of_layer(linear, info.dtype, variant, settings, mean_scales.get(linear.name, _TYPICAL_MEAN))
+    return found
 
 
-def _of_layer(linear: Linear, dtype: str, variant: Bnb, settings: BnbSettings) -> list[TensorSpec]:
+def _of_layer(linear: Linear, dtype: str, variant: Bnb, settings: BnbSettings, mean_scale: float) -> list[TensorSpec]:
     """dtype: as the weight is stored."""
     name, rows, columns = linear.name, linear.out_features, linear.in_features
     module = name.removesuffix(".weight")
@@ -122,9 +145,9 @@ def _of_layer(linear: Linear, dtype: str, variant: Bnb, settings: BnbSettings) -
         TensorSpec(f"{name}.quant_map", "F32", (16,)),
         TensorSpec(f"{name}.absmax", "U8" if settings.double_quant else "F32", (blocks,)),
     ]
-    if settings.double_quant:
+    if has_mean_scales(variant, settings):
         state |= {
-            "nested_blocksize": SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": _TYPICAL_OFFSET
+            "nested_blocksize": SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": mean_scale
         }  # fmt: skip
         specs.append(TensorSpec(f"{name}.nested_absmax", "F32", (-(-blocks // SCALES_PER_BLOCK),)))
         specs.append(TensorSpec(f"{name}.nested_quant_map", "F32", (256,)))

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from hubbot.formats.gguf.imatrix import ImportanceEntry
+from hubbot.formats.notes import write_json
 from hubbot.model.snapshot import plain_name
 
-__all__ = ["Journal", "write_json"]
+__all__ = ["Journal"]
 
 _NAMES = "tensors written"
 _LARGEST = 2**20  # bytes of a note of names
@@ -98,10 +99,3 @@ class Journal:
 
     def _notes(self) -> list[Path]:
         return sorted(self._folder.glob("*.npz"))
-
-
-def write_json(path: Path, values: object) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    partial.replace(path)

@@ -18,7 +18,7 @@ from hubbot.formats.gguf.converter import Captured, TensorFact
 from hubbot.formats.gguf.cuda.codec import card_codecs
 from hubbot.formats.gguf.cuda.rows import rounded as rounded_in
 from hubbot.formats.gguf.imatrix import ImportanceEntry
-from hubbot.formats.gguf.journal import write_json
+from hubbot.formats.notes import write_json
 from hubbot.formats.protocol import Encoded, InputStatistics, Needs, VariantFiles
 from hubbot.model.parts import Part
 

@@ -109,9 +109,9 @@ def open_format(
 
 
 def finished(work: Path, out: Path) -> list[Path]:
-    from hubbot.formats.folder import merged_folders
+    from hubbot.formats.folder import finished_folders
 
-    return merged_folders(work / "gptq", out / "gptq")
+    return finished_folders(work / "gptq", out / "gptq")
 
 
 def read(

@@ -11,7 +11,7 @@ import torch
 
 from hubbot.domain import Family, Gptq, Source, Variant
 from hubbot.errors import Unsupported
-from hubbot.formats.folder import FolderWriter, VariantFolder, finish_folders, folder_cost, to_json
+from hubbot.formats.folder import FolderWriter, VariantFolder, folder_cost, to_json
 from hubbot.formats.gptq import checkpoint
 from hubbot.formats.gptq.checkpoint import GptqTensor
 from hubbot.formats.gptq.choice import Choice
@@ -81,16 +81,19 @@ def costs(
         except Unsupported as error:
             found[variant.name] = error
             continue
-        specs = [
-            spec for name in facts.tensors for spec in _specs(name, facts, layers, choice, variant.layout, container)
-        ]
+        specs = _specs(facts, layers, choice, variant.layout, container)
         texts = _texts(variant.layout, facts, choice, settings, container)
         cost = folder_cost(specs, facts, source, texts, settings.shard_size)
         found[variant.name] = replace(cost, note=layers.note(choice))
     return found
 
 
-def _specs(
+def _specs(facts: ModelFacts, layers: Layers, choice: Choice, layout: Gptq, container: Container) -> list[TensorSpec]:
+    """All tensors of a folder."""
+    return [spec for name in facts.tensors for spec in _specs_of(name, facts, layers, choice, layout, container)]
+
+
+def _specs_of(
     name: str, facts: ModelFacts, layers: Layers, choice: Choice, layout: Gptq, container: Container
 ) -> Iterator[TensorSpec]:
     info = facts.tensors[name]
@@ -121,7 +124,7 @@ class GptqFormat:
 
     beside: variants that others make in the same sweep. The first of these that is given a part solves it for all that are
     solvable, whatever their container, factor by factor; the others find the codes where they ask.
-    work: where parts wait, one folder a variant. out: gets `<family>/<variant name>`.
+    work: where the files are made, two folders a variant. out: gets `<family>/<variant name>`.
     Raises UnsupportedShape where a layout cannot hold a layer, Unsupported as `costs` does.
     """
 
@@ -157,9 +160,10 @@ class GptqFormat:
             variant.name: VariantFolder(
                 source=source,
                 facts=facts,
-                parts=work / container.family / variant.name,
+                work=work / container.family / variant.name,
                 out=out / container.family / variant.name,
                 texts=_texts(variant.layout, facts, self._choices[variant.name], settings, container),
+                specs=_specs(facts, self._layers, self._choices[variant.name], variant.layout, container),
                 shard_size=settings.shard_size,
             )
             for variant in self.variants
@@ -216,4 +220,5 @@ class GptqFormat:
             yield left
 
     def finish(self) -> Mapping[str, VariantFiles]:
-        return finish_folders(self._folders)
+        self._writer.wait()
+        return {name: folder.finish() for name, folder in self._folders.items()}

@@ -127,9 +127,9 @@ def open_format(
 
 
 def finished(work: Path, out: Path) -> list[Path]:
-    from hubbot.formats.folder import merged_folders
+    from hubbot.formats.folder import finished_folders
 
-    return merged_folders(work / Family.PACKED, out / Family.PACKED)
+    return finished_folders(work / Family.PACKED, out / Family.PACKED)
 
 
 def read(

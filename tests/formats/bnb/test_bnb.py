@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hubbot.formats.bnb import layout, read
 from hubbot.formats.bnb.reader import reader_of
+from hubbot.formats.bnb.scales import mean_scales, scales_of
 from hubbot.formats.protocol import Cost
 from hubbot.model import read_facts
 from hubbot.settings import BnbSettings
@@ -94,6 +95,33 @@ def test_weight_bytes_are_known_exactly_and_files_to_a_few_bytes(double_quant, t
         assert files.weight_bytes == cost.weight_bytes
         size = sum(path.stat().st_size for path in files.paths)
         assert abs(size - cost.file_bytes) <= 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["LlamaForCausalLM", "GPT2LMHeadModel", "HrmTextForCausalLM"])
+def test_mean_scales_are_read_before_anything_is_written_once_and_to_the_bit(model, tmp_path, monkeypatch):
+    """Also of transposed layers and of those that are cut out of one tensor."""
+    folder = write_tiny(model, tmp_path / "tiny")
+    facts, weights = read_facts(folder), checkpoint(folder)
+    linears, kept = layout.quantized_linears(facts), tmp_path / "work" / "mean_scales"
+    found = mean_scales(facts, linears, torch.device("cpu"), kept)
+    assert len(found) == sum(map(len, linears.held.values())) > 0
+    for tensor, held in linears.held.items():
+        for linear in held:
+            _, state = bitsandbytes.functional.quantize_4bit(
+                linear.upright(weights[tensor]), blocksize=64, compress_statistics=True, quant_type="nf4"
+            )
+            assert found[linear.name] == state.offset.item(), linear.name
+    monkeypatch.setattr("hubbot.formats.bnb.scales.read_tensor", None)
+    assert mean_scales(facts, linears, torch.device("cpu"), kept) == found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 7), (3, 64), (129, 65), (512, 1024)])
+def test_scales_are_bitsandbytes_own_whatever_is_left_of_the_last_block(dtype, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    _, state = bitsandbytes.functional.quantize_4bit(weight, blocksize=64, quant_type="fp4")
+    assert torch.equal(scales_of(weight), state.absmax)
 
 
 @pytest.mark.parametrize("name", KINDS)

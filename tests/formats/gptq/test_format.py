@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import weakref
 from collections import Counter
@@ -94,6 +95,25 @@ def test_a_part_encoded_again_after_a_kill_leaves_the_same_files(llama, tmp_path
     repeated = gptq_format(llama, names, tmp_path / "b").finish()
     assert _digests(tmp_path / "b") == before
     assert set(repeated["gptq-4bit-128g"].layer_errors) == set(find_linears(read_facts(llama)).by_name)
+
+
+def test_nothing_is_written_twice(llama, tmp_path, monkeypatch):
+    """Neither a part on its way to the shards nor a shard on its way to its place."""
+    written, pwrite = [0], os.pwrite
+
+    def counted(descriptor: int, data: memoryview, offset: int) -> int:
+        done = pwrite(descriptor, data, offset)
+        written[0] += done
+        return done
+
+    monkeypatch.setattr(os, "pwrite", counted)
+    family = gptq_format(llama, ["gptq-4bit-128g"], tmp_path)
+    encode_all(family, llama)
+    shards = {path.stat().st_ino: path.stat().st_size for path in (tmp_path / ".work").rglob("*.safetensors")}
+    files = [path for path in family.finish()["gptq-4bit-128g"].paths if path.suffix == ".safetensors"]
+    assert {path.stat().st_ino: path.stat().st_size for path in files} == shards
+    weights = [tensor.nbytes for path in files for tensor in load_file(path).values()]
+    assert written == [sum(weights)]
 
 
 def test_a_hessian_is_made_ready_once_for_each_pair_of_group_size_and_order_and_one_at_a_time(

@@ -69,9 +69,9 @@ def open_format(
 
 
 def finished(work: Path, out: Path) -> list[Path]:
-    from hubbot.formats.folder import merged_folders
+    from hubbot.formats.folder import finished_folders
 
-    return merged_folders(work / "raw", out / "raw")
+    return finished_folders(work / "raw", out / "raw")
 
 
 def read(

@@ -30,9 +30,12 @@ def _texts(facts: ModelFacts) -> dict[str, str]:
     return {"config.json": to_json({**facts.config, "dtype": "float16"})}
 
 
+def _specs(facts: ModelFacts) -> list[TensorSpec]:
+    return [TensorSpec(name, "F16", info.shape) for name, info in facts.tensors.items()]
+
+
 def cost(source: Source, facts: ModelFacts) -> Cost:
-    specs = [TensorSpec(name, "F16", info.shape) for name, info in facts.tensors.items()]
-    return folder_cost(specs, facts, source, _texts(facts), SHARD)
+    return folder_cost(_specs(facts), facts, source, _texts(facts), SHARD)
 
 
 class RawFormat:
@@ -45,9 +48,10 @@ class RawFormat:
             variant.name: VariantFolder(
                 source=source,
                 facts=facts,
-                parts=work / "raw" / variant.name,
+                work=work / "raw" / variant.name,
                 out=out / "raw" / variant.name,
                 texts=_texts(facts),
+                specs=_specs(facts),
                 shard_size=SHARD,
             )
             for variant in variants
