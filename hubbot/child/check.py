@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -15,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from hubbot import log
 from hubbot.child.device import settle_device, settle_devices
-from hubbot.child.folder import FolderQuestion, read_folder
+from hubbot.child.folder import ReadQuestion, read_folder
 from hubbot.child.images import Gallery
 from hubbot.child.messages import CheckAnswer, Checked, CheckQuestion
 from hubbot.child.side_by_side import side_by_side
@@ -96,22 +97,22 @@ def _read_on_cards(
             return run_lines(question, [variant], chat=bool(original.chat.prompt), device=place)
         return _read(variant, question, original, place, apart=True)
 
-    found: Answers = {}
+    found: dict[str, Mapping[str, Any]] = {}
     with side_by_side(work, _tasks(question.variants), places) as answers:
         original.speak()
         for (variant, _), answer in answers:
             if isinstance(answer, Reading):
                 keep(variant, answer)
             else:
-                found = {**found, **answer}
+                found |= answer
     return found
 
 
 def _tasks(variants: Sequence[VariantRecord]) -> list[tuple[VariantRecord, bool]]:
     """Each variant to be read and, True beside it, a folder's lines of the card to be run; folders first, the largest of all."""
     by_size = sorted(variants, key=lambda one: -sum(file.size for file in one.files))
-    folders = [one for one in by_size if not FAMILIES[one.family].ABOUT.apart]
-    files = [one for one in by_size if FAMILIES[one.family].ABOUT.apart]
+    folders = [one for one in by_size if not _has_a_process(one)]
+    files = [one for one in by_size if _has_a_process(one)]
     return [*((one, lines) for one in folders for lines in (True, False)), *((one, False) for one in files)]
 
 
@@ -126,8 +127,8 @@ def _read_here(
 
     places: cards for the files; the CPU, where there are none.
     """
-    here = gptq_last([one for one in question.variants if not FAMILIES[one.family].ABOUT.apart])
-    apart = [one for one in question.variants if FAMILIES[one.family].ABOUT.apart]
+    here = gptq_last([one for one in question.variants if not _has_a_process(one)])
+    apart = [one for one in question.variants if _has_a_process(one)]
     original.speak()
     for variant in here:
         _let_go()
@@ -146,6 +147,11 @@ def _read_here(
         for variant, reading in readings:
             keep(variant, reading)
     return lines
+
+
+def _has_a_process(variant: VariantRecord) -> bool:
+    """Whether its runtime has one of its own, wherever it is read."""
+    return FAMILIES[variant.family].ABOUT.apart
 
 
 def _memory(variant: VariantRecord, question: CheckQuestion) -> int:
@@ -185,24 +191,15 @@ def _read(
     """apart: a folder too in a process of its own, as files always are."""
     paths = _paths(variant, question)
     device = _device_for(paths, device, grown=_grown(variant))
-    if apart and not FAMILIES[variant.family].ABOUT.apart:
-        asked = FolderQuestion(
-            family=variant.family,
-            paths=tuple(paths),
-            reference=question.references.get(variant.name),
-            prompts=tuple(map(tuple, original.prompts)),
-            new_tokens=samples.NEW_TOKENS,
-            chat=original.chat,
-        )
-        return read_folder(asked, device)
-    return FAMILIES[variant.family].read(
-        paths,
-        question.references.get(variant.name),
-        prompts=original.prompts,
+    asked = ReadQuestion(
+        family=variant.family,
+        paths=tuple(paths),
+        reference=question.references.get(variant.name),
+        prompts=tuple(map(tuple, original.prompts)),
         new_tokens=samples.NEW_TOKENS,
         chat=original.chat,
-        device=device,
     )
+    return read_folder(asked, device) if apart and not _has_a_process(variant) else asked.read(device)
 
 
 def _judged(variant: VariantRecord, reading: Reading, question: CheckQuestion, original: _Original) -> Checked:

@@ -22,14 +22,14 @@ from hubbot.formats.protocol import Reading
 from hubbot.machine.nvidia import no_other
 from hubbot.model.chat import Chat
 
-__all__ = ["FolderQuestion", "read_folder"]
+__all__ = ["ReadQuestion", "read_folder"]
 
 _PATIENCE = 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FolderQuestion:
-    """What a family's `read` is asked."""
+class ReadQuestion:
+    """What a family's `read` is asked of a variant."""
 
     family: Family
     paths: tuple[Path, ...]
@@ -38,15 +38,24 @@ class FolderQuestion:
     new_tokens: int
     chat: Chat | None
 
+    def read(self, device: str) -> Reading:
+        """What the family's runtime makes of the variant there."""
+        return FAMILIES[self.family].read(
+            self.paths,
+            self.reference,
+            prompts=self.prompts,
+            new_tokens=self.new_tokens,
+            chat=self.chat,
+            device=device,
+        )
 
-def read_folder(question: FolderQuestion, device: str) -> Reading:
-    """What the family's runtime makes of the folder there, in a process that sees no other card; its death too."""
+
+def read_folder(question: ReadQuestion, device: str) -> Reading:
+    """The same of a folder, in a process that sees no other card; its death too."""
     command = [sys.executable, "-P", "-m", "hubbot.child.folder", device.partition(":")[0]]
     environment = allowed() | no_other(device)
     try:
-        return decode(
-            Reading, ask(command, encode(FolderQuestion, question), seconds=_PATIENCE, environment=environment)
-        )
+        return decode(Reading, ask(command, encode(ReadQuestion, question), seconds=_PATIENCE, environment=environment))
     except NoAnswer as error:
         runtime = f"transformers {version('transformers')}"
         return Reading(check=LoadCheck(runtime=runtime, loaded=False, error=f"its process {error}"))
@@ -55,15 +64,8 @@ def read_folder(question: FolderQuestion, device: str) -> Reading:
 def main() -> None:
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    asked = decode(FolderQuestion, sys.stdin.buffer.read())
-    reading = FAMILIES[asked.family].read(
-        asked.paths,
-        asked.reference,
-        prompts=asked.prompts,
-        new_tokens=asked.new_tokens,
-        chat=asked.chat,
-        device="cuda:0" if sys.argv[1] == "cuda" else "cpu",
-    )
+    question = decode(ReadQuestion, sys.stdin.buffer.read())
+    reading = question.read("cuda:0" if sys.argv[1] == "cuda" else "cpu")
     with answer:
         answer.write(encode(Reading, reading))
 

@@ -8,10 +8,9 @@ import pytest
 from safetensors.torch import save_file
 
 from hubbot.child import check as checks
-from hubbot.child.folder import FolderQuestion, read_folder
+from hubbot.child.folder import ReadQuestion, read_folder
 from hubbot.child.messages import CheckQuestion
 from hubbot.domain import Family, File
-from hubbot.formats import FAMILIES
 from hubbot.model.chat import Chat, Tokens
 from hubbot.settings import load_settings
 from tests.models import make_model
@@ -34,9 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return out, out / "compressed-tensors" / "w8a16-128g", reference
 
 
-def _asked(folder: Path, reference: Path) -> FolderQuestion:
+def _asked(folder: Path, reference: Path) -> ReadQuestion:
     found = Tokens(text=(5, 6, 7), sequence=(1, 5, 6, 7), prompt=(), ends=(2,))
-    return FolderQuestion(
+    return ReadQuestion(
         family=Family.PACKED,
         paths=tuple(path for path in folder.iterdir() if path.is_file()),
         reference=reference,
@@ -49,9 +48,7 @@ def _asked(folder: Path, reference: Path) -> FolderQuestion:
 def test_another_process_reads_a_folder_as_this_one_does(made: tuple[Path, Path, Path]):
     _, folder, reference = made
     asked = _asked(folder, reference)
-    here = FAMILIES[asked.family].read(
-        asked.paths, reference, prompts=asked.prompts, new_tokens=4, chat=asked.chat, device="cpu"
-    )
+    here = asked.read("cpu")
     there = read_folder(asked, "cpu")
     assert here.check.passed
     assert there.check.kld == pytest.approx(here.check.kld, rel=0.1)

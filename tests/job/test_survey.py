@@ -333,20 +333,31 @@ def test_a_tools_refusal_does_not_last_and_a_shapes_does(
     assert not lasting("Q8_0,gptq-4bit-128g")
 
 
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The classes of the tokenizers that transformers reads."""
+    read: list[str] = []
+    load = PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def noted(kind: Any, *args: Any, **options: Any) -> Any:
+        read.append(kind.__name__)
+        return load(kind, *args, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(noted))
+    return read
+
+
 @pytest.mark.parametrize(
     ("family", "alone"), [("llama", 2), ("gpt2", 3)]
 )  # llama's the converter reads by SentencePiece
 def test_transformers_reads_a_tokenizer_once_for_a_survey_which_says_the_same(
-    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, alone: int
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loads: list[str],
+    family: str,
+    alone: int,
 ) -> None:
-    loads: list[str] = []
-    load = PreTrainedTokenizerBase._from_pretrained.__func__
-
-    def noted(kind: Any, *args: Any, **options: Any) -> Any:
-        loads.append(kind.__name__)
-        return load(kind, *args, **options)
-
-    monkeypatch.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(noted))
     settings = load_settings(None, {"variants": "Q8_0,Q4_0", "device": "cpu"})
     question = SurveyQuestion(source=source_of(tiny_model(family)), settings=settings, work=tmp_path / "work")
     found = survey(question)
@@ -358,15 +369,8 @@ def test_transformers_reads_a_tokenizer_once_for_a_survey_which_says_the_same(
 
 @pytest.mark.slow
 def test_transformers_reads_a_tokenizer_once_for_all_that_is_made(
-    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Path], tmp_path: Path, loads: list[str]
 ) -> None:
-    loads: list[str] = []
-    load = PreTrainedTokenizerBase._from_pretrained.__func__
-
-    def noted(kind: Any, *args: Any, **options: Any) -> Any:
-        loads.append(kind.__name__)
-        return load(kind, *args, **options)
-
     def made(stage: Stage[Any, Any], question: Any, **_: Any) -> Any:
         loads.clear()
         answer = unconfined(stage, question)
@@ -374,7 +378,6 @@ def test_transformers_reads_a_tokenizer_once_for_all_that_is_made(
             raise _Again
         return answer
 
-    monkeypatch.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(noted))
     given = {"variants": "Q8_0,Q4_0", "licence.allow_unlicensed": True, "device": "cpu"}
     with pytest.raises(_Again):
         pipeline.run(
